@@ -1,0 +1,51 @@
+"""Background jobs on Redis Queue, with a ledger in Postgres that is always right."""
+
+from jobledger.connections import Connections, configure
+from jobledger.errors import (
+    ConfigurationError,
+    DispatchRefused,
+    JobDefinitionError,
+    JobledgerError,
+    JobNotFound,
+    JobRefused,
+    LedgerUnavailable,
+    OptionError,
+    ParentNotFound,
+    PayloadError,
+    ScheduleError,
+    UnknownJobType,
+    WaitTimeout,
+)
+from jobledger.handle import JobHandle
+from jobledger.job import BaseJob, Failure
+from jobledger.retry import Retry
+from jobledger.settings import Settings
+from jobledger.status import JobStatus, Outcome, Reason
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BaseJob",
+    "ConfigurationError",
+    "Connections",
+    "DispatchRefused",
+    "Failure",
+    "JobDefinitionError",
+    "JobHandle",
+    "JobNotFound",
+    "JobRefused",
+    "JobStatus",
+    "JobledgerError",
+    "LedgerUnavailable",
+    "OptionError",
+    "Outcome",
+    "ParentNotFound",
+    "PayloadError",
+    "Reason",
+    "Retry",
+    "ScheduleError",
+    "Settings",
+    "UnknownJobType",
+    "WaitTimeout",
+    "configure",
+]

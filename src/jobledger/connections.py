@@ -1,0 +1,288 @@
+"""The connections of a process: one SQLAlchemy engine and one Redis client, made at first use, safe across fork.
+
+`configure()` says what the process-wide default is; without it the settings decide at first use. A forked child
+(RQ's work-horse) never shares a socket with its parent: both are made anew there.
+"""
+
+import heapq
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import redis
+import sqlalchemy as sa
+from redis.backoff import NoBackoff
+from redis.retry import Retry as RedisRetry
+from sqlalchemy.engine import Connection, Engine
+
+from jobledger.errors import LedgerUnavailable
+from jobledger.settings import Settings, load_settings
+
+REDIS_DEADLINE_SECONDS: Final = 0.3
+"""A dispatch waits no longer for Redis: the row is committed, and the relay pushes what could not be pushed."""
+
+CONNECT_TIMEOUT_SECONDS: Final = 2
+"""libpq knows whole seconds, and 2 is the least that every version of it obeys."""
+
+
+class Connections:
+    """Where a process finds Postgres and Redis.
+
+    Args:
+        settings: URLs and all else.
+        application_name: what `pg_stat_activity` shows.
+    """
+
+    def __init__(self, settings: Settings, application_name: str = "jobledger") -> None:
+        self.settings = settings
+        self.application_name = application_name
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._engine: Engine | None = None
+        self._redis: redis.Redis | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The pooled engine; connects when first used."""
+        with self._lock:
+            self._forget_parent()
+            if self._engine is None:
+                self._engine = make_engine(self.settings.require_database_url(), self.application_name)
+            return self._engine
+
+    @property
+    def redis(self) -> redis.Redis:
+        """The client for wake-ups: it gives up after 0.3 s and never sends anything twice."""
+        with self._lock:
+            self._forget_parent()
+            if self._redis is None:
+                self._redis = make_redis(self.settings.require_redis_url())
+            return self._redis
+
+    @contextmanager
+    def transaction(self, deadline_seconds: float | None = None) -> Iterator[Connection]:
+        """One READ COMMITTED transaction on a pooled connection: committed at the end, rolled back on error.
+
+        Args:
+            deadline_seconds: the longest that all of it may take; a frozen server counts as away then.
+
+        Raises:
+            LedgerUnavailable: Postgres cannot be reached, went away, or did not answer in time.
+        """
+        with (
+            unavailable_as_error(),
+            self.engine.connect() as connection,
+            within(connection, deadline_seconds),
+            connection.begin(),
+        ):
+            yield connection
+
+    def close(self) -> None:
+        """Close what this process opened. The object may be used again."""
+        with self._lock:
+            self._forget_parent()
+            if self._engine is not None:
+                self._engine.dispose()
+            if self._redis is not None:
+                self._redis.close()
+            self._engine = self._redis = None
+
+    def _forget_parent(self) -> None:
+        if self._pid == os.getpid():
+            return
+        if self._engine is not None:
+            self._engine.dispose(close=False)  # the sockets are the parent's; the compiled SQL stays useful
+        self._redis = None
+        self._pid = os.getpid()
+
+
+def make_engine(url: str, application_name: str, **options: Any) -> Engine:
+    """An engine with the rules that every transaction of ours relies on.
+
+    READ COMMITTED is what the guarded statements are written for: each sees what others committed before it.
+    """
+    return sa.create_engine(
+        url,
+        isolation_level="READ COMMITTED",
+        use_native_hstore=False,  # saves a query on each new connection
+        pool_pre_ping=False,
+        connect_args={
+            "application_name": application_name,
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "keepalives_idle": 15,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "options": "-c timezone=UTC",
+        },
+        **options,
+    )
+
+
+def make_redis(url: str, deadline_seconds: float = REDIS_DEADLINE_SECONDS) -> redis.Redis:
+    """A client that answers or fails within its deadline.
+
+    No retries: redis-py would send a push twice when only the reply was lost (redis-py retries by default since 6).
+    """
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=deadline_seconds,
+        socket_connect_timeout=deadline_seconds,
+        socket_keepalive=True,
+        retry=RedisRetry(NoBackoff(), 0),
+    )
+
+
+@contextmanager
+def unavailable_as_error() -> Iterator[None]:
+    """Name the ways in which Postgres can be away by one error.
+
+    Raises:
+        LedgerUnavailable: the connection could not be made, or was lost.
+    """
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+        if is_connection_loss(error):
+            raise LedgerUnavailable(f"Postgres is away: {_first_line(error)}") from error
+        raise
+    except sa.exc.TimeoutError as error:  # no free connection in the pool
+        raise LedgerUnavailable(f"Postgres is busy or away: {_first_line(error)}") from error
+
+
+def is_connection_loss(error: BaseException) -> bool:
+    """Whether an error of the database says that the connection is gone, rather than that a statement is wrong."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
+    state = getattr(error.orig, "pgcode", None) or ""
+    # Class 08: connection exception; 57P01..57P05: the server shuts down or ended this session; none: libpq's own.
+    return (
+        error.connection_invalidated
+        or state.startswith(("08", "57P"))
+        or (not state and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError))
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+
+
+@contextmanager
+def within(connection: Connection, deadline_seconds: float | None) -> Iterator[None]:
+    """Cut a connection that has not finished by its deadline.
+
+    No timeout of libpq ends the wait for a server that is frozen but still has its kernel's answer to every packet;
+    shutting the socket down does, in whatever thread waits on it.
+    """
+    if deadline_seconds is None:
+        yield
+        return
+    ticket = _watchdog().watch(connection.connection.dbapi_connection.fileno(), deadline_seconds)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        ticket.release()
+
+
+class _Ticket:
+    """One connection under watch: it owns a duplicate of the socket, so a reused number can never be cut."""
+
+    def __init__(self, fileno: int, due: float) -> None:
+        self.due = due
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = socket.socket(fileno=os.dup(fileno))
+
+    def __lt__(self, other: "_Ticket") -> bool:
+        return self.due < other.due
+
+    def cut(self) -> None:
+        with self._lock:
+            if self._socket is not None:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+
+class _Watchdog:
+    """One thread for all deadlines of a process."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._tickets: list[_Ticket] = []
+        self._changed = threading.Condition()
+        threading.Thread(target=self._run, name="jobledger-deadlines", daemon=True).start()
+
+    def watch(self, fileno: int, seconds: float) -> _Ticket:
+        ticket = _Ticket(fileno, time.monotonic() + seconds)
+        with self._changed:
+            heapq.heappush(self._tickets, ticket)
+            if self._tickets[0] is ticket:
+                self._changed.notify()
+        return ticket
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._tickets or self._tickets[0].due > time.monotonic():
+                    wait = self._tickets[0].due - time.monotonic() if self._tickets else None
+                    self._changed.wait(wait)
+                ticket = heapq.heappop(self._tickets)
+            ticket.cut()
+
+
+class _Process:
+    """What is one per process: the default connections and the watchdog."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.default: Connections | None = None
+        self.watchdog: _Watchdog | None = None
+
+
+_process: Final = _Process()
+os.register_at_fork(after_in_child=lambda: setattr(_process, "lock", threading.Lock()))
+
+
+def _watchdog() -> _Watchdog:
+    with _process.lock:
+        if _process.watchdog is None or _process.watchdog.pid != os.getpid():
+            _process.watchdog = _Watchdog()
+        return _process.watchdog
+
+
+def configure(settings: Settings | None = None, **values: Any) -> Connections:
+    """Say which database and Redis this process uses by default.
+
+    Args:
+        settings: complete settings; or
+        **values: single ones over the environment, such as `database_url=…`, `redis_url=…`, `lease_seconds=…`.
+
+    Raises:
+        ConfigurationError: a value is wrong.
+    """
+    connections = Connections(settings or load_settings(**values))
+    with _process.lock:
+        previous, _process.default = _process.default, connections
+    if previous is not None:
+        previous.close()
+    return connections
+
+
+def default_connections() -> Connections:
+    """The process's default, made from the environment's settings if `configure()` was not called.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+    """
+    with _process.lock:
+        if _process.default is None:
+            _process.default = Connections(load_settings())
+        return _process.default

@@ -1,0 +1,243 @@
+"""The one door in: validate, write the row, and push its wake-up after the commit.
+
+The row is written in the caller's transaction, in that of a schedule's tick, or in one of its own. The push follows
+the commit; if Redis is away the row says so, and the relay pushes it later.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import redis
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from uuid6 import uuid7
+
+from jobledger import queues
+from jobledger.connections import Connections, default_connections
+from jobledger.errors import LedgerUnavailable, OptionError, ParentNotFound
+from jobledger.ledger import transitions
+from jobledger.ledger.transitions import NewJob
+from jobledger.observe.log import get_logger
+from jobledger.options import Options
+from jobledger.status import JobStatus
+from jobledger.wake import Accepted, Wake
+
+log: Final = get_logger(__name__)
+
+DEADLINE_SECONDS: Final = 1.5
+"""A dispatch in a transaction of its own answers within this, also when Postgres is frozen."""
+
+DEFAULT_QUEUE: Final = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One job to be dispatched: what its class says, already checked.
+
+    Attributes:
+        payload: the JSON object, as text.
+    """
+
+    job_type: str
+    payload: str
+    options: Options
+    has_on_failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Tick:
+    """A schedule's tick whose transaction the dispatches inside it join."""
+
+    session: Session
+    schedule_id: UUID
+    fire_at: datetime
+
+
+_tick: ContextVar[_Tick | None] = ContextVar("jobledger_tick", default=None)
+
+
+@contextmanager
+def joining_tick(session: Session, schedule_id: UUID, fire_at: datetime) -> Iterator[None]:
+    """Let every dispatch inside that names no session join this one, marked with the schedule and its fire time."""
+    token = _tick.set(_Tick(session, schedule_id, fire_at))
+    try:
+        yield
+    finally:
+        _tick.reset(token)
+
+
+def dispatch(
+    requests: Sequence[Request],
+    session: Session | scoped_session[Session] | None = None,
+    into: Connections | None = None,
+) -> list[Accepted]:
+    """Write rows, in one statement, and push the wake-ups of those that may run.
+
+    Args:
+        requests: what to dispatch; all with the same `after` parents.
+        session: the caller's transaction; None for a tick's, if inside one, or an own one.
+        into: which servers; None for the process's default.
+
+    Returns:
+        What became of each, in the order of the requests.
+
+    Raises:
+        ParentNotFound: a parent is not in the ledger; nothing was written.
+        LedgerUnavailable: Postgres is away; without a session this means that it is unknown whether the jobs
+            were accepted if the connection was lost during the commit.
+    """
+    connections = into or default_connections()
+    tick = _tick.get()
+    if session is None and tick is not None:
+        session = tick.session
+    if isinstance(session, scoped_session):
+        session = session()
+    if session is not None and not isinstance(session, Session):
+        raise OptionError(
+            f"session= is a {type(session).__name__}: say a SQLAlchemy Session, or `await X.adispatch(…)` with an "
+            "AsyncSession."
+        )
+    rows = [_new_job(request, connections, tick) for request in requests]
+    wakes = {row.id: Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) for row in rows}
+    if session is None:
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            accepted = _write(connection, rows, requests)
+        push_quietly(connections, [wakes[one.id] for one in accepted if one.status is JobStatus.QUEUED])
+        return accepted
+    accepted = _write(session.connection(), rows, requests)
+    due = [wakes[one.id] for one in accepted if one.status is JobStatus.QUEUED]
+    hold_wakes(session, until_commit=True).add(session, connections, due)
+    return accepted
+
+
+async def dispatch_async(
+    requests: Sequence[Request], session: AsyncSession, into: Connections | None = None
+) -> list[Accepted]:
+    """The same in the transaction of an AsyncSession."""
+    return await session.run_sync(lambda sync_session: dispatch(requests, sync_session, into))
+
+
+def _new_job(request: Request, connections: Connections, tick: _Tick | None) -> NewJob:
+    options = request.options
+    return NewJob(
+        id=UUID(int=uuid7().int),
+        job_type=request.job_type,
+        queue=options.queue or DEFAULT_QUEUE,
+        payload=request.payload,
+        title=options.title,
+        owner=options.owner,
+        timeout_seconds=options.timeout_seconds or connections.settings.default_timeout_seconds,
+        max_attempts=options.max_attempts or 1,
+        has_on_failed=request.has_on_failed,
+        delay_seconds=options.delay_seconds,
+        available_at_epoch=options.available_at_epoch,
+        schedule_id=tick.schedule_id if tick else None,
+        fire_at_epoch=tick.fire_at.timestamp() if tick else None,
+    )
+
+
+def _write(connection: Connection, rows: list[NewJob], requests: Sequence[Request]) -> list[Accepted]:
+    parents = requests[0].options.after if requests else ()
+    if parents:
+        rows = _as_children(connection, rows, parents)
+    by_id = {one.id: one for one in transitions.insert(connection, rows)}
+    if parents:
+        transitions.link(connection, parents, [row.id for row in rows])
+    return [by_id[row.id] for row in rows]
+
+
+def _as_children(connection: Connection, rows: list[NewJob], parents: Sequence[UUID]) -> list[NewJob]:
+    statuses = transitions.adopt(connection, parents)
+    missing = [str(one) for one in parents if one not in statuses]
+    if missing:
+        raise ParentNotFound(
+            f"after= names {', '.join(missing)}, which the ledger does not have: never dispatched, not yet "
+            "committed, or pruned."
+        )
+    dead = [one for one in parents if statuses[one] in (JobStatus.FAILED, JobStatus.CANCELED)]
+    reason = f"parent {dead[0]} {_HOW[statuses[dead[0]]]}" if dead else None
+    waiting = 0 if dead else sum(statuses[one] is not JobStatus.COMPLETED for one in parents)
+    return [replace(row, waiting_parents=waiting, canceled_reason=reason) for row in rows]
+
+
+_HOW: Final = {JobStatus.FAILED: "failed", JobStatus.CANCELED: "was canceled"}
+
+
+def push_quietly(connections: Connections, wakes: Sequence[Wake]) -> bool:
+    """Push; and if Redis is away, write so into the rows, so that the relay pushes them soon.
+
+    Returns:
+        Whether Redis took them. Nothing is raised: the jobs are accepted, and repair will wake them.
+    """
+    if not wakes:
+        return True
+    try:
+        queues.push(connections.redis, wakes)
+    except redis.RedisError as error:
+        log.warning("Redis is away: the relay will push", wakes=len(wakes), error=str(error))
+        with suppress(LedgerUnavailable), connections.transaction(DEADLINE_SECONDS) as connection:
+            transitions.unpush(connection, [(wake.id, wake.push_count) for wake in wakes])
+        return False
+    return True
+
+
+_HELD: Final = "jobledger_held_wakes"
+"""Key in `session.info` of the wake-ups that wait for the session's commit."""
+
+
+@dataclass(slots=True)
+class HeldWakes:
+    """The wake-ups of one session that wait for its commit, each with the (sub)transaction it was written in."""
+
+    _connections: Connections | None = None
+    _waiting: list[tuple[SessionTransaction | None, Wake]] = field(default_factory=list)
+
+    def add(self, session: Session, connections: Connections, wakes: Sequence[Wake]) -> None:
+        self._connections = connections
+        written_in = session.get_nested_transaction() or session.get_transaction()
+        self._waiting.extend((written_in, wake) for wake in wakes)
+
+    def push(self) -> None:
+        """Push what was committed."""
+        wakes, self._waiting = [wake for _, wake in self._waiting], []
+        if self._connections is not None:
+            push_quietly(self._connections, wakes)
+
+    def _rolled_back(self, _: Session, rolled_back: SessionTransaction) -> None:
+        self._waiting = [(where, wake) for where, wake in self._waiting if not _is_inside(where, rolled_back)]
+
+    def _committed(self, session: Session) -> None:
+        # SQLAlchemy calls this for the release of a savepoint too: only the outermost commit is one.
+        if session.get_nested_transaction() is None:
+            self.push()
+
+
+def hold_wakes(session: Session, *, until_commit: bool) -> HeldWakes:
+    """Keep the wake-ups of dispatches in this session back, and drop those whose (sub)transaction is rolled back.
+
+    Args:
+        until_commit: push them when the session commits; False if whoever asks will call `push()`, because the
+            session's commit is not yet that of the database.
+    """
+    held: HeldWakes | None = session.info.get(_HELD)
+    if held is None:
+        held = session.info[_HELD] = HeldWakes()
+        sa.event.listen(session, "after_soft_rollback", held._rolled_back)
+        if until_commit:
+            sa.event.listen(session, "after_commit", held._committed)
+    return held
+
+
+def _is_inside(where: SessionTransaction | None, rolled_back: SessionTransaction) -> bool:
+    while where is not None:
+        if where is rolled_back:
+            return True
+        where = where.parent
+    return False

@@ -1,0 +1,68 @@
+"""Every exception that jobledger raises at its callers.
+
+JobledgerError
+├── ConfigurationError         settings or definitions are wrong; nothing was started
+│   ├── JobDefinitionError     a job class cannot work as it is written
+│   └── ScheduleError          a schedule cannot work as it is written
+├── DispatchRefused            nothing was written
+│   ├── PayloadError           the payload does not fit the job
+│   ├── OptionError            an option (queue, delay, …) does not make sense
+│   ├── UnknownJobType         no class of that type is loaded here
+│   ├── ParentNotFound         `after=` names a job that is not in the ledger
+│   └── JobRefused             the job itself refuses this payload
+├── LedgerUnavailable          Postgres is away, or did not answer in time
+├── JobNotFound                no such row (any more)
+└── WaitTimeout                `handle.wait()` ran out of time; also a TimeoutError
+"""
+
+
+class JobledgerError(Exception):
+    """Root of all errors of this package."""
+
+
+class ConfigurationError(JobledgerError):
+    """Settings or definitions are wrong; nothing was started."""
+
+
+class JobDefinitionError(ConfigurationError):
+    """A job class cannot work as it is written."""
+
+
+class ScheduleError(ConfigurationError):
+    """A schedule cannot work as it is written."""
+
+
+class DispatchRefused(JobledgerError):
+    """A dispatch was refused at the door; nothing was written."""
+
+
+class PayloadError(DispatchRefused):
+    """The payload does not fit the job."""
+
+
+class OptionError(DispatchRefused):
+    """An option of a dispatch (queue, delay, timeout, …) does not make sense."""
+
+
+class UnknownJobType(DispatchRefused):
+    """No job class of that type is loaded in this process."""
+
+
+class ParentNotFound(DispatchRefused):
+    """`after=` names a job that is not in the ledger (never dispatched, rolled back, or pruned)."""
+
+
+class JobRefused(DispatchRefused):
+    """The job class itself refuses this payload: raised in `BaseJob.check_payload`."""
+
+
+class LedgerUnavailable(JobledgerError):
+    """Postgres is away, or did not answer in time. Nothing can be said about the last statement."""
+
+
+class JobNotFound(JobledgerError):
+    """The ledger has no such job: never dispatched, rolled back, or pruned."""
+
+
+class WaitTimeout(JobledgerError, TimeoutError):
+    """The job did not end within the time given to `wait()`."""

@@ -1,0 +1,164 @@
+"""The only end of an attempt: what it came to -> what becomes of the job. Used by the worker and by the reaper.
+
+Deciding (`decide`) is pure; doing (`settle`) is one guarded statement, and a second one if the job has children.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+from uuid import UUID
+
+from sqlalchemy.engine import Connection
+from uuid6 import uuid7
+
+from jobledger.ledger import transitions
+from jobledger.ledger.transitions import Evidence
+from jobledger.retry import Retry
+from jobledger.status import JobStatus, Outcome, Reason
+from jobledger.wake import Wake
+
+MAX_CRASHES: Final = 3
+MAX_LOSSES: Final = 20
+CRASH_BACKOFF: Final = Retry(MAX_CRASHES, base=2, cap=60)
+LOSS_WAIT_SECONDS: Final = 0.0
+"""A lost attempt is not the job's fault: it runs again at once."""
+
+UNKNOWN_TYPE_WAIT_SECONDS: Final = 30.0
+UNKNOWN_TYPE_LIMIT_SECONDS: Final = 3600.0
+
+
+class Budgets(Protocol):
+    """What of a row decides whether an attempt may be followed by another."""
+
+    @property
+    def max_attempts(self) -> int: ...
+    @property
+    def errors(self) -> int: ...
+    @property
+    def crashes(self) -> int: ...
+    @property
+    def losses(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Another attempt after a wait."""
+
+    wait_seconds: float
+    spent: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The job has failed for good."""
+
+    reason: Reason
+    spent: dict[str, int] = field(default_factory=dict)
+
+
+def decide(
+    outcome: Outcome,
+    budgets: Budgets,
+    retry: Retry = Retry(),  # noqa: B008 - frozen
+    error: BaseException | None = None,
+    unknown_for_seconds: float = 0.0,
+) -> Again | GiveUp:
+    """What follows an attempt that did not complete. Pure.
+
+    Args:
+        outcome: how the attempt ended.
+        budgets: the counters of the row, before this attempt is counted.
+        retry: the class's policy; it decides about errors and timeouts only.
+        error: what was raised.
+        unknown_for_seconds: for how long no worker has known the job's type.
+    """
+    match outcome:
+        case Outcome.ERROR | Outcome.TIMEOUT:
+            spent = {"errors": 1}
+            failures = budgets.errors + 1
+            if failures >= budgets.max_attempts or (error is not None and not retry.allows(error)):
+                return GiveUp(Reason(outcome.value), spent)
+            return Again(retry.jittered(retry.wait_seconds(failures)), spent)
+        case Outcome.CRASHED:
+            spent = {"crashes": 1}
+            crashes = budgets.crashes + 1
+            if crashes >= MAX_CRASHES:
+                return GiveUp(Reason.CRASHED, spent)
+            return Again(CRASH_BACKOFF.jittered(CRASH_BACKOFF.wait_seconds(crashes)), spent)
+        case Outcome.LOST:
+            spent = {"losses": 1}
+            if budgets.losses + 1 >= MAX_LOSSES:
+                return GiveUp(Reason.LOST, spent)
+            return Again(LOSS_WAIT_SECONDS, spent)
+        case Outcome.UNKNOWN_TYPE:
+            if unknown_for_seconds >= UNKNOWN_TYPE_LIMIT_SECONDS:
+                return GiveUp(Reason.UNDISPATCHABLE)
+            return Again(UNKNOWN_TYPE_WAIT_SECONDS)
+        case Outcome.COMPLETED:
+            raise ValueError("A completed attempt is followed by nothing; see complete().")
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of the job.
+
+    Attributes:
+        wakes: jobs that may run now, to be pushed after the commit.
+        wait_seconds: for a scheduled job, until its next attempt.
+    """
+
+    status: JobStatus
+    wakes: Sequence[Wake] = ()
+    wait_seconds: float | None = None
+
+
+def complete(
+    connection: Connection, job_id: UUID, attempt: int, result: str | None, evidence: Evidence
+) -> Settled | None:
+    """Write `completed` in the transaction of the job's effects, and release its children.
+
+    Returns:
+        None if the attempt was fenced out: the caller rolls everything back.
+    """
+    ended = transitions.complete(connection, job_id, attempt, result, evidence)
+    if ended is None:
+        return None
+    wakes = transitions.release_children(connection, job_id) if ended.has_children else []
+    return Settled(JobStatus.COMPLETED, wakes)
+
+
+def settle(
+    connection: Connection,
+    job_id: UUID,
+    attempt: int,
+    outcome: Outcome,
+    decision: Again | GiveUp,
+    evidence: Evidence,
+) -> Settled | None:
+    """Write the end of an attempt that did not complete, as decided.
+
+    Returns:
+        None if the attempt was fenced out: somebody else has written its end.
+    """
+    if isinstance(decision, Again):
+        moved = transitions.reschedule(
+            connection, job_id, attempt, outcome, decision.wait_seconds, decision.spent, evidence
+        )
+        return Settled(JobStatus.SCHEDULED, wait_seconds=decision.wait_seconds) if moved else None
+    callback_id = UUID(int=uuid7().int)
+    failed = transitions.fail(
+        connection, job_id, attempt, outcome, decision.reason, decision.spent, evidence, callback_id
+    )
+    if failed is None:
+        return None
+    if failed.has_children:
+        cancel_descendants(connection, job_id)
+    return Settled(JobStatus.FAILED, [failed.callback] if failed.callback else [])
+
+
+def cancel_descendants(connection: Connection, job_id: UUID) -> None:
+    """Cancel all that waits for this failed job, directly or through others, generation by generation."""
+    generation, how = [job_id], "failed"
+    while generation:
+        generation = transitions.cancel_children(connection, generation, how)
+        how = "was canceled"

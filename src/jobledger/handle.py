@@ -1,0 +1,89 @@
+"""What `dispatch()` gives back: a job's id, and what the ledger says of it."""
+
+import random
+import time
+from typing import Any, Final, Self
+from uuid import UUID
+
+from jobledger.connections import Connections
+from jobledger.errors import JobNotFound, WaitTimeout
+from jobledger.ledger import queries
+from jobledger.ledger.queries import AttemptRow, JobRow
+from jobledger.status import JobStatus
+
+FIRST_LOOK_SECONDS: Final = 0.02
+LONGEST_PAUSE_SECONDS: Final = 1.0
+READ_DEADLINE_SECONDS: Final = 5.0
+
+
+class JobHandle:
+    """A dispatched job. Reading an attribute is free; `refresh()` and `wait()` ask the ledger.
+
+    Attributes:
+        id: the ledger's id, which is also the id of the RQ job.
+        status: the status at the last look.
+    """
+
+    def __init__(self, job_id: UUID, status: JobStatus, connections: Connections) -> None:
+        self.id = job_id
+        self.status = status
+        self._connections = connections
+        self._row: JobRow | None = None
+
+    def __repr__(self) -> str:
+        return f"<JobHandle {self.id} {self.status}>"
+
+    @property
+    def result(self) -> Any:
+        """The result at the last look; None as long as the job has not completed."""
+        return self._row.result if self._row is not None else None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the job failed or was canceled, at the last look."""
+        return self._row.reason if self._row is not None else None
+
+    @property
+    def attempts(self) -> list[AttemptRow]:
+        """Every attempt so far, in order, read now.
+
+        Raises:
+            LedgerUnavailable: Postgres is away.
+        """
+        with self._connections.transaction(READ_DEADLINE_SECONDS) as connection:
+            return queries.attempts(connection, self.id)
+
+    def refresh(self) -> Self:
+        """Read the row anew.
+
+        Raises:
+            JobNotFound: its transaction was rolled back or has not committed, or the job was pruned.
+            LedgerUnavailable: Postgres is away.
+        """
+        with self._connections.transaction(READ_DEADLINE_SECONDS) as connection:
+            row = queries.job(connection, self.id)
+        if row is None:
+            raise JobNotFound(f"Job {self.id} is not in the ledger: rolled back, not yet committed, or pruned.")
+        self._row, self.status = row, row.status
+        return self
+
+    def wait(self, timeout: float = 60) -> Self:
+        """Wait until the job has ended, however it ended: look at `status`.
+
+        Args:
+            timeout: the longest to wait, in seconds.
+
+        Raises:
+            WaitTimeout: the job has not ended by then.
+            JobNotFound: see `refresh`.
+            LedgerUnavailable: Postgres is away.
+        """
+        deadline = time.monotonic() + timeout
+        pause = FIRST_LOOK_SECONDS
+        while not (row := self.refresh()._row) or not row.is_terminal:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise WaitTimeout(f"Job {self.id} is still {self.status} after {timeout:g} s.")
+            time.sleep(min(left, pause * (1 + random.random())))  # noqa: S311 - many waiters must not look at once
+            pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
+        return self

@@ -1,0 +1,295 @@
+"""`BaseJob`: what users subclass. A job class says what can be done; `dispatch()` asks for it."""
+
+import asyncio
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, scoped_session
+
+from jobledger import dispatch as door
+from jobledger.connections import default_connections
+from jobledger.dispatch import DEFAULT_QUEUE, Request
+from jobledger.errors import JobDefinitionError, OptionError
+from jobledger.handle import JobHandle
+from jobledger.options import DISPATCH_OPTIONS, RESERVED_NAMES, Duration, Options
+from jobledger.payload import Payload
+from jobledger.registry import registry
+from jobledger.retry import Retry
+from jobledger.wake import Accepted
+from jobledger.worker.context import RunContext
+
+SyncSession = Session | scoped_session[Session]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a job failed, as `on_failed` is told.
+
+    Attributes:
+        reason: a word of `jobledger.status.Reason`.
+        error_type: name of the exception's class; None if the process died.
+        message: of the exception, or what is known of the death.
+        traceback: of the exception, if there was one.
+        attempt: number of the last attempt.
+    """
+
+    reason: str
+    error_type: str | None
+    message: str
+    traceback: str | None
+    attempt: int
+
+
+class Dispatcher:
+    """A job class with options spoken before the payload: `X.set(queue="low").dispatch(…)`."""
+
+    def __init__(self, job_class: type["BaseJob"], options: Options) -> None:
+        self._job_class = job_class
+        self._options = options
+
+    def set(self, **options: Any) -> "Dispatcher":
+        """The same with more options: queue, timeout, max_attempts, title, owner, after.
+
+        Raises:
+            OptionError: an option does not exist or does not make sense.
+        """
+        return Dispatcher(self._job_class, self._options.but(**options))
+
+    def dispatch(self, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
+        """See `BaseJob.dispatch`."""
+        return _handle(door.dispatch([self._request(given)], session)[0])
+
+    def dispatch_in(self, delay: Duration, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
+        """See `BaseJob.dispatch_in`."""
+        return Dispatcher(self._job_class, self._options.but(delay=delay)).dispatch(session=session, **given)
+
+    def dispatch_at(self, when: datetime, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
+        """See `BaseJob.dispatch_at`."""
+        if when.tzinfo is None:
+            raise OptionError(f"dispatch_at({when}): say the time zone, for example datetime(…, tzinfo=UTC).")
+        options = replace(self._options, available_at_epoch=when.timestamp())
+        return Dispatcher(self._job_class, options).dispatch(session=session, **given)
+
+    def dispatch_many(
+        self, payloads: Iterable[Mapping[str, Any]], /, *, session: SyncSession | None = None, **spoken: Any
+    ) -> list[JobHandle]:
+        """See `BaseJob.dispatch_many`."""
+        ready = self.set(**spoken)
+        requests = [ready._request(dict(payload), options_inside=False) for payload in payloads]
+        return [_handle(one) for one in door.dispatch(requests, session)] if requests else []
+
+    async def adispatch(self, /, *, session: AsyncSession | None = None, **given: Any) -> JobHandle:
+        """See `BaseJob.adispatch`."""
+        requests = [self._request(given)]
+        if session is None:
+            return _handle((await asyncio.to_thread(door.dispatch, requests))[0])
+        return _handle((await door.dispatch_async(requests, session))[0])
+
+    def _request(self, given: dict[str, Any], *, options_inside: bool = True) -> Request:
+        job_class = self._job_class
+        if job_class.payload_type is None:
+            raise JobDefinitionError(f"{job_class.__name__} has no _perform, so there is nothing to dispatch.")
+        spoken = {name: given.pop(name) for name in DISPATCH_OPTIONS if options_inside and name in given}
+        reserved = sorted(RESERVED_NAMES.intersection(given))
+        if reserved:
+            raise OptionError(
+                f"{job_class.job_type}: {reserved[0]!r} cannot be part of a payload; the name is kept for options."
+            )
+        options = self._options.but(**spoken)
+        payload = job_class.payload_type.encode(given, job_class.job_type)
+        stored = json.loads(payload)
+        job_class.check_payload(**(job_class.payload_type.decode(stored, job_class.job_type) or stored))
+        return Request(
+            job_type=job_class.job_type,
+            payload=payload,
+            options=options if options.title is None else replace(options, title=_title(options.title, stored)),
+            has_on_failed=job_class.on_failed is not BaseJob.on_failed,
+        )
+
+
+class BaseJob:
+    """Subclass this and write `_perform`; its parameters become the payload.
+
+    A class is known by its `job_type` from its definition on. Attributes:
+
+        queue: the queue of its jobs, unless a dispatch says another.
+        timeout: longest attempt, as seconds, timedelta or a text such as "15m"; None for the settings' default.
+        retry: when failed attempts run again.
+        job_type: what the ledger calls it; the class's name unless said.
+        title: what people see as a job's description; may name parameters, as in "Load {table}".
+        api_dispatchable: whether the API may create such jobs.
+    """
+
+    queue: ClassVar[str] = DEFAULT_QUEUE
+    timeout: ClassVar[Duration | None] = None
+    retry: ClassVar[Retry] = Retry()
+    job_type: ClassVar[str] = ""
+    title: ClassVar[str | None] = None
+    api_dispatchable: ClassVar[bool] = False
+
+    payload_type: ClassVar[Payload | None] = None
+    options: ClassVar[Options] = Options()
+
+    _context: RunContext | None = None
+
+    def __init_subclass__(cls, **extra: Any) -> None:
+        super().__init_subclass__(**extra)
+        if cls._perform is BaseJob._perform:
+            return  # a common ancestor of jobs, not a job
+        cls.job_type = cls.__dict__.get("job_type") or cls.__name__
+        if not isinstance(cls.retry, Retry):
+            raise JobDefinitionError(f"{cls.__name__}.retry={cls.retry!r}: say Retry(…).")
+        try:
+            cls.options = Options().but(
+                queue=cls.queue, timeout=cls.timeout, title=cls.title, max_attempts=cls.retry.max_attempts
+            )
+        except OptionError as error:
+            raise JobDefinitionError(f"{cls.__name__}: {error}") from None
+        cls.payload_type = Payload.from_signature(cls._perform, cls.__name__)
+        registry.register(cls.job_type, cls)
+
+    # -- to be written by subclasses
+
+    def _perform(self, *args: Any, **kwargs: Any) -> Any:
+        """The work; `async def` works too. What it returns is kept as JSON."""
+        raise NotImplementedError
+
+    def on_failed(self, error: Failure) -> None:
+        """Called once after the last attempt, in a job of its own, also when the process was killed."""
+
+    @classmethod
+    def check_payload(cls, **payload: Any) -> None:
+        """Called at dispatch with the typed payload, to refuse what types cannot: raise `JobRefused`."""
+
+    # -- to be asked for
+
+    @classmethod
+    def set(cls, **options: Any) -> Dispatcher:
+        """Speak options before the dispatch: queue, timeout, max_attempts, title, owner, after.
+
+        Raises:
+            OptionError: an option does not exist or does not make sense.
+        """
+        return Dispatcher(cls, cls.options.but(**options))
+
+    @classmethod
+    def dispatch(cls, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
+        """Accept a job: write its row, wake a queue.
+
+        Args:
+            session: write the row in this transaction: it is pushed after the commit, and gone with a rollback.
+            **given: the payload; and the options `queue=`, `after=` (a job or several, by handle or id, that must
+                complete first), `timeout=`, `max_attempts=`.
+
+        Returns:
+            A handle; once this returns without a session, the job is in the ledger and will end.
+
+        Raises:
+            DispatchRefused: payload or options are wrong; nothing was written.
+            LedgerUnavailable: Postgres is away.
+        """
+        return Dispatcher(cls, cls.options).dispatch(session=session, **given)
+
+    @classmethod
+    def dispatch_in(cls, delay: Duration, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
+        """The same, not before `delay` from now: seconds, timedelta, or a text such as "5m"."""
+        return Dispatcher(cls, cls.options).dispatch_in(delay, session=session, **given)
+
+    @classmethod
+    def dispatch_at(cls, when: datetime, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
+        """The same, not before this moment, which must say its time zone."""
+        return Dispatcher(cls, cls.options).dispatch_at(when, session=session, **given)
+
+    @classmethod
+    def dispatch_many(
+        cls, payloads: Iterable[Mapping[str, Any]], /, *, session: SyncSession | None = None, **spoken: Any
+    ) -> list[JobHandle]:
+        """Accept many jobs of this class at once: one statement, one pipeline; all or none.
+
+        Args:
+            payloads: one payload per job.
+            session: as for `dispatch`.
+            **spoken: options for all of them.
+        """
+        return Dispatcher(cls, cls.options).dispatch_many(payloads, session=session, **spoken)
+
+    @classmethod
+    async def adispatch(cls, /, *, session: AsyncSession | None = None, **given: Any) -> JobHandle:
+        """`dispatch` for async code; with an AsyncSession, in its transaction."""
+        return await Dispatcher(cls, cls.options).adispatch(session=session, **given)
+
+    # -- to be used inside `_perform`
+
+    @property
+    def session(self) -> Session:
+        """A database session whose writes commit together with `completed`, exactly once."""
+        return self._running.session
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The payload, as JSON has it."""
+        return self._running.payload
+
+    @property
+    def job_id(self) -> UUID:
+        """The ledger's id of this job."""
+        return self._running.job_id
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt, from 1."""
+        return self._running.attempt
+
+    @property
+    def log(self) -> structlog.stdlib.BoundLogger:
+        """A logger, `self.log.info("loaded", rows=5)`; the last lines are kept with the attempt."""
+        return self._running.log
+
+    def progress(self, done: int | None = None, total: int | None = None, note: str | None = None) -> None:
+        """Say how far the job is; seen within a second or so, also while its transaction is open."""
+        self._running.report(done, total, note)
+
+    @property
+    def _running(self) -> RunContext:
+        if self._context is None:
+            raise RuntimeError(f"{type(self).__name__} is not running: this is only there inside _perform.")
+        return self._context
+
+    @classmethod
+    def run(cls, context: RunContext) -> Any:
+        """Perform one attempt; called by the worker, under lease and alarm.
+
+        Raises:
+            PayloadError: the stored payload does not fit this version of the class.
+        """
+        job = cls()
+        job._context = context
+        arguments = cls.payload_type.decode(context.payload, cls.job_type) if cls.payload_type else {}
+        result = job._perform(**arguments)
+        return asyncio.run(result) if inspect.iscoroutine(result) else result
+
+    @classmethod
+    def call_on_failed(cls, context: RunContext, failure: Failure) -> None:
+        """Call `on_failed`; its job does this, with the failed job's id and payload in the context."""
+        job = cls()
+        job._context = context
+        job.on_failed(failure)
+
+
+def _handle(accepted: Accepted) -> JobHandle:
+    return JobHandle(accepted.id, accepted.status, default_connections())
+
+
+def _title(template: str, payload: dict[str, Any]) -> str:
+    """The title of a job; a template that does not fit the payload stays as it is written."""
+    try:
+        return template.format(**payload)[:500]
+    except (KeyError, IndexError, ValueError, AttributeError):
+        return template

@@ -1,0 +1,1 @@
+"""The tables, their one writer of statuses, and the reads."""

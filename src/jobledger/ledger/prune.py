@@ -1,0 +1,30 @@
+"""Deletes of old rows; the only deletes there are."""
+
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+_PRUNE: Final = sa.text("""
+DELETE FROM job_statuses
+ WHERE id IN (SELECT id FROM job_statuses
+               WHERE finished_at < now() - make_interval(secs => CASE status WHEN 'failed'
+                     THEN CAST(:failed_seconds AS float8) ELSE CAST(:completed_seconds AS float8) END)
+               ORDER BY finished_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+""")
+
+
+def prune_finished(connection: Connection, completed_seconds: float, failed_seconds: float, limit: int) -> int:
+    """Delete jobs that ended long ago, oldest first, with their attempts.
+
+    Args:
+        completed_seconds: how long completed and canceled jobs are kept.
+        failed_seconds: how long failed jobs are kept.
+        limit: rows at most, so that no delete holds locks for long.
+
+    Returns:
+        How many jobs were deleted.
+    """
+    return connection.execute(
+        _PRUNE, {"completed_seconds": completed_seconds, "failed_seconds": failed_seconds, "limit": limit}
+    ).rowcount

@@ -1,0 +1,188 @@
+"""The reads of the ledger."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobledger.ledger.models import job_attempts, job_statuses
+from jobledger.status import TERMINAL, JobStatus, Outcome
+from jobledger.wake import Wake
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """One job, as the ledger has it."""
+
+    id: UUID
+    job_type: str
+    title: str | None
+    queue: str
+    status: JobStatus
+    reason: str | None
+    payload: dict[str, Any]
+    result: Any
+    attempt: int
+    errors: int
+    crashes: int
+    losses: int
+    max_attempts: int
+    available_at: datetime
+    created_at: datetime
+    queued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    updated_at: datetime
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended."""
+        return self.status in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One attempt of a job, as the ledger has it."""
+
+    number: int
+    worker: str
+    host: str
+    pid: int
+    version: str
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: Outcome | None
+    error_type: str | None
+    error_message: str | None
+    traceback: str | None
+    progress_done: int | None
+    progress_total: int | None
+    progress_note: str | None
+    log_tail: str | None
+    peak_memory_bytes: int | None
+
+
+_JOB: Final = sa.select(*(job_statuses.c[name] for name in JobRow.__slots__))
+_ATTEMPT: Final = sa.select(*(job_attempts.c[name] for name in AttemptRow.__slots__))
+
+
+def job(connection: Connection, job_id: UUID) -> JobRow | None:
+    """One job by its id."""
+    row = connection.execute(_JOB.where(job_statuses.c.id == job_id)).one_or_none()
+    return _job(row) if row is not None else None
+
+
+def jobs(connection: Connection, ids: Sequence[UUID]) -> list[JobRow]:
+    """The jobs with these ids that exist, oldest first."""
+    found = connection.execute(_JOB.where(job_statuses.c.id.in_(ids)).order_by(job_statuses.c.id))
+    return [_job(row) for row in found]
+
+
+def _job(row: sa.Row[Any]) -> JobRow:
+    return JobRow(**{**row._mapping, "status": JobStatus(row.status)})
+
+
+def attempts(connection: Connection, job_id: UUID) -> list[AttemptRow]:
+    """The attempts of a job, in order."""
+    rows = connection.execute(_ATTEMPT.where(job_attempts.c.job_id == job_id).order_by(job_attempts.c.number))
+    return [AttemptRow(**{**row._mapping, "outcome": Outcome(row.outcome) if row.outcome else None}) for row in rows]
+
+
+def last_failure(connection: Connection, job_id: UUID) -> AttemptRow | None:
+    """The newest ended attempt that did not complete."""
+    row = connection.execute(
+        _ATTEMPT.where(
+            job_attempts.c.job_id == job_id,
+            job_attempts.c.outcome.is_not(None),
+            job_attempts.c.outcome != Outcome.COMPLETED,
+        )
+        .order_by(job_attempts.c.number.desc())
+        .limit(1)
+    ).one_or_none()
+    return AttemptRow(**{**row._mapping, "outcome": Outcome(row.outcome)}) if row is not None else None
+
+
+def outcome_of(connection: Connection, job_id: UUID, attempt: int) -> Outcome | None:
+    """How an attempt ended; None if it has not."""
+    word = connection.execute(
+        sa.select(job_attempts.c.outcome).where(job_attempts.c.job_id == job_id, job_attempts.c.number == attempt)
+    ).scalar_one_or_none()
+    return Outcome(word) if word is not None else None
+
+
+_UNKNOWN_SINCE: Final = sa.text("""
+SELECT extract(epoch FROM now() - min(started_at)) FROM job_attempts
+ WHERE job_id = CAST(:id AS uuid)
+   AND number > (SELECT coalesce(max(number), 0) FROM job_attempts
+                  WHERE job_id = CAST(:id AS uuid) AND outcome <> 'unknown_type')
+""")
+
+
+def seconds_of_unknown_type(connection: Connection, job_id: UUID) -> float:
+    """For how long, without a break, workers have not known the type of this job."""
+    return float(connection.execute(_UNKNOWN_SINCE, {"id": str(job_id)}).scalar_one() or 0)
+
+
+def backend(connection: Connection) -> tuple[int, datetime]:
+    """Process id and start of this connection's Postgres session."""
+    row = connection.execute(sa.text("SELECT pid, backend_start FROM pg_stat_get_activity(pg_backend_pid())")).one()
+    return row.pid, row.backend_start
+
+
+_QUEUES: Final = sa.text("""
+SELECT DISTINCT queue FROM job_statuses WHERE status = 'queued' AND held_by IS NULL
+""")
+
+
+def queues_with_work(connection: Connection) -> list[str]:
+    """Names of the queues that hold a job that may run now."""
+    return sorted(connection.execute(_QUEUES).scalars())
+
+
+_QUEUES_UNPUSHED: Final = sa.text("""
+SELECT DISTINCT queue FROM job_statuses WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL
+""")
+
+
+def queues_with_unpushed(connection: Connection) -> list[str]:
+    """Names of the queues that hold a job that may run and is not in Redis."""
+    return sorted(connection.execute(_QUEUES_UNPUSHED).scalars())
+
+
+_PUSHED_BEFORE: Final = sa.text("""
+SELECT id, queue, job_type, title, timeout_seconds, push_count FROM job_statuses
+ WHERE status = 'queued' AND held_by IS NULL AND queue = :queue
+   AND pushed_at < now() - make_interval(secs => :age_seconds)
+   AND (CAST(:head_id AS uuid) IS NULL
+        OR pushed_at <= (SELECT pushed_at FROM job_statuses WHERE id = CAST(:head_id AS uuid))
+        OR NOT EXISTS (SELECT FROM job_statuses WHERE id = CAST(:head_id AS uuid) AND pushed_at IS NOT NULL))
+ ORDER BY pushed_at LIMIT :limit
+""")
+
+
+def pushed_before(
+    connection: Connection, queue: str, age_seconds: float, head_id: UUID | None, limit: int
+) -> list[Wake]:
+    """Queued jobs that were pushed a while ago and before the job that now heads their Redis list.
+
+    A list is taken from in the order of its pushes, so whatever was pushed before its head should be gone from it:
+    started, or lost.
+    """
+    rows = connection.execute(
+        _PUSHED_BEFORE,
+        {"queue": queue, "age_seconds": age_seconds, "head_id": head_id and str(head_id), "limit": limit},
+    )
+    return [Wake(**row._mapping) for row in rows]
+
+
+_COUNTS: Final = sa.text("SELECT status, count(*) AS jobs FROM job_statuses GROUP BY status")
+
+
+def counts_by_status(connection: Connection) -> dict[JobStatus, int]:
+    """How many jobs stand in each status; statuses without jobs are 0."""
+    found = {JobStatus(row.status): row.jobs for row in connection.execute(_COUNTS)}
+    return {status: found.get(status, 0) for status in JobStatus}

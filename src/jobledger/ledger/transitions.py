@@ -1,0 +1,464 @@
+"""The only writer of statuses: one function per move, each one guarded statement.
+
+A guard names the status that it expects and, for a run, the fence (`attempt`). No row back is an answer: somebody
+else moved the job first. Time is always the database's `now()`. Nothing here commits; whoever calls owns the
+transaction. The statements run on a caller's connection of any driver, so each parameter is cast to its type.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobledger.status import ON_FAILED_TYPE, JobStatus, Outcome, Reason
+from jobledger.wake import Accepted, Wake
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A row to be written by `insert`."""
+
+    id: UUID
+    job_type: str
+    queue: str
+    payload: str
+    title: str | None
+    owner: str | None
+    timeout_seconds: float
+    max_attempts: int
+    has_on_failed: bool
+    delay_seconds: float = 0.0
+    available_at_epoch: float | None = None
+    waiting_parents: int = 0
+    canceled_reason: str | None = None
+    schedule_id: UUID | None = None
+    fire_at_epoch: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Who claims: kept with the attempt."""
+
+    worker: str
+    host: str
+    pid: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A started attempt, as its claim returned it. `(id, attempt)` is the fence of every later write."""
+
+    id: UUID
+    attempt: int
+    job_type: str
+    queue: str
+    payload: dict[str, Any]
+    timeout_seconds: float
+    max_attempts: int
+    errors: int
+    crashes: int
+    losses: int
+    created_at: datetime
+    fire_at: datetime | None
+    backend_pid: int
+    backend_started_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is kept of how an attempt ended."""
+
+    error_type: str | None = None
+    error_message: str | None = None
+    traceback: str | None = None
+    log_tail: str | None = None
+    peak_memory_bytes: int | None = None
+    progress_done: int | None = None
+    progress_total: int | None = None
+    progress_note: str | None = None
+
+
+_INSERT: Final = sa.text("""
+INSERT INTO job_statuses (
+    id, job_type, queue, payload, title, owner, timeout_seconds, max_attempts, has_on_failed, waiting_parents,
+    schedule_id, fire_at, available_at, status, reason, finished_at, queued_at, pushed_at, push_count
+)
+SELECT n.id, n.job_type, n.queue, n.payload, n.title, n.owner, n.timeout_seconds, n.max_attempts, n.has_on_failed,
+       n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), due.at, s.status, n.canceled_reason,
+       CASE WHEN s.status = 'canceled' THEN now() END,
+       CASE WHEN s.status = 'queued' THEN now() END,
+       CASE WHEN s.status = 'queued' THEN now() END,
+       CASE WHEN s.status = 'queued' THEN 1 ELSE 0 END
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n(
+        id uuid, job_type text, queue text, payload jsonb, title text, owner text, timeout_seconds float8,
+        max_attempts int, has_on_failed bool, waiting_parents int, schedule_id uuid, fire_at_epoch float8,
+        delay_seconds float8, available_at_epoch float8, canceled_reason text)
+CROSS JOIN LATERAL (
+    SELECT coalesce(to_timestamp(n.available_at_epoch), now() + make_interval(secs => n.delay_seconds)) AS at
+) AS due
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN n.canceled_reason IS NOT NULL THEN 'canceled' WHEN n.waiting_parents > 0 THEN 'deferred'
+                WHEN due.at > now() THEN 'scheduled' ELSE 'queued' END AS status
+) AS s
+RETURNING id, status, reason
+""")
+
+
+def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Accepted]:
+    """A dispatch: nothing -> queued, scheduled, deferred or (a parent had failed) canceled. One statement for all.
+
+    A queued row is written as pushed, because its push follows the commit at once; if that fails, `unpush` says
+    so, and if the process dies in between, the reconciler misses it in Redis.
+    """
+    rows = "[" + ",".join(_as_json(job) for job in jobs) + "]"
+    return [Accepted(row.id, JobStatus(row.status), row.reason) for row in connection.execute(_INSERT, {"rows": rows})]
+
+
+def _as_json(job: NewJob) -> str:
+    fields = {**asdict(job), "id": str(job.id), "schedule_id": job.schedule_id and str(job.schedule_id)}
+    payload = fields.pop("payload")
+    return json.dumps(fields)[:-1] + f', "payload": {payload}}}'
+
+
+_CLAIM: Final = sa.text("""
+WITH claimed AS (
+    UPDATE job_statuses
+       SET status = 'started', attempt = attempt + 1, started_at = now(), updated_at = now()
+     WHERE id = CAST(:id AS uuid) AND status = 'queued' AND held_by IS NULL
+       AND (expires_at IS NULL OR expires_at > now())
+    RETURNING id, attempt, job_type, queue, payload, timeout_seconds, max_attempts, errors, crashes, losses,
+              created_at, fire_at
+), opened AS (
+    INSERT INTO job_attempts
+           (job_id, number, worker, host, pid, version, backend_pid, backend_started_at, lease_expires_at)
+    SELECT id, attempt, :worker, :host, :pid, :version, pg_backend_pid(),
+           (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())),
+           now() + make_interval(secs => :lease_seconds)
+      FROM claimed
+    RETURNING backend_pid, backend_started_at
+)
+SELECT claimed.*, opened.* FROM claimed, opened
+""")
+
+
+def claim(connection: Connection, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
+    """queued -> started: the first statement of every delivery.
+
+    Returns:
+        The claim; or None for a duplicate, a canceled, held or expired job: the caller returns quietly.
+    """
+    row = connection.execute(
+        _CLAIM, {"id": str(job_id), **asdict(runner), "lease_seconds": lease_seconds}
+    ).one_or_none()
+    return Claim(**row._mapping) if row is not None else None
+
+
+# The end of an attempt: its row is closed in the statement that moves the job, under the same fence.
+_CLOSE_ATTEMPT: Final = """
+closed AS (
+    UPDATE job_attempts a
+       SET finished_at = now(), outcome = :outcome, error_type = :error_type, error_message = :error_message,
+           traceback = :traceback, log_tail = coalesce(:log_tail, a.log_tail),
+           peak_memory_bytes = :peak_memory_bytes,
+           progress_done = coalesce(:progress_done, a.progress_done),
+           progress_total = coalesce(:progress_total, a.progress_total),
+           progress_note = coalesce(:progress_note, a.progress_note)
+      FROM moved
+     WHERE a.job_id = moved.id AND a.number = moved.attempt
+)"""
+
+_COMPLETE: Final = sa.text(f"""
+WITH moved AS (
+    UPDATE job_statuses
+       SET status = 'completed', result = CAST(:result AS jsonb), finished_at = now(), updated_at = now()
+     WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
+    RETURNING id, attempt, has_children
+), {_CLOSE_ATTEMPT}
+SELECT has_children FROM moved
+""")  # noqa: S608 - put together from constants
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job that has come to its end; its children must hear of it in the same transaction."""
+
+    has_children: bool
+
+
+def complete(
+    connection: Connection, job_id: UUID, attempt: int, result: str | None, evidence: Evidence
+) -> Ended | None:
+    """started -> completed, in the transaction of the job's own effects.
+
+    Returns:
+        None if this attempt was fenced out: the caller rolls everything back.
+    """
+    row = connection.execute(
+        _COMPLETE, {"id": str(job_id), "attempt": attempt, "result": result, **_closing(Outcome.COMPLETED, evidence)}
+    ).one_or_none()
+    return Ended(row.has_children) if row is not None else None
+
+
+_RESCHEDULE: Final = sa.text(f"""
+WITH moved AS (
+    UPDATE job_statuses
+       SET status = 'scheduled', available_at = now() + make_interval(secs => :delay_seconds),
+           errors = errors + :errors, crashes = crashes + :crashes, losses = losses + :losses,
+           pushed_at = NULL, updated_at = now()
+     WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
+    RETURNING id, attempt
+), {_CLOSE_ATTEMPT}
+SELECT id FROM moved
+""")  # noqa: S608 - put together from constants
+
+
+def reschedule(
+    connection: Connection,
+    job_id: UUID,
+    attempt: int,
+    outcome: Outcome,
+    delay_seconds: float,
+    spent: Mapping[str, int],
+    evidence: Evidence,
+) -> bool:
+    """started -> scheduled: this attempt is over, another follows after a wait.
+
+    Args:
+        spent: what the attempt took from which budget, by the counter's name (`errors`, `crashes`, `losses`).
+
+    Returns:
+        False if this attempt was fenced out.
+    """
+    parameters = {"errors": 0, "crashes": 0, "losses": 0, **spent}
+    return (
+        connection.execute(
+            _RESCHEDULE,
+            {
+                "id": str(job_id),
+                "attempt": attempt,
+                "delay_seconds": delay_seconds,
+                **parameters,
+                **_closing(outcome, evidence),
+            },
+        ).one_or_none()
+        is not None
+    )
+
+
+_FAIL: Final = sa.text(f"""
+WITH moved AS (
+    UPDATE job_statuses
+       SET status = 'failed', reason = :reason, finished_at = now(), updated_at = now(),
+           errors = errors + :errors, crashes = crashes + :crashes, losses = losses + :losses
+     WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
+    RETURNING id, attempt, job_type, queue, priority, owner, timeout_seconds, has_children, has_on_failed
+), {_CLOSE_ATTEMPT}, callback AS (
+    INSERT INTO job_statuses (id, job_type, title, owner, queue, priority, status, payload, timeout_seconds,
+                              max_attempts, queued_at, pushed_at, push_count)
+    SELECT CAST(:callback_id AS uuid), :callback_type, job_type || '.on_failed', owner, queue, priority, 'queued',
+           jsonb_build_object('job_id', id, 'attempt', attempt), timeout_seconds, 3, now(), now(), 1
+      FROM moved WHERE has_on_failed
+    RETURNING id, queue, job_type, title, timeout_seconds
+)
+SELECT moved.has_children, callback.id, callback.queue, callback.job_type, callback.title,
+       callback.timeout_seconds
+  FROM moved LEFT JOIN callback ON true
+""")  # noqa: S608 - put together from constants
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A job that failed for good, and the callback job that this inserted, if its class has one."""
+
+    has_children: bool
+    callback: Wake | None
+
+
+def fail(
+    connection: Connection,
+    job_id: UUID,
+    attempt: int,
+    outcome: Outcome,
+    reason: Reason,
+    spent: Mapping[str, int],
+    evidence: Evidence,
+    callback_id: UUID,
+) -> Failed | None:
+    """started -> failed, for good; inserts the `on_failed` job in the same statement.
+
+    Returns:
+        None if this attempt was fenced out.
+    """
+    parameters = {"errors": 0, "crashes": 0, "losses": 0, **spent}
+    row = connection.execute(
+        _FAIL,
+        {
+            "id": str(job_id),
+            "attempt": attempt,
+            "reason": reason,
+            "callback_id": str(callback_id),
+            "callback_type": ON_FAILED_TYPE,
+            **parameters,
+            **_closing(outcome, evidence),
+        },
+    ).one_or_none()
+    if row is None:
+        return None
+    callback = Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) if row.id is not None else None
+    return Failed(row.has_children, callback)
+
+
+def _closing(outcome: Outcome, evidence: Evidence) -> dict[str, Any]:
+    return {"outcome": outcome, **asdict(evidence)}
+
+
+_ADOPT: Final = sa.text("""
+UPDATE job_statuses SET has_children = true
+ WHERE id IN (SELECT id FROM job_statuses WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE)
+RETURNING id, status, reason
+""")
+_LINK: Final = sa.text("""
+INSERT INTO job_dependencies (parent_id, child_id)
+SELECT parent_id, child_id FROM unnest(CAST(:parents AS uuid[])) AS p(parent_id),
+                                unnest(CAST(:children AS uuid[])) AS c(child_id)
+""")
+
+
+def adopt(connection: Connection, parents: Sequence[UUID]) -> dict[UUID, JobStatus]:
+    """Lock the parents of a job that is about to be inserted, and tell them that they have children.
+
+    The finish of a parent waits for this transaction, then reads `has_children` from the row as it is now; its
+    children are looked up by a later statement, which sees what this transaction inserted.
+
+    Returns:
+        The status of each parent that exists.
+    """
+    rows = connection.execute(_ADOPT, {"ids": [str(one) for one in parents]})
+    return {row.id: JobStatus(row.status) for row in rows}
+
+
+def link(connection: Connection, parents: Sequence[UUID], children: Sequence[UUID]) -> None:
+    """Record that each child waits for each parent."""
+    connection.execute(_LINK, {"parents": [str(one) for one in parents], "children": [str(one) for one in children]})
+
+
+_RELEASE: Final = sa.text("""
+WITH waiting AS (
+    SELECT c.id FROM job_dependencies d JOIN job_statuses c ON c.id = d.child_id
+     WHERE d.parent_id = CAST(:id AS uuid) AND c.status = 'deferred' ORDER BY c.id FOR NO KEY UPDATE OF c
+), released AS (
+    UPDATE job_statuses c
+       SET waiting_parents = c.waiting_parents - 1, updated_at = now(),
+           status = CASE WHEN c.waiting_parents > 1 THEN 'deferred'
+                         WHEN c.available_at > now() THEN 'scheduled' ELSE 'queued' END,
+           queued_at = CASE WHEN c.waiting_parents = 1 AND c.available_at <= now() THEN now() END,
+           pushed_at = CASE WHEN c.waiting_parents = 1 AND c.available_at <= now() THEN now() END,
+           push_count = CASE WHEN c.waiting_parents = 1 AND c.available_at <= now() THEN 1 ELSE 0 END
+      FROM waiting
+     WHERE c.id = waiting.id AND c.status = 'deferred'
+    RETURNING c.id, c.queue, c.job_type, c.title, c.timeout_seconds, c.status
+)
+SELECT * FROM released WHERE status = 'queued' ORDER BY id
+""")
+
+
+def release_children(connection: Connection, parent_id: UUID) -> list[Wake]:
+    """deferred -> queued (or scheduled, if delayed) for children whose last parent this was.
+
+    Children are locked in the order of their ids, so that two parents that end at once cannot deadlock.
+
+    Returns:
+        The children to push after the commit.
+    """
+    rows = connection.execute(_RELEASE, {"id": str(parent_id)})
+    return [Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) for row in rows]
+
+
+_CANCEL_CHILDREN: Final = sa.text("""
+WITH waiting AS (
+    SELECT c.id, min(CAST(d.parent_id AS text)) AS parent_id
+      FROM job_dependencies d JOIN job_statuses c ON c.id = d.child_id
+     WHERE d.parent_id = ANY(CAST(:ids AS uuid[])) AND c.status = 'deferred'
+     GROUP BY c.id
+), locked AS (
+    SELECT c.id, waiting.parent_id FROM job_statuses c JOIN waiting ON c.id = waiting.id
+     WHERE c.status = 'deferred' ORDER BY c.id FOR NO KEY UPDATE OF c
+)
+UPDATE job_statuses c
+   SET status = 'canceled', reason = 'parent ' || locked.parent_id || ' ' || CAST(:how AS text),
+       finished_at = now(), updated_at = now()
+  FROM locked
+ WHERE c.id = locked.id AND c.status = 'deferred'
+RETURNING c.id, c.has_children
+""")
+
+
+def cancel_children(connection: Connection, parents: Sequence[UUID], how: str) -> list[UUID]:
+    """deferred -> canceled for all that wait for these parents.
+
+    Args:
+        how: what the parents did, for the reason: "failed" or "was canceled".
+
+    Returns:
+        Those canceled jobs that have children themselves.
+    """
+    rows = connection.execute(_CANCEL_CHILDREN, {"ids": [str(one) for one in parents], "how": how})
+    return [row.id for row in rows if row.has_children]
+
+
+_PROMOTE_DUE: Final = sa.text("""
+UPDATE job_statuses
+   SET status = 'queued', queued_at = now(), pushed_at = now(), push_count = push_count + 1, updated_at = now()
+ WHERE id IN (SELECT id FROM job_statuses WHERE status = 'scheduled' AND available_at <= now()
+               ORDER BY available_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+   AND status = 'scheduled'
+RETURNING id, queue, job_type, title, timeout_seconds, push_count
+""")
+
+
+def promote_due(connection: Connection, limit: int) -> list[Wake]:
+    """scheduled -> queued for jobs whose time has come. The caller pushes, then commits."""
+    return [Wake(**row._mapping) for row in connection.execute(_PROMOTE_DUE, {"limit": limit})]
+
+
+_TAKE_UNPUSHED: Final = sa.text("""
+UPDATE job_statuses SET pushed_at = now(), push_count = push_count + 1
+ WHERE id IN (SELECT id FROM job_statuses
+               WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
+               ORDER BY priority, queued_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+   AND status = 'queued'
+RETURNING id, queue, job_type, title, timeout_seconds, push_count
+""")
+
+
+def take_unpushed(connection: Connection, queue: str, limit: int) -> list[Wake]:
+    """Mark queued rows that nobody has pushed as pushed. The caller pushes, then commits."""
+    rows = connection.execute(_TAKE_UNPUSHED, {"queue": queue, "limit": limit})
+    return sorted((Wake(**row._mapping) for row in rows), key=lambda wake: wake.id)
+
+
+_UNPUSH: Final = sa.text("""
+UPDATE job_statuses j SET pushed_at = NULL
+  FROM unnest(CAST(:ids AS uuid[]), CAST(:counts AS int[])) AS seen(id, push_count)
+ WHERE j.id = seen.id AND j.push_count = seen.push_count AND j.status = 'queued' AND j.held_by IS NULL
+""")
+
+
+def unpush(connection: Connection, wakes: Sequence[tuple[UUID, int]]) -> int:
+    """Say that these wake-ups are not in Redis, so that the relay pushes them.
+
+    Args:
+        wakes: ids with the push count that was seen: a push that somebody made since then stands.
+
+    Returns:
+        How many rows that was still true of.
+    """
+    return connection.execute(
+        _UNPUSH, {"ids": [str(one) for one, _ in wakes], "counts": [count for _, count in wakes]}
+    ).rowcount

@@ -1,0 +1,22 @@
+"""The configuration of stock workers: `rq worker -c jobledger.rq_config high default low etl`.
+
+RQ imports this module in the worker's parent process and reads the names in capitals. The job modules are loaded here
+too, so that a work-horse, which is forked for each job, imports nothing.
+"""
+
+import gc
+
+from jobledger.connections import configure
+from jobledger.observe.log import logging_config
+from jobledger.registry import load_job_modules
+from jobledger.settings import load_settings
+
+_settings = load_settings()
+configure(_settings)
+load_job_modules(_settings.job_modules)
+gc.collect()
+gc.freeze()  # what is loaded stays; a work-horse's collections then touch, and so copy, none of its pages
+
+REDIS_URL = _settings.require_redis_url()
+QUEUES = list(_settings.queues)
+DICT_CONFIG = logging_config(_settings.log_level)

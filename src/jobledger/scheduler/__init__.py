@@ -1,0 +1,1 @@
+"""The scheduler process: the clock for ticks and maintenance. Run as many as you like."""

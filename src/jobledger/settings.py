@@ -1,0 +1,113 @@
+"""Settings, from the environment (`JOBLEDGER_*`) or a `.env` file; made by the entry points, never at import."""
+
+from pathlib import Path
+from typing import Annotated
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from jobledger.errors import ConfigurationError
+
+Names = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """All that can be set. Every name below is an environment variable with the prefix `JOBLEDGER_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="JOBLEDGER_", env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True
+    )
+
+    database_url: SecretStr | None = Field(
+        None, description="Postgres, as SQLAlchemy spells it: postgresql+psycopg2://user:password@host/name."
+    )
+    redis_url: SecretStr | None = Field(None, description="Redis: redis://:password@host:6379/0.")
+    job_modules: Names = Field((), description="Modules that define jobs and schedules, separated by commas.")
+    queues: Names = Field(
+        ("high", "default", "low", "etl"), description="Queues in the order in which workers look at them."
+    )
+    default_timeout_seconds: float = Field(600, gt=0, description="Longest attempt of a job that says nothing.")
+    lease_seconds: float = Field(
+        30, ge=1, le=3600, description="An attempt that shows no sign of life for so long is lost."
+    )
+    sweep_seconds: float = Field(
+        5, ge=0.2, le=60, description="Pause between two sweeps of the repair in the scheduler process."
+    )
+    relay_seconds: float = Field(1, ge=0.1, le=60, description="Pause between two looks for due and never pushed jobs.")
+    tick_grace_seconds: float = Field(
+        60, ge=1, le=86400, description="How late a schedule's fire time may still be fired."
+    )
+    keep_completed_days: float = Field(7, gt=0, description="Completed and canceled jobs are pruned after this.")
+    keep_failed_days: float = Field(90, gt=0, description="Failed jobs are pruned after this.")
+    timezone: str = Field("UTC", description="Time zone of schedules that name none.")
+    data_dir: Path = Field(Path("data"), description="LoadCsv reads files below this directory only.")
+    truncatable_tables: Names = Field(
+        (), description="Tables that TruncateTable may empty: schema.table, separated by commas."
+    )
+    loadable_tables: Names = Field((), description="Tables that LoadCsv may load: schema.table, separated by commas.")
+    api_host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    api_port: int = Field(8000, ge=0, le=65535, description="Port of the API.")
+    dashboard_port: int = Field(9181, ge=0, le=65535, description="Port of rq-dashboard under `up`.")
+    code_version: str = Field("", description="Version of your code; kept with each attempt.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("job_modules", "queues", "truncatable_tables", "loadable_tables", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError(f"{value!r} is no time zone of the IANA database, such as Europe/Prague")
+        return value
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The default time zone of schedules."""
+        return ZoneInfo(self.timezone)
+
+    def require_database_url(self) -> str:
+        """The URL of Postgres.
+
+        Raises:
+            ConfigurationError: it is not set.
+        """
+        if self.database_url is None:
+            raise ConfigurationError(
+                "JOBLEDGER_DATABASE_URL is not set; say postgresql+psycopg2://user:password@host/name "
+                "(or run `python -m jobledger up`, which brings its own servers)."
+            )
+        url = self.database_url.get_secret_value()
+        scheme, separator, rest = url.partition("://")
+        return f"postgresql+psycopg2://{rest}" if separator and scheme in ("postgres", "postgresql") else url
+
+    def require_redis_url(self) -> str:
+        """The URL of Redis.
+
+        Raises:
+            ConfigurationError: it is not set.
+        """
+        if self.redis_url is None:
+            raise ConfigurationError("JOBLEDGER_REDIS_URL is not set; say redis://:password@host:6379/0.")
+        return self.redis_url.get_secret_value()
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings from the environment, with overrides.
+
+    Raises:
+        ConfigurationError: a value is wrong; the message names each.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        problems = "; ".join(
+            f"JOBLEDGER_{str(item['loc'][0]).upper()}={item['input']!r}: {item['msg']}"
+            for item in error.errors(include_url=False)
+        )
+        raise ConfigurationError(f"Settings: {problems}") from None

@@ -1,0 +1,88 @@
+"""The words of the ledger: statuses, the one table of legal moves, and how an attempt can end.
+
+Each status says who moves a job in and who moves it out. `ledger.transitions` is the only writer; every
+function there is one row of `MOVES`.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+
+class JobStatus(StrEnum):
+    """Where a job stands. RQ's words where RQ has one."""
+
+    DEFERRED = "deferred"
+    """Waits for its parents. In: dispatch. Out: the finish of the last parent."""
+    SCHEDULED = "scheduled"
+    """Waits for a time (delay, backoff). In: dispatch, finish, reaper. Out: relay, when due."""
+    QUEUED = "queued"
+    """May run now. In: dispatch, relay, finish of a parent. Out: claim."""
+    STARTED = "started"
+    """An attempt holds the lease. In: claim. Out: finish, reaper."""
+    COMPLETED = "completed"
+    """Terminal; the result is kept. In: finish. Out: nobody."""
+    FAILED = "failed"
+    """Terminal, with a reason: the dead-letter set. In: finish, reaper. Out: a person."""
+    CANCELED = "canceled"
+    """Terminal, with who and why. In: dispatch, or the end of a failed parent. Out: a person."""
+
+
+TERMINAL: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELED})
+UNFINISHED: Final = frozenset(JobStatus) - TERMINAL
+
+MOVES: Final[frozenset[tuple[JobStatus | None, JobStatus]]] = frozenset(
+    {
+        # dispatch
+        (None, JobStatus.QUEUED),
+        (None, JobStatus.SCHEDULED),
+        (None, JobStatus.DEFERRED),
+        (None, JobStatus.CANCELED),  # a parent had already failed
+        # the end of the last parent
+        (JobStatus.DEFERRED, JobStatus.QUEUED),
+        (JobStatus.DEFERRED, JobStatus.SCHEDULED),
+        (JobStatus.DEFERRED, JobStatus.CANCELED),
+        # relay
+        (JobStatus.SCHEDULED, JobStatus.QUEUED),
+        # claim
+        (JobStatus.QUEUED, JobStatus.STARTED),
+        # finish and reaper
+        (JobStatus.STARTED, JobStatus.COMPLETED),
+        (JobStatus.STARTED, JobStatus.SCHEDULED),
+        (JobStatus.STARTED, JobStatus.FAILED),
+    }
+)
+"""Every legal move of a status; `None` is a job that does not exist yet."""
+
+
+class Reason(StrEnum):
+    """Why a job failed for good."""
+
+    ERROR = "error"
+    """`_perform` raised, and no retry was left."""
+    TIMEOUT = "timeout"
+    """The last attempt outlived its timeout."""
+    CRASHED = "crashed"
+    """Its own process died too often while it ran alone in it."""
+    LOST = "lost"
+    """Its worker, host or connection went away too often."""
+    EXPIRED = "expired"
+    """It was not started in time."""
+    UNDISPATCHABLE = "undispatchable"
+    """No worker knew its type, or no wake-up could be delivered."""
+
+
+class Outcome(StrEnum):
+    """How one attempt ended; `job_attempts.outcome`."""
+
+    COMPLETED = "completed"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    LOST = "lost"
+    UNKNOWN_TYPE = "unknown_type"
+    """The worker did not know the job's type (an older deployment): another one may."""
+
+
+ON_FAILED_TYPE: Final = "jobledger.on_failed"
+"""Type of the job that calls `on_failed`. Whoever writes the end of a job inserts it in the same statement, so it
+survives a crash of the process that failed."""

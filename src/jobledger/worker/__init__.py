@@ -1,0 +1,5 @@
+"""What a worker runs. `jobledger.worker.run_job` is the callable of every wake-up; its name never changes."""
+
+from jobledger.worker.run import run_job
+
+__all__ = ["run_job"]

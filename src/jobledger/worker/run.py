@@ -1,0 +1,279 @@
+"""The run of one delivery: a straight row of steps. Claim, load, perform under lease and alarm, finish.
+
+Effects and `completed` commit together: what a job writes through its session commits in the transaction of the
+finishing statement, which is guarded by the fence. Failures are written on a fresh connection.
+"""
+
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from jobledger import finish
+from jobledger.connections import Connections, default_connections, is_connection_loss
+from jobledger.dispatch import push_quietly
+from jobledger.errors import ConfigurationError, LedgerUnavailable, PayloadError, UnknownJobType
+from jobledger.finish import Settled
+from jobledger.ledger import leases, queries, transitions
+from jobledger.ledger.transitions import Claim, Evidence
+from jobledger.observe.log import LogTail, get_job_logger, get_logger
+from jobledger.payload import MAX_RESULT_BYTES, to_json
+from jobledger.registry import load_job_modules, registry
+from jobledger.retry import Retry
+from jobledger.status import JobStatus, Outcome
+from jobledger.worker.alarm import Alarm, FencedOut, JobTimeout
+from jobledger.worker.context import RunContext
+from jobledger.worker.lease import Lease
+from jobledger.worker.process import die_with_parent, is_work_horse, peak_memory_bytes, this_runner
+
+log: Final = get_logger(__name__)
+T = TypeVar("T")
+
+LEDGER_PATIENCE_SECONDS: Final = 10.0
+"""How long a delivery waits for Postgres before it gives its wake-up up; the reconciler makes another."""
+
+WRITE_DEADLINE_SECONDS: Final = 5.0
+TEXT_LIMIT: Final = 100_000
+QUERY_CANCELED: Final = "57014"
+LOCK_NOT_AVAILABLE: Final = "55P03"
+
+
+def run_job(job_id: str) -> str:
+    """Run one delivery of a job; what RQ calls for every wake-up.
+
+    Args:
+        job_id: id of the row.
+
+    Returns:
+        What became of it, in a few words, for RQ's tools.
+
+    Raises:
+        BaseException: the error of a job that failed for good, so that RQ's tools show it as failed; or
+            LedgerUnavailable, if Postgres stayed away.
+    """
+    if is_work_horse(job_id):
+        die_with_parent()
+    return Run(default_connections(), UUID(job_id)).execute()
+
+
+class Run:
+    """One delivery, from its claim to its end."""
+
+    def __init__(self, connections: Connections, job_id: UUID) -> None:
+        self.connections = connections
+        self.job_id = job_id
+        self.tail = LogTail()
+        self.retry = Retry()
+        self.lease: Lease | None = None
+        self.alarm: Alarm | None = None
+
+    def execute(self) -> str:
+        """The steps, in order."""
+        connection, claim = self._patiently(self._claim)
+        if claim is None:
+            connection.close()
+            return "nothing to do: a duplicate delivery, or the job was canceled, held or has expired"
+        try:
+            settled = self._perform_and_complete(connection, claim)
+        except BaseException as error:  # whatever a job raises is an outcome, also SystemExit
+            settled = self._conclude(connection, claim, error)
+            if settled is not None and settled.status is JobStatus.FAILED:
+                raise
+        finally:
+            connection.close()
+        return _in_words(settled)
+
+    def _claim(self) -> tuple[Connection, Claim | None]:
+        connection = self.connections.engine.connect()
+        try:
+            with connection.begin():
+                runner = this_runner(self.connections.settings.code_version)
+                claim = transitions.claim(connection, self.job_id, runner, self.connections.settings.lease_seconds)
+        except BaseException:
+            connection.close()
+            raise
+        return connection, claim
+
+    def _perform_and_complete(self, connection: Connection, claim: Claim) -> Settled | None:
+        job_class = self._load(claim)
+        self.alarm = alarm = Alarm(claim.timeout_seconds)
+        with self._keep_lease(connection, claim, alarm) as self.lease:
+            context = RunContext(
+                claim,
+                get_job_logger(self.tail, job_id=str(claim.id), job_type=claim.job_type, attempt=claim.attempt),
+                connection,
+                alarm,
+                self.lease,
+            )
+            with alarm:
+                result = _encode_result(job_class.run(context))
+                context.flush()
+            self.lease.finishing()
+            settled = self._complete(connection, claim, context, result)
+        if settled is not None:
+            context.push_held()
+            push_quietly(self.connections, settled.wakes)
+        return settled
+
+    def _load(self, claim: Claim) -> Any:
+        try:
+            load_job_modules(self.connections.settings.job_modules)
+        except ConfigurationError as error:  # a module of another deployment that does not work here
+            raise UnknownJobType(str(error)) from error
+        job_class = registry.lookup(claim.job_type)
+        self.retry = job_class.retry
+        return job_class
+
+    def _keep_lease(self, connection: Connection, claim: Claim, alarm: Alarm) -> Lease:
+        dbapi_connection = connection.connection.dbapi_connection
+        return Lease(
+            self.connections,
+            claim.id,
+            claim.attempt,
+            alarm,
+            self.tail,
+            cancel_statement=dbapi_connection.cancel,  # type: ignore[union-attr]
+            on_stuck=lambda: self._write_stuck(claim),
+        )
+
+    def _complete(
+        self, connection: Connection, claim: Claim, context: RunContext, result: str | None
+    ) -> Settled | None:
+        evidence = self._evidence()
+        try:
+            if not connection.in_transaction():
+                connection.begin()
+            settled = finish.complete(connection, claim.id, claim.attempt, result, evidence)
+            if settled is None:
+                connection.rollback()
+            else:
+                connection.commit()
+        except DBAPIError as error:
+            if not is_connection_loss(error):
+                raise
+            return self._complete_after_loss(claim, context, result, evidence, error)
+        return settled
+
+    def _complete_after_loss(
+        self, claim: Claim, context: RunContext, result: str | None, evidence: Evidence, error: DBAPIError
+    ) -> Settled | None:
+        """The connection went away around the commit: see what became of it.
+
+        A job that wrote nothing through its session has lost nothing with it, and completes on another connection.
+        """
+
+        def look_or_complete() -> Settled | None:
+            with self.connections.transaction(WRITE_DEADLINE_SECONDS) as fresh:
+                leases.end_backend(fresh, claim.backend_pid, claim.backend_started_at)
+                if queries.outcome_of(fresh, claim.id, claim.attempt) is Outcome.COMPLETED:
+                    return Settled(JobStatus.COMPLETED)
+                if context.session_used:
+                    raise error
+                return finish.complete(fresh, claim.id, claim.attempt, result, evidence)
+
+        return self._patiently(look_or_complete)
+
+    def _conclude(self, connection: Connection, claim: Claim, error: BaseException) -> Settled | None:
+        """Write the end of an attempt that did not complete, on a fresh connection."""
+        if isinstance(error, FencedOut):
+            connection.invalidate()
+            return None
+        outcome = self._classify(error, connection)
+        connection.invalidate()  # ends the session: its effects and locks are gone before the job runs again
+        trace = traceback.format_exc()
+        return self._write_end(claim, outcome, error, self._evidence(error, trace))
+
+    def _classify(self, error: BaseException, connection: Connection) -> Outcome:
+        if isinstance(error, JobTimeout):
+            return Outcome.TIMEOUT
+        if isinstance(error, UnknownJobType):
+            return Outcome.UNKNOWN_TYPE
+        if isinstance(error, DBAPIError):
+            ended_by_limit = getattr(error.orig, "pgcode", None) in (QUERY_CANCELED, LOCK_NOT_AVAILABLE)
+            if ended_by_limit and self.alarm is not None and self.alarm.is_over:
+                return Outcome.TIMEOUT
+            if connection.invalidated and is_connection_loss(error):
+                return Outcome.LOST
+        return Outcome.ERROR
+
+    def _write_end(self, claim: Claim, outcome: Outcome, error: BaseException, evidence: Evidence) -> Settled | None:
+        def write() -> Settled | None:
+            with self.connections.transaction(WRITE_DEADLINE_SECONDS) as fresh:
+                unknown_for = (
+                    queries.seconds_of_unknown_type(fresh, claim.id) if outcome is Outcome.UNKNOWN_TYPE else 0.0
+                )
+                judged = TimeoutError(str(error)) if outcome is Outcome.TIMEOUT else error
+                decision = finish.decide(outcome, claim, self.retry, judged, unknown_for)
+                return finish.settle(fresh, claim.id, claim.attempt, outcome, decision, evidence)
+
+        settled = self._patiently(write)
+        if settled is not None:
+            push_quietly(self.connections, settled.wakes)
+        return settled
+
+    def _write_stuck(self, claim: Claim) -> None:
+        """Called by the lease's thread for a job that reacts to nothing, before the process exits."""
+        error = JobTimeout(
+            f"The attempt ran longer than its timeout of {claim.timeout_seconds:g} s and could not be interrupted."
+        )
+        self._write_end(claim, Outcome.TIMEOUT, error, self._evidence(error, None))
+
+    def _evidence(self, error: BaseException | None = None, trace: str | None = None) -> Evidence:
+        progress = self.lease.progress if self.lease is not None else None
+        return Evidence(
+            error_type=type(error).__qualname__ if error is not None else None,
+            error_message=_storable(str(error)) if error is not None else None,
+            traceback=_storable(trace) if trace is not None else None,
+            log_tail=_storable(self.tail.text()),
+            peak_memory_bytes=peak_memory_bytes(),
+            progress_done=progress.progress_done if progress else None,
+            progress_total=progress.progress_total if progress else None,
+            progress_note=progress.progress_note if progress else None,
+        )
+
+    def _patiently(self, step: Callable[[], T]) -> T:
+        """Do a step of the ledger, again and again while Postgres is away, for at most 10 s.
+
+        Every step is guarded by the status and the fence, so doing it twice is harmless.
+        """
+        deadline, pause = time.monotonic() + LEDGER_PATIENCE_SECONDS, 0.1
+        while True:
+            try:
+                return step()
+            except (LedgerUnavailable, DBAPIError) as error:
+                lost = isinstance(error, LedgerUnavailable) or is_connection_loss(error)
+                if not lost or time.monotonic() + pause > deadline:
+                    raise
+                log.warning("Postgres is away: trying again", job_id=str(self.job_id), error=str(error))
+            time.sleep(pause)
+            pause = min(pause * 2, 2.0)
+
+
+def _encode_result(result: Any) -> str | None:
+    if result is None:
+        return None
+    try:
+        plain = to_jsonable_python(result)
+    except PydanticSerializationError as error:
+        raise PayloadError(f"The result cannot be written as JSON: {error}") from error
+    return to_json(plain, "the result", MAX_RESULT_BYTES)
+
+
+def _storable(text: str | None) -> str | None:
+    """What Postgres can store of a text: no NUL, no lone surrogates, and its end if it is long."""
+    if text is None:
+        return None
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()[-TEXT_LIMIT:]
+
+
+def _in_words(settled: Settled | None) -> str:
+    if settled is None:
+        return "fenced out: another attempt ends this job"
+    if settled.status is JobStatus.SCHEDULED:
+        return f"scheduled: runs again in {settled.wait_seconds:.1f} s"
+    return settled.status.value
