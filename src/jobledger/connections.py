@@ -28,6 +28,8 @@ REDIS_DEADLINE_SECONDS: Final = 0.3
 CONNECT_TIMEOUT_SECONDS: Final = 2
 """libpq knows whole seconds, and 2 is the least that every version of it obeys."""
 
+WARM_UP_SECONDS: Final = 2.0
+
 
 class Connections:
     """Where a process finds Postgres and Redis.
@@ -80,6 +82,15 @@ class Connections:
             connection.begin(),
         ):
             yield connection
+
+    def warm_up(self) -> None:
+        """Do before a fork what each child would do again: make the engine, and let it learn the server's ways.
+
+        Postgres being away is no error: then the children ask for themselves.
+        """
+        with suppress(LedgerUnavailable), self.transaction(WARM_UP_SECONDS):
+            pass
+        self.engine.dispose()
 
     def close(self) -> None:
         """Close what this process opened. The object may be used again."""

@@ -196,7 +196,7 @@ class _Server(abc.ABC):
 
     def _launch(self, lock: int) -> None:
         for _ in range(_PORT_ATTEMPTS):
-            port = self._port or _free_port()
+            port = self._port or free_port()
             if self._comes_up(port, lock):
                 self._port = port
                 return
@@ -243,7 +243,7 @@ class _Server(abc.ABC):
                     start_new_session=True,
                     # Only the child can ask for its death signal, and only after its change of user, which
                     # clears it. CPython calls preexec_fn after that change.
-                    preexec_fn=partial(_die_with_parent, os.getpid(), self._stop_signals[0][0]),
+                    preexec_fn=partial(die_with_parent, os.getpid(), self._stop_signals[0][0]),
                     **_as(self._account),
                 )
             except (OSError, subprocess.SubprocessError) as error:
@@ -385,7 +385,8 @@ class EmbeddedPostgres(_Server):
         with _memory_file(password) as pwfile:
             self._run_on(scratch, ["initdb", *options, f"--pwfile=/proc/self/fd/{pwfile}"], fds=[lock, pwfile])
         with _memory_file(f"CREATE DATABASE {_DATABASE}") as stdin:
-            self._run_on(scratch, ["postgres", "--single", "postgres"], fds=[lock], stdin=stdin)
+            single_user = ["postgres", "--single", "-c", "exit_on_error=on", "postgres"]
+            self._run_on(scratch, single_user, fds=[lock], stdin=stdin)
         scratch.rename(self._data)
 
     def _run_on(
@@ -631,7 +632,7 @@ def _copy_for_everybody(root: Path, parts: Sequence[str]) -> Path:
     return copy
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port nobody listens on.
 
     It lies below the range from which Linux takes the ports of outgoing connections. One of those could take
@@ -645,7 +646,7 @@ def _free_port() -> int:
     raise EmbeddedServerError("no free port between 20000 and 32000")
 
 
-def _die_with_parent(parent: int, number: int) -> None:
+def die_with_parent(parent: int, number: int) -> None:
     """In the child, before exec. It must do little: threads which are not here may have held any lock."""
     _libc.prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it died before the kernel knew

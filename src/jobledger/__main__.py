@@ -1,0 +1,5 @@
+"""`python -m jobledger`."""
+
+from jobledger.cli import main
+
+main()

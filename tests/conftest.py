@@ -1,0 +1,86 @@
+"""Real servers for the tests: one Postgres and one Redis per test process, one database per test."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis as redis_package
+
+from harness import Stack, stack
+from jobledger import Connections, Settings, configure
+from jobledger.connections import make_engine
+from jobledger.embedded import EmbeddedServers
+from jobledger.ledger.migrate import upgrade
+
+_numbers = itertools.count(1)
+
+TEMPLATE = "template_jobledger"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment() -> None:
+    """No setting of whoever runs the tests may leak in."""
+    for name in [name for name in os.environ if name.startswith(("JOBLEDGER_", "RQ_"))]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServers]:
+    """This test process's own Postgres and Redis."""
+    with EmbeddedServers(tmp_path_factory.mktemp("servers"), persistent=False) as running:
+        running.postgres.create_database(TEMPLATE)
+        engine = make_engine(running.postgres.url_for(TEMPLATE), "template")
+        upgrade(engine)
+        engine.dispose()
+        yield running
+
+
+@pytest.fixture
+def database_url(servers: EmbeddedServers) -> Iterator[str]:
+    """A database of this test's own, migrated."""
+    name = f"test_{next(_numbers)}"
+    servers.postgres.create_database(name, template=TEMPLATE)
+    yield servers.postgres.url_for(name)
+    servers.postgres.drop_database(name)
+
+
+@pytest.fixture
+def redis_url(servers: EmbeddedServers) -> str:
+    """This test process's Redis, emptied."""
+    with redis_package.Redis.from_url(servers.redis.url) as client:
+        client.flushall()
+    return servers.redis.url
+
+
+@pytest.fixture
+def environment(database_url: str, redis_url: str, tmp_path: Path) -> dict[str, str]:
+    """What processes of ours need in their environment."""
+    return {
+        "JOBLEDGER_DATABASE_URL": database_url,
+        "JOBLEDGER_REDIS_URL": redis_url,
+        "JOBLEDGER_JOB_MODULES": "sample_jobs",
+        "JOBLEDGER_DATA_DIR": str(tmp_path),
+    }
+
+
+@pytest.fixture
+def settings(environment: dict[str, str]) -> Settings:
+    """The same, as settings."""
+    return Settings(**{name.removeprefix("JOBLEDGER_").lower(): value for name, value in environment.items()})
+
+
+@pytest.fixture
+def connections(settings: Settings) -> Iterator[Connections]:
+    """The process's default connections, to this test's own servers."""
+    made = configure(settings)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def system(environment: dict[str, str], tmp_path: Path) -> Iterator[Stack]:
+    """Starts real workers, schedulers and APIs against this test's servers; stops them at the end."""
+    with stack(environment, tmp_path) as running:
+        yield running

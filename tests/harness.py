@@ -1,0 +1,125 @@
+"""What the tests share: waiting for conditions, and real processes of ours with their output kept."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import sqlalchemy as sa
+
+T = TypeVar("T")
+TESTS = Path(__file__).resolve().parent
+REPOSITORY = TESTS.parent
+
+
+def eventually(condition: Callable[[], T], seconds: float = 20.0, what: str = "the condition") -> T:
+    """The first true value of a condition that is looked at again and again."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not come true within {seconds:g} s (last: {value!r})"
+        time.sleep(0.02)
+
+
+class Process:
+    """A child process in a session of its own, with its output in a file."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=TESTS
+            )
+        self.pid = self.popen.pid
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self, seconds: float = 20) -> int:
+        return self.popen.wait(seconds)
+
+    def children(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.pid).children(recursive=True)
+        return []
+
+    def kill_tree(self) -> None:
+        """SIGKILL for the process and all below it, at once: as if its machine were lost."""
+        everyone = [*self.children()]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            everyone.insert(0, psutil.Process(self.pid))
+        for one in everyone:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        self.popen.wait(10)
+
+    def stop(self, seconds: float = 20) -> None:
+        """SIGTERM, then SIGKILL for whatever is left."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(seconds)
+        self.kill_tree()
+
+
+class Stack:
+    """Starts real processes against the servers of one test, and stops them all at its end."""
+
+    def __init__(self, environment: dict[str, str], logs: Path) -> None:
+        self.environment = environment
+        self.logs = logs
+        self.processes: list[Process] = []
+
+    def start(self, *command: str, **environment: str) -> Process:
+        path = os.pathsep.join([str(TESTS), str(REPOSITORY)])
+        merged = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **self.environment, **environment}
+        name = f"{len(self.processes)}-{Path(command[0]).name}.log"
+        process = Process(list(command), merged, self.logs / name)
+        self.processes.append(process)
+        return process
+
+    def worker(self, *arguments: str, **environment: str) -> Process:
+        """A stock `rq worker` with our configuration, ready to take jobs."""
+        rq = str(Path(sys.executable).parent / "rq")
+        queues = [] if any(not one.startswith("-") for one in arguments) else ["high", "default", "low", "etl"]
+        process = self.start(rq, "worker", "-c", "jobledger.rq_config", *arguments, *queues, **environment)
+        eventually(lambda: "Listening on" in process.output() or process.popen.poll() is not None, what="worker start")
+        assert process.popen.poll() is None, process.output()
+        return process
+
+    def scheduler(self, **environment: str) -> Process:
+        """A scheduler process that has started its chores."""
+        process = self.start(sys.executable, "-m", "jobledger", "scheduler", **environment)
+        eventually(lambda: "Scheduler started" in process.output() or process.popen.poll() is not None)
+        assert process.popen.poll() is None, process.output()
+        return process
+
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            process.stop()
+
+
+@contextlib.contextmanager
+def stack(environment: dict[str, str], logs: Path) -> Iterator[Stack]:
+    running = Stack(environment, logs)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def one_value(connections: Any, sql: str, **parameters: Any) -> Any:
+    """The first column of the first row of a query."""
+    with connections.transaction() as connection:
+        return connection.execute(sa.text(sql), parameters).scalar()

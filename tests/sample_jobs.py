@@ -1,0 +1,110 @@
+"""Jobs that the tests run in real workers."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from jobledger import BaseJob, Failure, Retry
+
+EFFECTS = "CREATE TABLE IF NOT EXISTS effects (job_id uuid, attempt int, note text, at timestamptz DEFAULT now())"
+
+
+class Effect(BaseJob):
+    """Writes one row through its session; the table has no unique constraint, so that doubles are seen."""
+
+    def _perform(self, note: str = "", sleep_seconds: float = 0.0) -> str:
+        self.session.execute(
+            sa.text("INSERT INTO effects (job_id, attempt, note) VALUES (:id, :attempt, :note)"),
+            {"id": self.job_id, "attempt": self.attempt, "note": note},
+        )
+        time.sleep(sleep_seconds)
+        return note
+
+
+class Echo(BaseJob):
+    """Takes any JSON object and gives it back."""
+
+    def _perform(self) -> object:
+        return self.payload
+
+
+class Fails(BaseJob):
+    """Raises until an attempt, then completes."""
+
+    retry = Retry(5, backoff="fixed", base=0.2, jitter=False, give_up_on=(KeyError,))
+
+    def _perform(self, until: int = 100, error: str = "ValueError", trace_file: str = "") -> int:
+        if trace_file:
+            with Path(trace_file).open("a") as trace:
+                trace.write(f"{time.time()}\n")
+        if self.attempt < until:
+            raise {"ValueError": ValueError, "KeyError": KeyError, "SystemExit": SystemExit}[error]("as asked")
+        return self.attempt
+
+
+class Failing(BaseJob):
+    """Fails at once, and says so in `on_failed`."""
+
+    def _perform(self, how: str) -> None:
+        if how == "raise":
+            raise RuntimeError("no luck")
+        os.kill(os.getpid(), 9)
+
+    def on_failed(self, error: Failure) -> None:
+        self.session.execute(
+            sa.text("INSERT INTO effects (job_id, attempt, note) VALUES (:id, :attempt, :note)"),
+            {"id": self.job_id, "attempt": error.attempt, "note": f"{error.reason}: {self.payload['how']}"},
+        )
+
+
+class Stubborn(BaseJob):
+    """Outlives its timeout in one way or another."""
+
+    timeout = 1
+
+    def _perform(self, how: str) -> None:
+        match how:
+            case "except":
+                while True:
+                    try:
+                        time.sleep(10)
+                    except Exception:
+                        self.log.info("swallowed")
+            case "sql":
+                self.session.execute(sa.text("SELECT pg_sleep(60)"))
+            case "lock":
+                self.session.execute(sa.text("LOCK TABLE effects IN ACCESS EXCLUSIVE MODE"))
+            case "c":
+                (b"x" * 40_000_000).translate(None, b"y") and sum(range(10**10))
+
+
+class Asks(BaseJob):
+    """An async job."""
+
+    async def _perform(self, seconds: float = 0.01) -> str:
+        await asyncio.sleep(seconds)
+        return "asked"
+
+
+class Parent(BaseJob):
+    """Dispatches children from inside, in its own transaction."""
+
+    def _perform(self, children: int, fail: bool = False) -> list[str]:
+        ids = [str(Effect.dispatch(note=f"child {n}", session=self.session).id) for n in range(children)]
+        self.session.commit()  # ends a savepoint only
+        if fail:
+            raise RuntimeError("the children must go with me")
+        return ids
+
+
+class Reports(BaseJob):
+    """Reports progress and log lines, then waits to be looked at."""
+
+    def _perform(self, release_file: str) -> None:
+        self.log.info("halfway", rows=5)
+        self.progress(5, 10, "five of ten")
+        while not Path(release_file).exists():
+            time.sleep(0.02)
