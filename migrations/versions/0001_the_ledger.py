@@ -163,7 +163,6 @@ def upgrade() -> None:
         sa.Column("pid", sa.Integer(), nullable=False),
         sa.Column("version", sa.Text(), nullable=False, comment="Version of the code that ran it"),
         sa.Column("backend_pid", sa.Integer(), nullable=False, comment="Its Postgres session, to be ended when fenced"),
-        sa.Column("backend_started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("lease_expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),

@@ -6,6 +6,7 @@
 
 import heapq
 import os
+import select
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 from redis.backoff import NoBackoff
 from redis.retry import Retry as RedisRetry
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.pool import PoolProxiedConnection
 
 from jobledger.errors import LedgerUnavailable
 from jobledger.settings import Settings, load_settings
@@ -27,8 +29,6 @@ REDIS_DEADLINE_SECONDS: Final = 0.3
 
 CONNECT_TIMEOUT_SECONDS: Final = 2
 """libpq knows whole seconds, and 2 is the least that every version of it obeys."""
-
-WARM_UP_SECONDS: Final = 2.0
 
 
 class Connections:
@@ -46,6 +46,8 @@ class Connections:
         self._pid = os.getpid()
         self._engine: Engine | None = None
         self._redis: redis.Redis | None = None
+        self._adopting: Engine | None = None
+        self._adopted: Any = None
 
     @property
     def engine(self) -> Engine:
@@ -83,14 +85,31 @@ class Connections:
         ):
             yield connection
 
-    def warm_up(self) -> None:
-        """Do before a fork what each child would do again: make the engine, and let it learn the server's ways.
+    def raw_connection(self) -> PoolProxiedConnection:
+        """A pooled connection as the driver has it.
 
-        Postgres being away is no error: then the children ask for themselves.
+        Raises:
+            LedgerUnavailable: Postgres cannot be reached.
         """
-        with suppress(LedgerUnavailable), self.transaction(WARM_UP_SECONDS):
-            pass
-        self.engine.dispose()
+        with unavailable_as_error():
+            return self.engine.raw_connection()
+
+    def adopt(self, raw: Any) -> Connection:
+        """A driver's connection as SQLAlchemy has it, on an engine that opens none of its own.
+
+        Whoever made the connection closes it.
+        """
+        with self._lock:
+            self._forget_parent()
+            if self._adopting is None:
+                self._adopting = make_engine(
+                    self.settings.require_database_url(), self.application_name, poolclass=sa.NullPool
+                )
+                sa.event.listen(self._adopting, "do_connect", lambda *_: self._adopted)
+            self._adopted = raw
+            connection = self._adopting.connect()
+            connection.detach()
+            return connection
 
     def close(self) -> None:
         """Close what this process opened. The object may be used again."""
@@ -100,7 +119,7 @@ class Connections:
                 self._engine.dispose()
             if self._redis is not None:
                 self._redis.close()
-            self._engine = self._redis = None
+            self._engine = self._redis = self._adopting = self._adopted = None
 
     def _forget_parent(self) -> None:
         if self._pid == os.getpid():
@@ -116,11 +135,11 @@ def make_engine(url: str, application_name: str, **options: Any) -> Engine:
 
     READ COMMITTED is what the guarded statements are written for: each sees what others committed before it.
     """
-    return sa.create_engine(
+    engine = sa.create_engine(
         url,
         isolation_level="READ COMMITTED",
         use_native_hstore=False,  # saves a query on each new connection
-        pool_pre_ping=False,
+        pool_pre_ping=False,  # it would wait for a frozen server, outside of every deadline
         connect_args={
             "application_name": application_name,
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -131,6 +150,18 @@ def make_engine(url: str, application_name: str, **options: Any) -> Engine:
         },
         **options,
     )
+    sa.event.listen(engine, "checkout", _replace_ended)
+    return engine
+
+
+def _replace_ended(dbapi_connection: Any, *_: object) -> None:
+    """Have the pool connect anew if the server has ended a connection while it was idle: then there is something to
+    read, the end of the stream. So the first transaction after a restart of Postgres works; it costs no round trip.
+    """
+    poll = select.poll()
+    poll.register(dbapi_connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        raise sa.exc.DisconnectionError("The server ended this connection while it was idle.")
 
 
 def make_redis(url: str, deadline_seconds: float = REDIS_DEADLINE_SECONDS) -> redis.Redis:

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from uuid6 import uuid7
 
 from jobledger.ledger import transitions
+from jobledger.ledger.direct import Executor
 from jobledger.ledger.transitions import Evidence
 from jobledger.retry import Retry
 from jobledger.status import JobStatus, Outcome, Reason
@@ -113,7 +114,7 @@ class Settled:
 
 
 def complete(
-    connection: Connection, job_id: UUID, attempt: int, result: str | None, evidence: Evidence
+    connection: Executor, job_id: UUID, attempt: int, result: str | None, evidence: Evidence
 ) -> Settled | None:
     """Write `completed` in the transaction of the job's effects, and release its children.
 

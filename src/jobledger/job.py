@@ -82,15 +82,23 @@ class Dispatcher:
     ) -> list[JobHandle]:
         """See `BaseJob.dispatch_many`."""
         ready = self.set(**spoken)
-        requests = [ready._request(dict(payload), options_inside=False) for payload in payloads]
+        requests = [ready.request(payload) for payload in payloads]
         return [_handle(one) for one in door.dispatch(requests, session)] if requests else []
+
+    def request(self, payload: Mapping[str, Any], /) -> Request:
+        """Check a payload, and dispatch nothing yet: `jobledger.dispatch.dispatch` takes several, of any classes.
+
+        Raises:
+            DispatchRefused: the payload does not fit the class.
+        """
+        return self._request(dict(payload), options_inside=False)
 
     async def adispatch(self, /, *, session: AsyncSession | None = None, **given: Any) -> JobHandle:
         """See `BaseJob.adispatch`."""
-        requests = [self._request(given)]
         if session is None:
-            return _handle((await asyncio.to_thread(door.dispatch, requests))[0])
-        return _handle((await door.dispatch_async(requests, session))[0])
+            return _handle((await asyncio.to_thread(lambda: door.dispatch([self._request(given)])))[0])
+        request = await asyncio.to_thread(self._request, given)  # `check_payload` may wait for a file or a server
+        return _handle((await door.dispatch_async([request], session))[0])
 
     def _request(self, given: dict[str, Any], *, options_inside: bool = True) -> Request:
         job_class = self._job_class
@@ -165,7 +173,7 @@ class BaseJob:
         """Called once after the last attempt, in a job of its own, also when the process was killed."""
 
     @classmethod
-    def check_payload(cls, **payload: Any) -> None:
+    def check_payload(cls, *args: Any, **payload: Any) -> None:
         """Called at dispatch with the typed payload, to refuse what types cannot: raise `JobRefused`."""
 
     # -- to be asked for

@@ -1,7 +1,7 @@
 """The configuration of stock workers: `rq worker -c jobledger.rq_config high default low etl`.
 
 RQ imports this module in the worker's parent process and reads the names in capitals. The job modules are loaded here
-too, and the engine is made ready, so that a work-horse, which is forked for each job, starts with both.
+too, and a connection to Postgres is kept ready, so that a work-horse, which is forked for each job, finds both.
 """
 
 import gc
@@ -10,10 +10,11 @@ from jobledger.connections import configure
 from jobledger.observe.log import logging_config
 from jobledger.registry import load_job_modules
 from jobledger.settings import load_settings
+from jobledger.worker.spare import SpareConnection
 
 _settings = load_settings()
 load_job_modules(_settings.job_modules)
-configure(_settings).warm_up()
+SpareConnection(configure(_settings)).keep_ready()
 gc.collect()
 gc.freeze()  # what is loaded stays; a work-horse's collections then touch, and so copy, none of its pages
 

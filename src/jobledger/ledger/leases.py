@@ -4,7 +4,6 @@ The lease stands in the attempt's row, in no index: renewing it is one heap-only
 """
 
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -49,60 +48,48 @@ def renew(connection: Connection, job_id: UUID, attempt: int, lease_seconds: flo
 
 
 @dataclass(frozen=True, slots=True)
-class Suspect:
-    """A started job that may have nobody left who runs it."""
+class Running:
+    """A started job, with what deciding about its end needs."""
 
     id: UUID
     attempt: int
-    job_type: str
-    queue: str
     worker: str
-    backend_pid: int
-    backend_started_at: datetime | None
     lease_stale: bool
-    session_gone: bool
     max_attempts: int
     errors: int
     crashes: int
     losses: int
 
 
-# Sessions are matched by pid *and* start, because the system gives a pid again. The start is null for sessions of
-# another role: then the pid alone must do.
-_SUSPECTS: Final = sa.text("""
-SELECT * FROM (
-    SELECT j.id, j.attempt, j.job_type, j.queue, a.worker, a.backend_pid, a.backend_started_at,
-           a.lease_expires_at < now() AS lease_stale,
-           NOT EXISTS (SELECT FROM pg_stat_activity s WHERE s.pid = a.backend_pid
-                       AND (s.backend_start IS NULL OR s.backend_start = a.backend_started_at)) AS session_gone,
-           j.max_attempts, j.errors, j.crashes, j.losses, a.lease_expires_at
-      FROM job_statuses j JOIN job_attempts a ON a.job_id = j.id AND a.number = j.attempt
-     WHERE j.status = 'started'
-) AS started
- WHERE lease_stale OR session_gone
- ORDER BY lease_expires_at LIMIT :limit
+_RUNNING: Final = sa.text("""
+SELECT j.id, j.attempt, a.worker, a.lease_expires_at < now() AS lease_stale,
+       j.max_attempts, j.errors, j.crashes, j.losses
+  FROM job_statuses j JOIN job_attempts a ON a.job_id = j.id AND a.number = j.attempt
+ WHERE j.status = 'started' ORDER BY a.lease_expires_at LIMIT :limit
 """)
 
 
-def suspects(connection: Connection, limit: int) -> list[Suspect]:
-    """Started jobs whose lease is stale, or whose Postgres session is gone."""
-    rows = connection.execute(_SUSPECTS, {"limit": limit})
-    return [Suspect(**{name: row._mapping[name] for name in Suspect.__slots__}) for row in rows]
+def running(connection: Connection, limit: int) -> list[Running]:
+    """The started jobs, stalest lease first."""
+    return [Running(**row._mapping) for row in connection.execute(_RUNNING, {"limit": limit})]
 
 
+# A pid is given again, but never to a session that started before the attempt that recorded it. The start is null for
+# sessions of another role: those cannot be ended anyway.
 _END_BACKEND: Final = sa.text("""
-SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity
- WHERE pid = :pid AND pid <> pg_backend_pid() AND backend_start = CAST(:started_at AS timestamptz)
+SELECT pg_terminate_backend(s.pid, 2000)
+  FROM job_attempts a JOIN pg_stat_activity s ON s.pid = a.backend_pid AND s.backend_start <= a.started_at
+ WHERE a.job_id = CAST(:id AS uuid) AND a.number = :attempt AND a.outcome IS NULL AND s.pid <> pg_backend_pid()
 """)
 
 
-def end_backend(connection: Connection, pid: int, started_at: datetime | None) -> None:
+def end_backend(connection: Connection, job_id: UUID, attempt: int) -> None:
     """End the Postgres session of an attempt that is being fenced out, and wait for it, at most 2 s.
 
-    A run that only slept keeps its locks for as long as it sleeps; its session's end releases them. If the session
+    A run that is frozen keeps its locks for as long as it is; its session's end releases them. If the session
     outlives the wait, the fence still keeps it from committing.
     """
-    connection.execute(_END_BACKEND, {"pid": pid, "started_at": started_at})
+    connection.execute(_END_BACKEND, {"id": str(job_id), "attempt": attempt})
 
 
 _SWEPT: Final = sa.text("""
@@ -128,3 +115,12 @@ def record_sweep(connection: Connection, name: str, by: str, gap_seconds: float,
             _SWEPT, {"name": name, "by": by, "gap_seconds": gap_seconds, "lease_seconds": lease_seconds}
         ).scalar_one()
     )
+
+
+_LAST_SWEEP: Final = sa.text("SELECT extract(epoch FROM now() - max(swept_at)) FROM sweeps")
+
+
+def last_sweep_age_seconds(connection: Connection) -> float | None:
+    """How long ago anybody swept; None if nobody ever has."""
+    age = connection.execute(_LAST_SWEEP).scalar_one()
+    return float(age) if age is not None else None

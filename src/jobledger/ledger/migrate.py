@@ -5,8 +5,9 @@ from typing import Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from jobledger.errors import ConfigurationError
 
@@ -43,6 +44,11 @@ def downgrade(engine: Engine, revision: str) -> None:
     command.downgrade(config, revision)
 
 
-def newest_revision() -> str | None:
-    """The revision that this version of the code needs."""
-    return ScriptDirectory.from_config(alembic_config()).get_current_head()
+def revisions() -> tuple[str, ...]:
+    """The revisions that this version of the code knows, the one that it needs first."""
+    return tuple(one.revision for one in ScriptDirectory.from_config(alembic_config()).walk_revisions())
+
+
+def current_revision(connection: Connection) -> str | None:
+    """The revision of the database's schema; None if it was never migrated."""
+    return MigrationContext.configure(connection).get_current_revision()

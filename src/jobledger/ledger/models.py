@@ -165,7 +165,6 @@ job_attempts: Final = sa.Table(
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("version", sa.Text, nullable=False, comment="Version of the code that ran it"),
     sa.Column("backend_pid", sa.Integer, nullable=False, comment="Its Postgres session, to be ended when fenced"),
-    _moment("backend_started_at"),
     _moment("started_at", nullable=False, now=True),
     # In no index: renewing the lease is a heap-only update.
     _moment("lease_expires_at", nullable=False),

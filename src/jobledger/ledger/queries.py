@@ -127,12 +127,6 @@ def seconds_of_unknown_type(connection: Connection, job_id: UUID) -> float:
     return float(connection.execute(_UNKNOWN_SINCE, {"id": str(job_id)}).scalar_one() or 0)
 
 
-def backend(connection: Connection) -> tuple[int, datetime]:
-    """Process id and start of this connection's Postgres session."""
-    row = connection.execute(sa.text("SELECT pid, backend_start FROM pg_stat_get_activity(pg_backend_pid())")).one()
-    return row.pid, row.backend_start
-
-
 _QUEUES: Final = sa.text("""
 SELECT DISTINCT queue FROM job_statuses WHERE status = 'queued' AND held_by IS NULL
 """)

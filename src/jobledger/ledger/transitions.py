@@ -15,6 +15,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobledger.ledger.direct import Executor
 from jobledger.status import ON_FAILED_TYPE, JobStatus, Outcome, Reason
 from jobledger.wake import Accepted, Wake
 
@@ -66,8 +67,6 @@ class Claim:
     losses: int
     created_at: datetime
     fire_at: datetime | None
-    backend_pid: int
-    backend_started_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +135,16 @@ WITH claimed AS (
               created_at, fire_at
 ), opened AS (
     INSERT INTO job_attempts
-           (job_id, number, worker, host, pid, version, backend_pid, backend_started_at, lease_expires_at)
+           (job_id, number, worker, host, pid, version, backend_pid, lease_expires_at)
     SELECT id, attempt, :worker, :host, :pid, :version, pg_backend_pid(),
-           (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())),
            now() + make_interval(secs => :lease_seconds)
       FROM claimed
-    RETURNING backend_pid, backend_started_at
 )
-SELECT claimed.*, opened.* FROM claimed, opened
+SELECT * FROM claimed
 """)
 
 
-def claim(connection: Connection, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
+def claim(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
     """queued -> started: the first statement of every delivery.
 
     Returns:
@@ -157,6 +154,13 @@ def claim(connection: Connection, job_id: UUID, runner: Runner, lease_seconds: f
         _CLAIM, {"id": str(job_id), **asdict(runner), "lease_seconds": lease_seconds}
     ).one_or_none()
     return Claim(**row._mapping) if row is not None else None
+
+
+def rehearse(connection: Executor) -> None:
+    """Do what a run of a job will do, for a job that cannot be: what it takes to do it is then ready."""
+    nobody = UUID(int=0)
+    claim(connection, nobody, Runner("", "", 0, ""), 0.0)
+    complete(connection, nobody, 0, None, Evidence())
 
 
 # The end of an attempt: its row is closed in the statement that moves the job, under the same fence.
@@ -191,9 +195,7 @@ class Ended:
     has_children: bool
 
 
-def complete(
-    connection: Connection, job_id: UUID, attempt: int, result: str | None, evidence: Evidence
-) -> Ended | None:
+def complete(connection: Executor, job_id: UUID, attempt: int, result: str | None, evidence: Evidence) -> Ended | None:
     """started -> completed, in the transaction of the job's own effects.
 
     Returns:
@@ -368,7 +370,7 @@ SELECT * FROM released WHERE status = 'queued' ORDER BY id
 """)
 
 
-def release_children(connection: Connection, parent_id: UUID) -> list[Wake]:
+def release_children(connection: Executor, parent_id: UUID) -> list[Wake]:
     """deferred -> queued (or scheduled, if delayed) for children whose last parent this was.
 
     Children are locked in the order of their ids, so that two parents that end at once cannot deadlock.

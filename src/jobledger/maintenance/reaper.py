@@ -1,8 +1,10 @@
 """Finds started jobs that nobody runs any more, and ends their attempts (R5, and R6 where RQ has seen the death).
 
-Two kinds of evidence. RQ's worker saw its work-horse die and said so, and the attempt's Postgres session is gone:
-reaped at once. Or the lease is stale, while somebody has been sweeping and Postgres has been up for all of a lease,
-so that the job could have renewed it: reaped as lost. An outage of our own thus reaps nobody.
+Two kinds of evidence. RQ calls the job failed, and the last to say so is the worker that runs the attempt: reaped at
+once. A worker sets RQ's status to started before an attempt of its own claims the row, and runs one job at a time, so
+what it says of failure while the row is started is about this attempt, never a late word about an earlier one. Or the
+lease is stale, while somebody has been sweeping and Postgres has been up for all of a lease, so that the job could
+have renewed it: reaped as lost. An outage of our own thus reaps nobody.
 """
 
 import os
@@ -17,7 +19,7 @@ from jobledger import finish, queues
 from jobledger.connections import Connections
 from jobledger.dispatch import push_quietly
 from jobledger.ledger import leases
-from jobledger.ledger.leases import Suspect
+from jobledger.ledger.leases import Running
 from jobledger.ledger.transitions import Evidence
 from jobledger.observe.log import get_logger
 from jobledger.queues import Death
@@ -29,7 +31,7 @@ SWEEP_NAME: Final = "reap"
 GAP_SECONDS: Final = 15.0
 """After a longer gap between any two sweeps, leases may have gone stale because Postgres was away."""
 
-BATCH: Final = 500
+BATCH: Final = 10_000
 DEADLINE_SECONDS: Final = 15.0
 
 
@@ -45,40 +47,38 @@ def reap(connections: Connections) -> int:
     lease_seconds = connections.settings.lease_seconds
     with connections.transaction(DEADLINE_SECONDS) as connection:
         settled = leases.record_sweep(connection, SWEEP_NAME, _whoami(), GAP_SECONDS, lease_seconds)
-        suspects = leases.suspects(connection, BATCH)
-    deaths = _deaths(connections, suspects)
+        running = leases.running(connection, BATCH)
+    deaths = _deaths(connections, running)
     reaped = 0
-    for suspect in suspects:
-        death = deaths.get(suspect.id)
-        if death is not None and death.worker == suspect.worker and suspect.session_gone:
+    for one in running:
+        death = deaths.get(one.id)
+        if death is not None and death.worker == one.worker:
             outcome = Outcome.CRASHED if death.process_died else Outcome.LOST
-            reaped += _end(connections, suspect, outcome, death.report)
-        elif suspect.lease_stale and settled:
-            reaped += _end(connections, suspect, Outcome.LOST, "Worker, host or connection gone: the lease ran out.")
+            reaped += _end(connections, one, outcome, death.report)
+        elif one.lease_stale and settled:
+            reaped += _end(connections, one, Outcome.LOST, "Worker, host or connection gone: the lease ran out.")
     return reaped
 
 
-def _deaths(connections: Connections, suspects: list[Suspect]) -> Mapping[UUID, Death]:
-    """What RQ reports of the suspects; nothing if Redis is away: stale leases are reaped all the same."""
-    if not suspects:
+def _deaths(connections: Connections, running: list[Running]) -> Mapping[UUID, Death]:
+    """What RQ reports of the running jobs; nothing if Redis is away: stale leases are reaped all the same."""
+    if not running:
         return {}
     try:
-        return queues.reported_deaths(connections.redis, [suspect.id for suspect in suspects])
+        return queues.reported_deaths(connections.redis, [one.id for one in running])
     except redis.RedisError as error:
         log.warning("Redis is away: reaping by leases alone", error=str(error))
         return {}
 
 
-def _end(connections: Connections, suspect: Suspect, outcome: Outcome, why: str) -> int:
-    decision = finish.decide(outcome, suspect)
+def _end(connections: Connections, one: Running, outcome: Outcome, why: str) -> int:
+    decision = finish.decide(outcome, one)
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        leases.end_backend(connection, suspect.backend_pid, suspect.backend_started_at)
-        settled = finish.settle(connection, suspect.id, suspect.attempt, outcome, decision, Evidence(error_message=why))
+        leases.end_backend(connection, one.id, one.attempt)
+        settled = finish.settle(connection, one.id, one.attempt, outcome, decision, Evidence(error_message=why))
     if settled is None:
         return 0
-    log.warning(
-        "Reaped", job_id=str(suspect.id), attempt=suspect.attempt, outcome=outcome.value, status=settled.status.value
-    )
+    log.warning("Reaped", job_id=str(one.id), attempt=one.attempt, outcome=outcome.value, status=settled.status.value)
     push_quietly(connections, settled.wakes)
     return 1
 

@@ -7,13 +7,14 @@ from uuid import UUID
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from jobledger.dispatch import HeldWakes, hold_wakes
 from jobledger.ledger.leases import Progress
 from jobledger.ledger.transitions import Claim
+from jobledger.observe.log import LogTail, get_job_logger
 from jobledger.worker.alarm import Alarm
+from jobledger.worker.connection import RunConnection
 from jobledger.worker.lease import Lease
 
 
@@ -22,12 +23,13 @@ class RunContext:
     """One running attempt, as its job sees it."""
 
     claim: Claim
-    log: structlog.stdlib.BoundLogger
-    _connection: Connection
+    _tail: LogTail
+    _connection: RunConnection
     _alarm: Alarm
     _lease: Lease
     _job_id: UUID | None = None
     _payload: dict[str, Any] | None = None
+    _log: structlog.stdlib.BoundLogger | None = None
     _session: Session | None = None
     _held: HeldWakes | None = None
 
@@ -51,6 +53,14 @@ class RunContext:
         return self.claim.payload if self._payload is None else self._payload
 
     @property
+    def log(self) -> structlog.stdlib.BoundLogger:
+        """A logger whose lines are also kept with the attempt."""
+        if self._log is None:
+            bound = {"job_id": str(self.claim.id), "job_type": self.claim.job_type, "attempt": self.claim.attempt}
+            self._log = get_job_logger(self._tail, **bound)
+        return self._log
+
+    @property
     def fire_at(self) -> datetime | None:
         """The fire time of the schedule that dispatched this job."""
         return self.claim.fire_at
@@ -63,11 +73,9 @@ class RunContext:
         completes. A statement or a lock wait ends with the time that the job has left.
         """
         if self._session is None:
-            if not self._connection.in_transaction():
-                self._connection.begin()
-            milliseconds = str(max(1, int(self._alarm.left_seconds * 1000)))
-            self._connection.execute(_LIMITS, {"milliseconds": milliseconds})
-            self._session = Session(self._connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
+            connection = self._connection.for_session()
+            connection.execute(_LIMITS, {"milliseconds": str(max(1, int(self._alarm.left_seconds * 1000)))})
+            self._session = Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
             self._held = hold_wakes(self._session, until_commit=False)
         return self._session
 

@@ -12,6 +12,7 @@ from rq import get_current_job
 from jobledger.ledger.transitions import Runner
 
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+_LIBC: Final = ctypes.CDLL(None)
 
 
 def is_work_horse(job_id: str) -> bool:
@@ -24,7 +25,7 @@ def die_with_parent() -> None:
 
     RQ puts it into a process group of its own, so that it outlives a killed worker and would run on unseen.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def this_runner(code_version: str) -> Runner:

@@ -11,7 +11,6 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
-from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from jobledger import finish
@@ -21,17 +20,25 @@ from jobledger.errors import ConfigurationError, LedgerUnavailable, PayloadError
 from jobledger.finish import Settled
 from jobledger.ledger import leases, queries, transitions
 from jobledger.ledger.transitions import Claim, Evidence
-from jobledger.observe.log import LogTail, get_job_logger, get_logger
+from jobledger.observe.log import LogTail, get_logger
 from jobledger.payload import MAX_RESULT_BYTES, to_json
 from jobledger.registry import load_job_modules, registry
 from jobledger.retry import Retry
 from jobledger.status import JobStatus, Outcome
 from jobledger.worker.alarm import Alarm, FencedOut, JobTimeout
+from jobledger.worker.connection import RunConnection
 from jobledger.worker.context import RunContext
 from jobledger.worker.lease import Lease
 from jobledger.worker.process import die_with_parent, is_work_horse, peak_memory_bytes, this_runner
+from jobledger.worker.spare import spare_of_this_worker
 
 log: Final = get_logger(__name__)
+
+
+class EffectsLost(Exception):
+    """What a job wrote is gone with its connection; the attempt is lost, not failed."""
+
+
 T = TypeVar("T")
 
 LEDGER_PATIENCE_SECONDS: Final = 10.0
@@ -76,7 +83,7 @@ class Run:
         """The steps, in order."""
         connection, claim = self._patiently(self._claim)
         if claim is None:
-            connection.close()
+            connection.release()
             return "nothing to do: a duplicate delivery, or the job was canceled, held or has expired"
         try:
             settled = self._perform_and_complete(connection, claim)
@@ -84,33 +91,27 @@ class Run:
             settled = self._conclude(connection, claim, error)
             if settled is not None and settled.status is JobStatus.FAILED:
                 raise
-        finally:
-            connection.close()
+        else:
+            connection.release()
         return _in_words(settled)
 
-    def _claim(self) -> tuple[Connection, Claim | None]:
-        connection = self.connections.engine.connect()
+    def _claim(self) -> tuple[RunConnection, Claim | None]:
+        connection = RunConnection(self.connections, spare_of_this_worker())
+        settings = self.connections.settings
         try:
-            with connection.begin():
-                runner = this_runner(self.connections.settings.code_version)
-                claim = transitions.claim(connection, self.job_id, runner, self.connections.settings.lease_seconds)
+            connection.autocommit()
+            runner = this_runner(settings.code_version)
+            return connection, transitions.claim(connection.direct, self.job_id, runner, settings.lease_seconds)
         except BaseException:
-            connection.close()
+            connection.cut()
             raise
-        return connection, claim
 
-    def _perform_and_complete(self, connection: Connection, claim: Claim) -> Settled | None:
+    def _perform_and_complete(self, connection: RunConnection, claim: Claim) -> Settled | None:
         job_class = self._load(claim)
-        self.alarm = alarm = Alarm(claim.timeout_seconds)
-        with self._keep_lease(connection, claim, alarm) as self.lease:
-            context = RunContext(
-                claim,
-                get_job_logger(self.tail, job_id=str(claim.id), job_type=claim.job_type, attempt=claim.attempt),
-                connection,
-                alarm,
-                self.lease,
-            )
-            with alarm:
+        self.alarm = Alarm(claim.timeout_seconds)
+        with self._keep_lease(connection, claim, self.alarm) as self.lease:
+            context = RunContext(claim, self.tail, connection, self.alarm, self.lease)
+            with self.alarm:
                 result = _encode_result(job_class.run(context))
                 context.flush()
             self.lease.finishing()
@@ -122,45 +123,48 @@ class Run:
 
     def _load(self, claim: Claim) -> Any:
         try:
-            load_job_modules(self.connections.settings.job_modules)
-        except ConfigurationError as error:  # a module of another deployment that does not work here
-            raise UnknownJobType(str(error)) from error
-        job_class = registry.lookup(claim.job_type)
+            job_class = registry.lookup(claim.job_type)
+        except UnknownJobType:
+            job_class = self._load_modules_and_look_again(claim)
         self.retry = job_class.retry
         return job_class
 
-    def _keep_lease(self, connection: Connection, claim: Claim, alarm: Alarm) -> Lease:
-        dbapi_connection = connection.connection.dbapi_connection
+    def _load_modules_and_look_again(self, claim: Claim) -> Any:
+        """A worker that was started without our configuration has loaded nothing yet."""
+        try:
+            load_job_modules(self.connections.settings.job_modules)
+        except ConfigurationError as error:  # a module of another deployment that does not work here
+            raise UnknownJobType(str(error)) from error
+        return registry.lookup(claim.job_type)
+
+    def _keep_lease(self, connection: RunConnection, claim: Claim, alarm: Alarm) -> Lease:
         return Lease(
             self.connections,
             claim.id,
             claim.attempt,
             alarm,
             self.tail,
-            cancel_statement=dbapi_connection.cancel,  # type: ignore[union-attr]
+            cancel_statement=connection.raw.cancel,
             on_stuck=lambda: self._write_stuck(claim),
         )
 
     def _complete(
-        self, connection: Connection, claim: Claim, context: RunContext, result: str | None
+        self, connection: RunConnection, claim: Claim, context: RunContext, result: str | None
     ) -> Settled | None:
         evidence = self._evidence()
         try:
-            if not connection.in_transaction():
-                connection.begin()
-            settled = finish.complete(connection, claim.id, claim.attempt, result, evidence)
+            connection.begin()
+            settled = finish.complete(connection.direct, claim.id, claim.attempt, result, evidence)
             if settled is None:
                 connection.rollback()
             else:
                 connection.commit()
-        except DBAPIError as error:
-            if not is_connection_loss(error):
-                raise
+        except LedgerUnavailable as error:
             return self._complete_after_loss(claim, context, result, evidence, error)
         return settled
 
     def _complete_after_loss(
-        self, claim: Claim, context: RunContext, result: str | None, evidence: Evidence, error: DBAPIError
+        self, claim: Claim, context: RunContext, result: str | None, evidence: Evidence, error: LedgerUnavailable
     ) -> Settled | None:
         """The connection went away around the commit: see what became of it.
 
@@ -169,35 +173,35 @@ class Run:
 
         def look_or_complete() -> Settled | None:
             with self.connections.transaction(WRITE_DEADLINE_SECONDS) as fresh:
-                leases.end_backend(fresh, claim.backend_pid, claim.backend_started_at)
+                leases.end_backend(fresh, claim.id, claim.attempt)
                 if queries.outcome_of(fresh, claim.id, claim.attempt) is Outcome.COMPLETED:
                     return Settled(JobStatus.COMPLETED)
                 if context.session_used:
-                    raise error
+                    raise EffectsLost("The connection was lost before the job's effects were committed.") from error
                 return finish.complete(fresh, claim.id, claim.attempt, result, evidence)
 
         return self._patiently(look_or_complete)
 
-    def _conclude(self, connection: Connection, claim: Claim, error: BaseException) -> Settled | None:
+    def _conclude(self, connection: RunConnection, claim: Claim, error: BaseException) -> Settled | None:
         """Write the end of an attempt that did not complete, on a fresh connection."""
-        if isinstance(error, FencedOut):
-            connection.invalidate()
-            return None
         outcome = self._classify(error, connection)
-        connection.invalidate()  # ends the session: its effects and locks are gone before the job runs again
-        trace = traceback.format_exc()
-        return self._write_end(claim, outcome, error, self._evidence(error, trace))
+        connection.cut()  # its effects and locks are gone before the job runs again
+        if isinstance(error, FencedOut):
+            return None
+        return self._write_end(claim, outcome, error, self._evidence(error, traceback.format_exc()))
 
-    def _classify(self, error: BaseException, connection: Connection) -> Outcome:
+    def _classify(self, error: BaseException, connection: RunConnection) -> Outcome:
         if isinstance(error, JobTimeout):
             return Outcome.TIMEOUT
         if isinstance(error, UnknownJobType):
             return Outcome.UNKNOWN_TYPE
+        if isinstance(error, EffectsLost):
+            return Outcome.LOST
         if isinstance(error, DBAPIError):
             ended_by_limit = getattr(error.orig, "pgcode", None) in (QUERY_CANCELED, LOCK_NOT_AVAILABLE)
             if ended_by_limit and self.alarm is not None and self.alarm.is_over:
                 return Outcome.TIMEOUT
-            if connection.invalidated and is_connection_loss(error):
+            if connection.is_gone and is_connection_loss(error):
                 return Outcome.LOST
         return Outcome.ERROR
 

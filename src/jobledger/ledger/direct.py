@@ -1,0 +1,92 @@
+"""The ledger's statements straight on psycopg2: what a work-horse uses that lives for one claim and one finish.
+
+SQLAlchemy's way to the same statements touches, and so after a fork copies, several times the memory. What a job does
+through its session goes SQLAlchemy's way, on the same connection.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, Final, Protocol
+
+import psycopg2
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobledger.errors import LedgerUnavailable
+
+_DIALECT: Final = sa.make_url("postgresql+psycopg2://").get_dialect()()
+
+
+class Rows(Protocol):
+    """The part of SQLAlchemy's result that the transitions use."""
+
+    def one_or_none(self) -> Any: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Direct:
+    """A psycopg2 connection that takes statements as SQLAlchemy's Connection does.
+
+    Args:
+        raw: the connection; whoever owns it begins and commits.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+
+    def execute(self, statement: sa.TextClause, parameters: Mapping[str, Any]) -> "DirectRows":
+        """Execute one statement.
+
+        Raises:
+            LedgerUnavailable: the connection is gone.
+            psycopg2.Error: the statement failed.
+        """
+        with self.raw.cursor() as cursor:
+            try:
+                cursor.execute(_as_driver_sql(statement), parameters)
+            except psycopg2.Error as error:
+                raise_if_lost(error)
+                raise
+            return DirectRows([column.name for column in cursor.description], cursor.fetchall())
+
+
+class DirectRows:
+    """The rows of a statement, with their columns as attributes."""
+
+    def __init__(self, names: list[str], values: list[tuple[Any, ...]]) -> None:
+        self._rows = [_row(dict(zip(names, row, strict=True))) for row in values]
+
+    def one_or_none(self) -> Any:
+        """The row, if there is one."""
+        return self._rows[0] if self._rows else None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._rows)
+
+
+Executor = Connection | Direct
+"""Whatever the transitions of a run are given."""
+
+
+def raise_if_lost(error: psycopg2.Error) -> None:
+    """Name a lost connection as the rest of the package does.
+
+    Raises:
+        LedgerUnavailable: the error says that the connection is gone.
+    """
+    state = error.pgcode or ""
+    gone = state.startswith(("08", "57P")) or (
+        not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+    )
+    if gone:
+        raise LedgerUnavailable(f"Postgres is away: {str(error).strip().splitlines()[0]}") from error
+
+
+@cache
+def _as_driver_sql(statement: sa.TextClause) -> str:
+    return str(statement.compile(dialect=_DIALECT))
+
+
+def _row(mapping: dict[str, Any]) -> SimpleNamespace:
+    return SimpleNamespace(**mapping, _mapping=mapping)

@@ -1,0 +1,100 @@
+"""The one Postgres connection of a run: its claim, its job's session and its finishing statement go over it.
+
+It is the worker's spare connection, if there is one, or a pooled one.
+"""
+
+from typing import Any
+
+import psycopg2
+from sqlalchemy.engine import Connection
+
+from jobledger.connections import Connections
+from jobledger.ledger.direct import Direct, raise_if_lost
+from jobledger.worker.spare import SpareConnection
+
+
+class RunConnection:
+    """Open for the length of one run.
+
+    Args:
+        connections: the process's servers.
+        spare: the worker's spare connection, if the worker keeps one.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+
+    def __init__(self, connections: Connections, spare: SpareConnection | None) -> None:
+        self._connections = connections
+        self._spare = spare
+        self._pooled: Any = None
+        self._session_connection: Connection | None = None
+        self.raw: Any = spare.take() if spare is not None else None
+        if self.raw is None:
+            self._spare = None
+            self._pooled = connections.raw_connection()
+            self.raw = self._pooled.dbapi_connection
+        self.direct = Direct(self.raw)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection was closed or lost."""
+        return bool(self.raw.closed)
+
+    def autocommit(self) -> None:
+        """From now on each statement is a transaction of its own."""
+        self.raw.autocommit = True
+
+    def begin(self) -> None:
+        """From now on statements belong to one transaction, until `commit` or `rollback`."""
+        if self.raw.autocommit:
+            self.raw.autocommit = False
+
+    def commit(self) -> None:
+        """Commit, whoever wrote: the job's session, the finishing statement, or both.
+
+        Raises:
+            LedgerUnavailable: the connection went away; the commit may have happened.
+        """
+        try:
+            self.raw.commit()
+        except psycopg2.Error as error:
+            raise_if_lost(error)
+            raise
+
+    def rollback(self) -> None:
+        """Undo what was not committed.
+
+        Raises:
+            LedgerUnavailable: the connection went away, and the transaction with it.
+        """
+        try:
+            self.raw.rollback()
+        except psycopg2.Error as error:
+            raise_if_lost(error)
+            raise
+
+    def for_session(self) -> Connection:
+        """The same connection as SQLAlchemy has it, in one transaction with the finishing statement."""
+        if self._session_connection is None:
+            self.begin()
+            self._session_connection = self._connections.adopt(self.raw)
+            self._session_connection.begin()
+        return self._session_connection
+
+    def cut(self) -> None:
+        """Close it for good: its session ends, with all that was not committed."""
+        self.raw.close()
+        if self._pooled is not None:
+            self._pooled.invalidate()
+
+    def release(self) -> None:
+        """After an orderly run: back to the worker, if it is as it was taken, or to the pool."""
+        if self.is_gone:
+            return
+        if self._pooled is not None:
+            self._pooled.close()
+        elif self._session_connection is not None:
+            self.raw.close()  # the job may have left settings or temporary tables in it
+        elif self._spare is not None:
+            self._spare.give_back()

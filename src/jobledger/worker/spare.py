@@ -1,0 +1,116 @@
+"""A Postgres connection that a worker keeps ready for its next work-horse.
+
+A stock worker forks a process for each job, and a new Postgres session for each process costs more than the job's
+own statements: a backend process, and the catalogue read anew. So the worker's parent process connects, the work-horse
+inherits the connection and is its only user while it lives, and hands it back if it can. One work-horse lives at a
+time; the parent itself never speaks on the connection.
+
+A byte of shared memory says whether the connection may be used again. It may if the work-horse said so at its end: it
+was idle, outside a transaction, and the job never asked for its session (which could have left settings or temporary
+tables). After a killed work-horse nobody says so: the parent cuts the connection before the next fork, and the reaper
+ends its session before the job runs again. A connection with TLS cannot be shared, for its keys move on with each
+message; then each work-horse connects for itself.
+"""
+
+import mmap
+import os
+import select
+import socket
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+from jobledger.connections import Connections
+from jobledger.errors import LedgerUnavailable
+from jobledger.ledger import transitions
+from jobledger.ledger.direct import Direct
+
+PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
+_CLEAN: Final = b"\x01"
+_IN_USE: Final = b"\x00"
+_IDLE: Final = 0  # PQTRANS_IDLE, libpq-fe.h
+
+
+class SpareConnection:
+    """The spare connection of one worker's parent process.
+
+    Args:
+        connections: of the parent.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._owner = os.getpid()
+        self._raw: Any = None
+        self._state = mmap.mmap(-1, 1)
+        self._not_before = 0.0
+
+    def keep_ready(self) -> None:
+        """Have a spare ready whenever this process forks; call it once, in the worker's parent."""
+        self.prepare()
+        os.register_at_fork(before=self.prepare)
+        _worker.spare = self
+
+    def prepare(self) -> None:
+        """Before a fork, in the parent: check the spare, and make another one if it will not do."""
+        if os.getpid() != self._owner:
+            return
+        if self._raw is not None and not self._is_clean():
+            self._discard()
+        if self._raw is None and time.monotonic() >= self._not_before:
+            self._connect()
+
+    def take(self) -> Any:
+        """In a work-horse: the spare, as psycopg2 has it; None if there is none, and it must connect for itself."""
+        if self._raw is None or os.getppid() != self._owner or self._state[:] != _CLEAN:
+            return None
+        self._state[:] = _IN_USE
+        return self._raw
+
+    def give_back(self) -> None:
+        """In the work-horse, as its last word on the connection: the next one may use it."""
+        if self._raw.info.transaction_status == _IDLE:
+            self._state[:] = _CLEAN
+
+    def _connect(self) -> None:
+        try:
+            pooled = self._connections.raw_connection()
+        except LedgerUnavailable:
+            self._not_before = time.monotonic() + PAUSE_AFTER_FAILURE_SECONDS
+            return
+        raw: Any = pooled.dbapi_connection
+        pooled.detach()
+        if raw.info.ssl_in_use:
+            raw.close()
+            self._not_before = float("inf")
+            return
+        raw.autocommit = True
+        transitions.rehearse(Direct(raw))
+        self._connections.adopt(raw)  # SQLAlchemy learns the ways of this server, once for all work-horses
+        self._raw = raw
+        self._state[:] = _CLEAN
+
+    def _is_clean(self) -> bool:
+        readable, _, _ = select.select([self._raw.fileno()], [], [], 0)
+        return self._state[:] == _CLEAN and not readable  # readable: the server has closed it, or says something
+
+    def _discard(self) -> None:
+        """End it for all who hold it; what a killed work-horse had sent of a message must not be completed by ours."""
+        with suppress(OSError), socket.socket(fileno=os.dup(self._raw.fileno())) as shared:
+            shared.shutdown(socket.SHUT_RDWR)
+        self._raw.close()
+        self._raw = None
+
+
+class _Worker:
+    """What is one per worker process and its work-horses."""
+
+    spare: SpareConnection | None = None
+
+
+_worker: Final = _Worker()
+
+
+def spare_of_this_worker() -> SpareConnection | None:
+    """The spare connection, if this process was forked by a worker that keeps one."""
+    return _worker.spare
