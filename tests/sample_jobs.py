@@ -108,3 +108,13 @@ class Reports(BaseJob):
         self.progress(5, 10, "five of ten")
         while not Path(release_file).exists():
             time.sleep(0.02)
+
+
+class Locks(BaseJob):
+    """Locks a table in its transaction; the first attempt then waits to be frozen."""
+
+    def _perform(self) -> None:
+        self.session.execute(sa.text("LOCK TABLE effects IN ACCESS EXCLUSIVE MODE"))
+        if self.attempt == 1:
+            self.progress(note="locked")
+            time.sleep(60)

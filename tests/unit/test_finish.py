@@ -1,0 +1,107 @@
+"""What follows an attempt that did not complete: every outcome against every budget."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from jobledger import Outcome, Reason, Retry
+from jobledger.finish import MAX_CRASHES, MAX_LOSSES, Again, GiveUp, decide
+
+
+@dataclass(frozen=True)
+class Row:
+    """The counters of a row, before this attempt is counted."""
+
+    max_attempts: int = 1
+    errors: int = 0
+    crashes: int = 0
+    losses: int = 0
+
+
+PATIENT = Retry(5, base=2, jitter=False)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.ERROR, Outcome.TIMEOUT])
+@pytest.mark.parametrize(("errors", "wait"), [(0, 2), (1, 4), (2, 8), (3, 16)])
+def test_an_error_is_retried_after_a_growing_wait(outcome: Outcome, errors: int, wait: float) -> None:
+    assert decide(outcome, Row(max_attempts=5, errors=errors), PATIENT) == Again(wait, {"errors": 1})
+
+
+@pytest.mark.parametrize("outcome", [Outcome.ERROR, Outcome.TIMEOUT])
+@pytest.mark.parametrize(("max_attempts", "errors"), [(1, 0), (5, 4), (5, 7)])
+def test_the_last_error_is_the_end(outcome: Outcome, max_attempts: int, errors: int) -> None:
+    decision = decide(outcome, Row(max_attempts=max_attempts, errors=errors), PATIENT)
+
+    assert decision == GiveUp(Reason(outcome.value), {"errors": 1})
+
+
+def test_the_attempts_of_the_row_count_rather_than_those_of_the_class() -> None:
+    assert isinstance(decide(Outcome.ERROR, Row(max_attempts=2), Retry(1)), Again)
+    assert isinstance(decide(Outcome.ERROR, Row(max_attempts=1), Retry(9)), GiveUp)
+
+
+def test_an_error_that_the_class_gives_up_on_is_the_end_at_once() -> None:
+    stubborn = Retry(5, give_up_on=(KeyError,))
+
+    assert decide(Outcome.ERROR, Row(5), stubborn, KeyError()) == GiveUp(Reason.ERROR, {"errors": 1})
+    assert isinstance(decide(Outcome.ERROR, Row(5), stubborn, ValueError()), Again)
+
+
+def test_a_timeout_is_a_timeout_error_to_the_policy() -> None:
+    decision = decide(Outcome.TIMEOUT, Row(5), Retry(5, give_up_on=(TimeoutError,)), TimeoutError())
+
+    assert decision == GiveUp(Reason.TIMEOUT, {"errors": 1})
+
+
+def test_a_program_that_exits_is_not_retried() -> None:
+    assert isinstance(decide(Outcome.ERROR, Row(5), PATIENT, SystemExit(1)), GiveUp)
+
+
+def test_crashes_and_losses_spend_nothing_of_the_budget_for_errors() -> None:
+    spent = Row(max_attempts=2, errors=0, crashes=2, losses=19)
+
+    assert isinstance(decide(Outcome.ERROR, spent, PATIENT), Again)
+
+
+@pytest.mark.parametrize("crashes", range(MAX_CRASHES - 1))
+def test_a_crash_is_tried_again_with_a_backoff(crashes: int) -> None:
+    decision = decide(Outcome.CRASHED, Row(crashes=crashes, errors=99, losses=99))
+
+    assert isinstance(decision, Again)
+    assert decision.spent == {"crashes": 1}
+    assert 2 ** (crashes + 1) <= decision.wait_seconds < 2 ** (crashes + 1) * 1.25
+
+
+def test_the_third_crash_is_the_end() -> None:
+    assert decide(Outcome.CRASHED, Row(max_attempts=1000, crashes=2)) == GiveUp(Reason.CRASHED, {"crashes": 1})
+
+
+@pytest.mark.parametrize("losses", range(MAX_LOSSES - 1))
+def test_a_lost_attempt_is_tried_again_at_once(losses: int) -> None:
+    assert decide(Outcome.LOST, Row(losses=losses, errors=99, crashes=99)) == Again(0, {"losses": 1})
+
+
+def test_the_twentieth_loss_is_the_end() -> None:
+    assert decide(Outcome.LOST, Row(max_attempts=1000, losses=19)) == GiveUp(Reason.LOST, {"losses": 1})
+
+
+@pytest.mark.parametrize("unknown_for_seconds", [0, 3599.9])
+def test_an_unknown_type_waits_for_another_worker_and_spends_nothing(unknown_for_seconds: float) -> None:
+    spent = Row(errors=99, crashes=99, losses=99)
+
+    assert decide(Outcome.UNKNOWN_TYPE, spent, unknown_for_seconds=unknown_for_seconds) == Again(30)
+
+
+def test_a_type_unknown_for_an_hour_is_the_end() -> None:
+    assert decide(Outcome.UNKNOWN_TYPE, Row(), unknown_for_seconds=3600) == GiveUp(Reason.UNDISPATCHABLE)
+
+
+def test_nothing_is_to_be_decided_about_a_completed_attempt() -> None:
+    with pytest.raises(ValueError, match="completed"):
+        decide(Outcome.COMPLETED, Row())
+
+
+@pytest.mark.parametrize("outcome", set(Outcome) - {Outcome.COMPLETED})
+@pytest.mark.parametrize("row", [Row(), Row(1000, 998, 0, 0), Row(1, 0, 2, 0), Row(1, 0, 0, 19)])
+def test_no_attempt_spends_more_than_one(outcome: Outcome, row: Row) -> None:
+    assert sum(decide(outcome, row).spent.values()) <= 1

@@ -1,0 +1,48 @@
+"""The words of the ledger, and the one table of legal moves."""
+
+import pytest
+
+from jobledger import JobStatus
+from jobledger.status import MOVES, TERMINAL, UNFINISHED
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_nobody_leaves_a_terminal_status(status: JobStatus) -> None:
+    assert [after for before, after in MOVES if before is status] == []
+
+
+@pytest.mark.parametrize("status", sorted(JobStatus))
+def test_every_status_can_be_reached_from_nothing(status: JobStatus) -> None:
+    reached: set[JobStatus | None] = {None}
+    while fresh := {after for before, after in MOVES if before in reached} - reached:
+        reached |= fresh
+
+    assert status in reached
+
+
+@pytest.mark.parametrize("status", sorted(UNFINISHED))
+def test_every_unfinished_status_leads_to_an_end(status: JobStatus) -> None:
+    reached = {status}
+    while fresh := {after for before, after in MOVES if before in reached} - reached:
+        reached |= fresh
+
+    assert reached & TERMINAL
+
+
+def test_only_a_claim_starts_a_job() -> None:
+    assert [before for before, after in MOVES if after is JobStatus.STARTED] == [JobStatus.QUEUED]
+
+
+def test_only_a_started_job_completes_or_fails() -> None:
+    ended = (JobStatus.COMPLETED, JobStatus.FAILED)
+
+    assert {before for before, after in MOVES if after in ended} == {JobStatus.STARTED}
+
+
+def test_no_status_moves_to_itself() -> None:
+    assert all(before is not after for before, after in MOVES)
+
+
+def test_a_status_is_terminal_or_unfinished() -> None:
+    assert set(JobStatus) == TERMINAL | UNFINISHED
+    assert not TERMINAL & UNFINISHED
