@@ -22,8 +22,8 @@ from uuid6 import uuid7
 from jobledger import queues
 from jobledger.connections import Connections, default_connections
 from jobledger.errors import LedgerUnavailable, OptionError, ParentNotFound
-from jobledger.ledger import transitions
-from jobledger.ledger.transitions import NewJob
+from jobledger.ledger import pushes, transitions
+from jobledger.ledger.rows import NewJob
 from jobledger.observe.log import get_logger
 from jobledger.options import Options
 from jobledger.status import JobStatus
@@ -183,7 +183,7 @@ def push_quietly(connections: Connections, wakes: Sequence[Wake]) -> bool:
     except redis.RedisError as error:
         log.warning("Redis is away: the relay will push", wakes=len(wakes), error=str(error))
         with suppress(LedgerUnavailable), connections.transaction(DEADLINE_SECONDS) as connection:
-            transitions.unpush(connection, [(wake.id, wake.push_count) for wake in wakes])
+            pushes.unpush(connection, [(wake.id, wake.push_count) for wake in wakes])
         return False
     return True
 

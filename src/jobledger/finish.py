@@ -13,7 +13,7 @@ from uuid6 import uuid7
 
 from jobledger.ledger import transitions
 from jobledger.ledger.direct import Executor
-from jobledger.ledger.transitions import Evidence
+from jobledger.ledger.rows import Evidence
 from jobledger.retry import Retry
 from jobledger.status import JobStatus, Outcome, Reason
 from jobledger.wake import Wake

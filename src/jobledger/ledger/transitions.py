@@ -7,8 +7,7 @@ transaction. The statements run on a caller's connection of any driver, so each 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,72 +15,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobledger.ledger.direct import Executor
+from jobledger.ledger.rows import Claim, Ended, Evidence, Failed, NewJob, Runner
 from jobledger.status import ON_FAILED_TYPE, JobStatus, Outcome, Reason
 from jobledger.wake import Accepted, Wake
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """A row to be written by `insert`."""
-
-    id: UUID
-    job_type: str
-    queue: str
-    payload: str
-    title: str | None
-    owner: str | None
-    timeout_seconds: float
-    max_attempts: int
-    has_on_failed: bool
-    delay_seconds: float = 0.0
-    available_at_epoch: float | None = None
-    waiting_parents: int = 0
-    canceled_reason: str | None = None
-    schedule_id: UUID | None = None
-    fire_at_epoch: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Runner:
-    """Who claims: kept with the attempt."""
-
-    worker: str
-    host: str
-    pid: int
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A started attempt, as its claim returned it. `(id, attempt)` is the fence of every later write."""
-
-    id: UUID
-    attempt: int
-    job_type: str
-    queue: str
-    payload: dict[str, Any]
-    timeout_seconds: float
-    max_attempts: int
-    errors: int
-    crashes: int
-    losses: int
-    created_at: datetime
-    fire_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What is kept of how an attempt ended."""
-
-    error_type: str | None = None
-    error_message: str | None = None
-    traceback: str | None = None
-    log_tail: str | None = None
-    peak_memory_bytes: int | None = None
-    progress_done: int | None = None
-    progress_total: int | None = None
-    progress_note: str | None = None
-
 
 _INSERT: Final = sa.text("""
 INSERT INTO job_statuses (
@@ -188,13 +124,6 @@ SELECT has_children FROM moved
 """)  # noqa: S608 - put together from constants
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A job that has come to its end; its children must hear of it in the same transaction."""
-
-    has_children: bool
-
-
 def complete(connection: Executor, job_id: UUID, attempt: int, result: str | None, evidence: Evidence) -> Ended | None:
     """started -> completed, in the transaction of the job's own effects.
 
@@ -272,14 +201,6 @@ SELECT moved.has_children, callback.id, callback.queue, callback.job_type, callb
        callback.timeout_seconds
   FROM moved LEFT JOIN callback ON true
 """)  # noqa: S608 - put together from constants
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A job that failed for good, and the callback job that this inserted, if its class has one."""
-
-    has_children: bool
-    callback: Wake | None
 
 
 def fail(
@@ -427,40 +348,3 @@ RETURNING id, queue, job_type, title, timeout_seconds, push_count
 def promote_due(connection: Connection, limit: int) -> list[Wake]:
     """scheduled -> queued for jobs whose time has come. The caller pushes, then commits."""
     return [Wake(**row._mapping) for row in connection.execute(_PROMOTE_DUE, {"limit": limit})]
-
-
-_TAKE_UNPUSHED: Final = sa.text("""
-UPDATE job_statuses SET pushed_at = now(), push_count = push_count + 1
- WHERE id IN (SELECT id FROM job_statuses
-               WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
-               ORDER BY priority, queued_at LIMIT :limit FOR UPDATE SKIP LOCKED)
-   AND status = 'queued'
-RETURNING id, queue, job_type, title, timeout_seconds, push_count
-""")
-
-
-def take_unpushed(connection: Connection, queue: str, limit: int) -> list[Wake]:
-    """Mark queued rows that nobody has pushed as pushed. The caller pushes, then commits."""
-    rows = connection.execute(_TAKE_UNPUSHED, {"queue": queue, "limit": limit})
-    return sorted((Wake(**row._mapping) for row in rows), key=lambda wake: wake.id)
-
-
-_UNPUSH: Final = sa.text("""
-UPDATE job_statuses j SET pushed_at = NULL
-  FROM unnest(CAST(:ids AS uuid[]), CAST(:counts AS int[])) AS seen(id, push_count)
- WHERE j.id = seen.id AND j.push_count = seen.push_count AND j.status = 'queued' AND j.held_by IS NULL
-""")
-
-
-def unpush(connection: Connection, wakes: Sequence[tuple[UUID, int]]) -> int:
-    """Say that these wake-ups are not in Redis, so that the relay pushes them.
-
-    Args:
-        wakes: ids with the push count that was seen: a push that somebody made since then stands.
-
-    Returns:
-        How many rows that was still true of.
-    """
-    return connection.execute(
-        _UNPUSH, {"ids": [str(one) for one, _ in wakes], "counts": [count for _, count in wakes]}
-    ).rowcount

@@ -20,7 +20,7 @@ from jobledger.connections import Connections
 from jobledger.dispatch import push_quietly
 from jobledger.ledger import leases
 from jobledger.ledger.leases import Running
-from jobledger.ledger.transitions import Evidence
+from jobledger.ledger.rows import Evidence
 from jobledger.observe.log import get_logger
 from jobledger.queues import Death
 from jobledger.status import Outcome

@@ -7,7 +7,7 @@ from typing import Final
 
 from jobledger import queues
 from jobledger.connections import Connections
-from jobledger.ledger import queries, transitions
+from jobledger.ledger import pushes, queries
 from jobledger.wake import Wake
 
 PUSH_GRACE_SECONDS: Final = 15.0
@@ -44,4 +44,4 @@ def _reconcile_queue(connections: Connections, queue: str, grace_seconds: float)
     if not lost:
         return 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        return transitions.unpush(connection, [(wake.id, wake.push_count) for wake in lost])
+        return pushes.unpush(connection, [(wake.id, wake.push_count) for wake in lost])

@@ -8,7 +8,7 @@ from typing import Final
 
 from jobledger import queues
 from jobledger.connections import Connections
-from jobledger.ledger import queries, transitions
+from jobledger.ledger import pushes, queries, transitions
 
 BATCH: Final = 500
 DEADLINE_SECONDS: Final = 15.0
@@ -46,7 +46,7 @@ def relay_unpushed(connections: Connections) -> int:
     for name in names:
         while True:
             with connections.transaction(DEADLINE_SECONDS) as connection:
-                wakes = transitions.take_unpushed(connection, name, BATCH)
+                wakes = pushes.take_unpushed(connection, name, BATCH)
                 queues.push(connections.redis, wakes)
             total += len(wakes)
             if len(wakes) < BATCH:

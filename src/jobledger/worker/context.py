@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from jobledger.dispatch import HeldWakes, hold_wakes
 from jobledger.ledger.leases import Progress
-from jobledger.ledger.transitions import Claim
+from jobledger.ledger.rows import Claim
 from jobledger.observe.log import LogTail, get_job_logger
 from jobledger.worker.alarm import Alarm
 from jobledger.worker.connection import RunConnection

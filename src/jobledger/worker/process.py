@@ -9,7 +9,7 @@ from typing import Final
 
 from rq import get_current_job
 
-from jobledger.ledger.transitions import Runner
+from jobledger.ledger.rows import Runner
 
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _LIBC: Final = ctypes.CDLL(None)

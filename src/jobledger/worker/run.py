@@ -19,7 +19,7 @@ from jobledger.dispatch import push_quietly
 from jobledger.errors import ConfigurationError, LedgerUnavailable, PayloadError, UnknownJobType
 from jobledger.finish import Settled
 from jobledger.ledger import leases, queries, transitions
-from jobledger.ledger.transitions import Claim, Evidence
+from jobledger.ledger.rows import Claim, Evidence
 from jobledger.observe.log import LogTail, get_logger
 from jobledger.payload import MAX_RESULT_BYTES, to_json
 from jobledger.registry import load_job_modules, registry

@@ -1,0 +1,99 @@
+"""Deadlines for what can wait for ever: a connection that has not finished by its deadline is cut.
+
+No timeout of libpq ends the wait for a server that is frozen while its kernel still answers every packet; shutting the
+socket down does, in whatever thread waits on it.
+"""
+
+import heapq
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from sqlalchemy.engine import Connection
+
+
+@contextmanager
+def within(connection: Connection, deadline_seconds: float | None) -> Iterator[None]:
+    """Cut a connection that has not finished by its deadline, in seconds from now; None is no deadline."""
+    if deadline_seconds is None:
+        yield
+        return
+    ticket = _watchdog().watch(connection.connection.dbapi_connection.fileno(), deadline_seconds)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        ticket.release()
+
+
+class _Ticket:
+    """One connection under watch: it owns a duplicate of the socket, so a reused number can never be cut."""
+
+    def __init__(self, fileno: int, due: float) -> None:
+        self.due = due
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = socket.socket(fileno=os.dup(fileno))
+
+    def __lt__(self, other: "_Ticket") -> bool:
+        return self.due < other.due
+
+    def cut(self) -> None:
+        with self._lock:
+            if self._socket is not None:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+
+class _Watchdog:
+    """One thread for all deadlines of a process."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._tickets: list[_Ticket] = []
+        self._changed = threading.Condition()
+        threading.Thread(target=self._run, name="jobledger-deadlines", daemon=True).start()
+
+    def watch(self, fileno: int, seconds: float) -> _Ticket:
+        ticket = _Ticket(fileno, time.monotonic() + seconds)
+        with self._changed:
+            heapq.heappush(self._tickets, ticket)
+            if self._tickets[0] is ticket:
+                self._changed.notify()
+        return ticket
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._tickets or self._tickets[0].due > time.monotonic():
+                    wait = self._tickets[0].due - time.monotonic() if self._tickets else None
+                    self._changed.wait(wait)
+                ticket = heapq.heappop(self._tickets)
+            ticket.cut()
+
+
+class _Process:
+    """What is one per process: its watchdog, started at the first deadline."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.watchdog: _Watchdog | None = None
+
+
+_process: Final = _Process()
+os.register_at_fork(after_in_child=lambda: setattr(_process, "lock", threading.Lock()))
+
+
+def _watchdog() -> _Watchdog:
+    with _process.lock:
+        if _process.watchdog is None or _process.watchdog.pid != os.getpid():
+            _process.watchdog = _Watchdog()
+        return _process.watchdog

@@ -1,0 +1,46 @@
+"""Which queued jobs are in Redis, as far as is known: `pushed_at` and `push_count`. No status moves here."""
+
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobledger.wake import Wake
+
+_TAKE_UNPUSHED: Final = sa.text("""
+UPDATE job_statuses SET pushed_at = now(), push_count = push_count + 1
+ WHERE id IN (SELECT id FROM job_statuses
+               WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
+               ORDER BY priority, queued_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+   AND status = 'queued'
+RETURNING id, queue, job_type, title, timeout_seconds, push_count
+""")
+
+
+def take_unpushed(connection: Connection, queue: str, limit: int) -> list[Wake]:
+    """Mark queued rows that nobody has pushed as pushed. The caller pushes, then commits."""
+    rows = connection.execute(_TAKE_UNPUSHED, {"queue": queue, "limit": limit})
+    return sorted((Wake(**row._mapping) for row in rows), key=lambda wake: wake.id)
+
+
+_UNPUSH: Final = sa.text("""
+UPDATE job_statuses j SET pushed_at = NULL
+  FROM unnest(CAST(:ids AS uuid[]), CAST(:counts AS int[])) AS seen(id, push_count)
+ WHERE j.id = seen.id AND j.push_count = seen.push_count AND j.status = 'queued' AND j.held_by IS NULL
+""")
+
+
+def unpush(connection: Connection, wakes: Sequence[tuple[UUID, int]]) -> int:
+    """Say that these wake-ups are not in Redis, so that the relay pushes them.
+
+    Args:
+        wakes: ids with the push count that was seen: a push that somebody made since then stands.
+
+    Returns:
+        How many rows that was still true of.
+    """
+    return connection.execute(
+        _UNPUSH, {"ids": [str(one) for one, _ in wakes], "counts": [count for _, count in wakes]}
+    ).rowcount

@@ -1,0 +1,86 @@
+"""What goes into the transitions and what comes out of them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from jobledger.wake import Wake
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A row to be written by `insert`."""
+
+    id: UUID
+    job_type: str
+    queue: str
+    payload: str
+    title: str | None
+    owner: str | None
+    timeout_seconds: float
+    max_attempts: int
+    has_on_failed: bool
+    delay_seconds: float = 0.0
+    available_at_epoch: float | None = None
+    waiting_parents: int = 0
+    canceled_reason: str | None = None
+    schedule_id: UUID | None = None
+    fire_at_epoch: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Who claims: kept with the attempt."""
+
+    worker: str
+    host: str
+    pid: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A started attempt, as its claim returned it. `(id, attempt)` is the fence of every later write."""
+
+    id: UUID
+    attempt: int
+    job_type: str
+    queue: str
+    payload: dict[str, Any]
+    timeout_seconds: float
+    max_attempts: int
+    errors: int
+    crashes: int
+    losses: int
+    created_at: datetime
+    fire_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is kept of how an attempt ended."""
+
+    error_type: str | None = None
+    error_message: str | None = None
+    traceback: str | None = None
+    log_tail: str | None = None
+    peak_memory_bytes: int | None = None
+    progress_done: int | None = None
+    progress_total: int | None = None
+    progress_note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job that has come to its end; its children must hear of it in the same transaction."""
+
+    has_children: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A job that failed for good, and the callback job that this inserted, if its class has one."""
+
+    has_children: bool
+    callback: Wake | None
