@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,13 @@ class Stack:
         eventually(lambda: "Scheduler started" in process.output() or process.popen.poll() is not None)
         assert process.popen.poll() is None, process.output()
         return process
+
+    def api(self, **environment: str) -> str:
+        """The URL of an API process that answers."""
+        process = self.start(sys.executable, "-m", "jobledger", "api", "--port", "0", **environment)
+        found = eventually(lambda: re.search(r"running on (http://\S+)|Error|jobledger: ", process.output()))
+        assert found[1], process.output()
+        return found[1]
 
     def stop(self) -> None:
         for process in reversed(self.processes):

@@ -218,6 +218,11 @@ class HeldWakes:
         if session.get_nested_transaction() is None:
             self.push()
 
+    def _ended(self, _: Session, ended: SessionTransaction) -> None:
+        # What was committed is pushed by now. `session.close()` rolls back without saying so.
+        if ended.parent is None:
+            self._waiting.clear()
+
 
 def hold_wakes(session: Session, *, until_commit: bool) -> HeldWakes:
     """Keep the wake-ups of dispatches in this session back, and drop those whose (sub)transaction is rolled back.
@@ -232,6 +237,7 @@ def hold_wakes(session: Session, *, until_commit: bool) -> HeldWakes:
         sa.event.listen(session, "after_soft_rollback", held._rolled_back)
         if until_commit:
             sa.event.listen(session, "after_commit", held._committed)
+            sa.event.listen(session, "after_transaction_end", held._ended)
     return held
 
 

@@ -128,6 +128,18 @@ def complete(
     return Settled(JobStatus.COMPLETED, wakes)
 
 
+def complete_alone(
+    connection: Executor, job_id: UUID, attempt: int, result: str | None, evidence: Evidence
+) -> Settled | None:
+    """The same in one statement that is a transaction of its own, for a job without effects of its own.
+
+    Returns:
+        None if the job has children, which `complete` will release, or if the attempt was fenced out.
+    """
+    ended = transitions.complete(connection, job_id, attempt, result, evidence, only_childless=True)
+    return Settled(JobStatus.COMPLETED) if ended is not None else None
+
+
 def settle(
     connection: Connection,
     job_id: UUID,

@@ -299,5 +299,5 @@ def _title(template: str, payload: dict[str, Any]) -> str:
     """The title of a job; a template that does not fit the payload stays as it is written."""
     try:
         return template.format(**payload)[:500]
-    except (KeyError, IndexError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return template

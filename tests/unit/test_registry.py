@@ -69,6 +69,6 @@ def test_a_module_that_raises_is_named_with_what_it_raised(tmp_path: Path, monke
     (tmp_path / "raises_at_import.py").write_text("1 / 0\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
 
-    with pytest.raises(ConfigurationError, match="'raises_at_import'.*ZeroDivisionError") as refusal:
+    with pytest.raises(ConfigurationError, match=r"'raises_at_import'.*ZeroDivisionError") as refusal:
         load_job_modules(["raises_at_import"])
     assert isinstance(refusal.value.__cause__, ZeroDivisionError)

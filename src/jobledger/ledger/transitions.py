@@ -87,7 +87,7 @@ def claim(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: flo
         The claim; or None for a duplicate, a canceled, held or expired job: the caller returns quietly.
     """
     row = connection.execute(
-        _CLAIM, {"id": str(job_id), **asdict(runner), "lease_seconds": lease_seconds}
+        _CLAIM, {"id": str(job_id), **_fields(runner), "lease_seconds": lease_seconds}
     ).one_or_none()
     return Claim(**row._mapping) if row is not None else None
 
@@ -118,21 +118,32 @@ WITH moved AS (
     UPDATE job_statuses
        SET status = 'completed', result = CAST(:result AS jsonb), finished_at = now(), updated_at = now()
      WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
+       AND NOT (has_children AND :only_childless)
     RETURNING id, attempt, has_children
 ), {_CLOSE_ATTEMPT}
 SELECT has_children FROM moved
 """)  # noqa: S608 - put together from constants
 
 
-def complete(connection: Executor, job_id: UUID, attempt: int, result: str | None, evidence: Evidence) -> Ended | None:
+def complete(
+    connection: Executor,
+    job_id: UUID,
+    attempt: int,
+    result: str | None,
+    evidence: Evidence,
+    *,
+    only_childless: bool = False,
+) -> Ended | None:
     """started -> completed, in the transaction of the job's own effects.
+
+    Args:
+        only_childless: leave a job with children alone, because no second statement could follow.
 
     Returns:
         None if this attempt was fenced out: the caller rolls everything back.
     """
-    row = connection.execute(
-        _COMPLETE, {"id": str(job_id), "attempt": attempt, "result": result, **_closing(Outcome.COMPLETED, evidence)}
-    ).one_or_none()
+    parameters = {"id": str(job_id), "attempt": attempt, "result": result, "only_childless": only_childless}
+    row = connection.execute(_COMPLETE, {**parameters, **_closing(Outcome.COMPLETED, evidence)}).one_or_none()
     return Ended(row.has_children) if row is not None else None
 
 
@@ -237,8 +248,12 @@ def fail(
     return Failed(row.has_children, callback)
 
 
+def _fields(row: Evidence | Runner) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in row.__slots__}
+
+
 def _closing(outcome: Outcome, evidence: Evidence) -> dict[str, Any]:
-    return {"outcome": outcome, **asdict(evidence)}
+    return {"outcome": outcome, **_fields(evidence)}
 
 
 _ADOPT: Final = sa.text("""

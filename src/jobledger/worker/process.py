@@ -1,18 +1,14 @@
 """The process that runs a job: who it is, and that it dies with its parent."""
 
-import ctypes
 import os
 import resource
 import signal
 import socket
-from typing import Final
 
 from rq import get_current_job
 
+from jobledger import process
 from jobledger.ledger.rows import Runner
-
-_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
-_LIBC: Final = ctypes.CDLL(None)
 
 
 def is_work_horse(job_id: str) -> bool:
@@ -25,7 +21,7 @@ def die_with_parent() -> None:
 
     RQ puts it into a process group of its own, so that it outlives a killed worker and would run on unseen.
     """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    process.die_with_parent(None, signal.SIGKILL)
 
 
 def this_runner(code_version: str) -> Runner:

@@ -153,6 +153,10 @@ class Run:
     ) -> Settled | None:
         evidence = self._evidence()
         try:
+            if not context.session_used:
+                settled = finish.complete_alone(connection.direct, claim.id, claim.attempt, result, evidence)
+                if settled is not None:
+                    return settled
             connection.begin()
             settled = finish.complete(connection.direct, claim.id, claim.attempt, result, evidence)
             if settled is None:

@@ -1,0 +1,87 @@
+"""One stream of lines from many children, each line with the name of who wrote it."""
+
+import contextlib
+import os
+import selectors
+import sys
+import time
+from pathlib import Path
+from typing import IO, Final, Self
+
+_READ_BYTES: Final = 65536
+_LONGEST_LINE_BYTES: Final = 65536
+_COLOURS: Final = (36, 33, 32, 35, 34)
+_OURSELVES: Final = "up"
+
+
+class _Stream:
+    """The output of one child, and the beginning of the line that it has not ended yet."""
+
+    def __init__(self, name: str, pipe: IO[bytes]) -> None:
+        self.name = name
+        self.pipe = pipe
+        self.unfinished = b""
+
+
+class Output:
+    """Gathers what the children write. A context manager.
+
+    Args:
+        width: of the column of names.
+        log_file: where the children's lines are appended to, instead of being shown.
+    """
+
+    def __init__(self, width: int, log_file: Path | None = None) -> None:
+        self._width = width
+        self._selector = selectors.DefaultSelector()
+        self._sink: IO[bytes] = log_file.open("ab", buffering=0) if log_file else sys.stdout.buffer
+        self._owns_sink = log_file is not None
+        self._colours: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._selector.close()
+        if self._owns_sink:
+            self._sink.close()
+
+    def attach(self, name: str, pipe: IO[bytes]) -> None:
+        """Take lines from a child's pipe until it ends; the pipe is ours then."""
+        self._selector.register(pipe, selectors.EVENT_READ, _Stream(name, pipe))
+
+    def pump(self, seconds: float) -> None:
+        """Wait at most so long for something to read, and show what there is."""
+        for key, _ in self._selector.select(seconds):
+            self._read(key.data)
+
+    def drain(self, seconds: float) -> None:
+        """Show what dead children left in their pipes."""
+        deadline = time.monotonic() + seconds
+        while self._selector.get_map() and (left := deadline - time.monotonic()) > 0:
+            self.pump(left)
+
+    def say(self, text: str) -> None:
+        """Show a line of our own."""
+        self._write(sys.stdout.buffer, _OURSELVES, [text.encode()])
+
+    def _read(self, stream: _Stream) -> None:
+        data = os.read(stream.pipe.fileno(), _READ_BYTES)
+        *lines, stream.unfinished = (stream.unfinished + data).split(b"\n")
+        if stream.unfinished and (not data or len(stream.unfinished) > _LONGEST_LINE_BYTES):
+            lines.append(stream.unfinished)
+            stream.unfinished = b""
+        self._write(self._sink, stream.name, lines)
+        if not data:
+            self._selector.unregister(stream.pipe)
+            stream.pipe.close()
+
+    def _write(self, sink: IO[bytes], name: str, lines: list[bytes]) -> None:
+        prefix = f"{name:{self._width}} | ".encode()
+        if sink.isatty() and "NO_COLOR" not in os.environ:
+            colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
+            prefix = b"\x1b[%dm%b\x1b[0m" % (colour, prefix)
+        # The terminal may be gone, or whoever read us; that must not keep us from stopping in good order.
+        with contextlib.suppress(OSError):
+            sink.write(b"".join(prefix + line + b"\n" for line in lines))
+            sink.flush()

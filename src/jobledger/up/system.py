@@ -1,0 +1,174 @@
+"""The whole of `up`: prepare, start, wait until all answers, stay, stop in order."""
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+from jobledger.errors import ConfigurationError, JobledgerError
+from jobledger.settings import Settings
+from jobledger.up.addresses import LOOPBACK, Addresses
+from jobledger.up.checks import answers, registered
+from jobledger.up.directory import taken, urls_file
+from jobledger.up.output import Output
+from jobledger.up.plan import Plan
+from jobledger.up.ports import choose_port
+from jobledger.up.program import Program
+from jobledger.up.servers import prepare_servers
+from jobledger.up.signals import StopSignals
+from jobledger.up.supervisor import GaveUp, Supervisor
+
+READY_SECONDS: Final = 120.0
+"""A slow machine under load may need much of it; what is not ready then never will be."""
+
+GRACE_SECONDS: Final = 15.0
+"""What has not ended so long after it was asked to is killed; the ledger repairs a job that it ran."""
+
+_TURN_SECONDS: Final = 0.1
+_DRAIN_SECONDS: Final = 1.0
+
+
+def up(settings: Settings, plan: Plan) -> int:
+    """Run everything until a signal, or until the plan's command has ended.
+
+    Returns:
+        The exit code: 0 after a signal; 1 if something did not stay up; with `exits` that of the command, or
+        128 and the signal's number if a signal came first.
+
+    Raises:
+        JobledgerError: it cannot start: another one runs here, a port is taken, a server does not answer…
+    """
+    if sys.platform != "linux":
+        raise ConfigurationError("`up` needs Linux: elsewhere, children do not end with a killed parent")
+    if plan.command and shutil.which(plan.command[0]) is None:
+        raise ConfigurationError(f"there is no program {plan.command[0]!r} to run")
+    with StopSignals() as signals:
+        try:
+            with contextlib.ExitStack() as cleanup:
+                system = _prepared(settings, plan, signals, cleanup)
+                signals.hold()
+                return system.run()
+        except KeyboardInterrupt:  # while we prepared
+            return plan.code_after(signals.first)
+
+
+def _prepared(settings: Settings, plan: Plan, signals: StopSignals, cleanup: contextlib.ExitStack) -> "_System":
+    """Do all that comes before the first program."""
+    cleanup.enter_context(taken(plan.directory))
+    output = cleanup.enter_context(Output(max(len("dashboard"), len(f"worker-{plan.workers}")), plan.log_file))
+    if plan.log_file:
+        output.say(f"Starting. The processes log to {plan.log_file}.")
+    supervisor = Supervisor(output)
+    api_port = choose_port(settings, "api_port", settings.api_host, output)
+    dashboard_port = choose_port(settings, "dashboard_port", LOOPBACK, output)
+    servers = prepare_servers(settings, plan.directory, supervisor, cleanup)
+    cleanup.enter_context(urls_file(plan.urls_file, servers))
+    return _System(plan, Addresses(servers, settings.api_host, api_port, dashboard_port), signals, output, supervisor)
+
+
+class _System:
+    """The programs, from their start to their end."""
+
+    def __init__(
+        self, plan: Plan, addresses: Addresses, signals: StopSignals, output: Output, supervisor: Supervisor
+    ) -> None:
+        self._plan = plan
+        self._addresses = addresses
+        self._signals = signals
+        self._output = output
+        self._supervisor = supervisor
+        port = str(addresses.dashboard_port)
+        self._dashboard = self._python("dashboard", "rq_dashboard", "--bind", LOOPBACK, "--port", port)
+        self._api = self._python("api", "jobledger", "api")
+        self._scheduler = self._python("scheduler", "jobledger", "scheduler")
+        self._workers = [
+            self._python(f"worker-{number}", "rq.cli", "worker", "-c", "jobledger.rq_config")
+            for number in range(1, plan.workers + 1)
+        ]
+        self._command = Program("command", plan.command, addresses.environment(), output=None)
+
+    def run(self) -> int:
+        """Start, stay, stop; return the exit code."""
+        try:
+            self._start()
+            self._wait_until_ready()
+            return self._stay()
+        except JobledgerError as error:
+            more = f"; see {self._plan.log_file}" if self._plan.log_file else ""
+            self._output.say(f"Giving up: {error}{more}")
+            return 1
+        finally:
+            self._stop()
+
+    def _python(self, name: str, module: str, *arguments: str) -> Program:
+        command = [sys.executable, "-m", module, *arguments]
+        return Program(name, command, self._addresses.environment(), self._output)
+
+    def _start(self) -> None:
+        for program in (self._dashboard, self._api, self._scheduler, *self._workers):
+            program.start()
+            self._supervisor.watch(program)
+
+    def _wait_until_ready(self) -> None:
+        a = self._addresses
+        waiting: dict[str, Callable[[], bool]] = {
+            "api": lambda: answers(a.api_reachable_at, a.api_port, "/health"),
+            "dashboard": lambda: answers(LOOPBACK, a.dashboard_port, "/"),
+            "workers": lambda: registered(a.redis_url, [worker.pid for worker in self._workers]),
+        }
+        deadline = time.monotonic() + READY_SECONDS
+        while waiting and not self._signals.count:
+            if time.monotonic() > deadline:
+                raise GaveUp(f"not ready after {READY_SECONDS:g} s: {', '.join(waiting)}")
+            self._turn()
+            waiting = {name: is_ready for name, is_ready in waiting.items() if not is_ready()}
+
+    def _stay(self) -> int:
+        if self._plan.command and not self._signals.count:
+            self._command.start()
+            while self._command.is_running and not self._signals.count:
+                self._turn()
+        code = self._command.code
+        if self._plan.exits and code is not None:
+            return code
+        if code is not None:
+            self._output.say(f"The command exited with {code}.")
+        if not self._signals.count:
+            self._announce()
+        while not self._signals.count:
+            self._turn()
+        return self._plan.code_after(self._signals.first)
+
+    def _announce(self) -> None:
+        for line in (
+            f"API         {self._addresses.api_url} (forms to try it: /docs)",
+            f"Dashboard   {self._addresses.dashboard_url}",
+            f"Dispatch from another shell: set -a; . {self._plan.urls_file}; set +a",
+            "Ready. Ctrl-C stops everything.",
+        ):
+            self._output.say(line)
+
+    def _turn(self) -> None:
+        self._supervisor.tend()
+        self._output.pump(_TURN_SECONDS)
+
+    def _stop(self) -> None:
+        """End everything in order; one more signal meanwhile, and all that is left is killed."""
+        if self._signals.count:
+            self._output.say("Stopping; a second Ctrl-C kills.")
+        patience = self._signals.count
+        for group in ([self._command], self._workers, [self._scheduler], [self._api], [self._dashboard]):
+            for program in group:
+                program.terminate()
+            deadline = time.monotonic() + GRACE_SECONDS
+            while (
+                any(program.is_running for program in group)
+                and time.monotonic() < deadline
+                and self._signals.count == patience
+            ):
+                self._output.pump(_TURN_SECONDS)
+            for program in group:
+                program.kill()
+        self._output.drain(_DRAIN_SECONDS)

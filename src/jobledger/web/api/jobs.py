@@ -1,0 +1,117 @@
+"""Create jobs, and follow them."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, HTTPException, Response
+from pydantic import ValidationError
+
+from jobledger.connections import Connections
+from jobledger.dispatch import Request, dispatch
+from jobledger.errors import DispatchRefused, JobNotFound, OptionError
+from jobledger.ledger import queries
+from jobledger.web.api.body import parse_json, read_body
+from jobledger.web.api.catalog import find_job
+from jobledger.web.api.schemas import Created, CreateJob, ErrorBody, JobState
+from jobledger.web.errors import explain, status_of
+from jobledger.web.threads import BoundedThreads
+
+MAX_JOBS: Final = 1000
+READ_SECONDS: Final = 1.5
+
+_OPTIONS: Final = ("queue", "timeout", "max_attempts", "delay", "after")
+
+_AWAY: Final[dict[int | str, dict[str, Any]]] = {503: {"model": ErrorBody, "description": "Postgres is away."}}
+_UNKNOWN: Final[dict[int | str, dict[str, Any]]] = {404: {"model": ErrorBody, "description": "No such job."}}
+_WRONG: Final[dict[int | str, dict[str, Any]]] = {422: {"model": ErrorBody, "description": "The request is wrong."}}
+
+
+def jobs_router(connections: Connections, threads: BoundedThreads) -> APIRouter:
+    """The routes; what they do blocks, so it is done in the threads."""
+    router = APIRouter(tags=["jobs"], responses=_AWAY)
+
+    async def create(check: Callable[[], Request | list[Request]], response: Response) -> Created | list[Created]:
+        # In two steps: a request that is given up while a job's class still checks its payload is not dispatched later.
+        until = threads.deadline()
+        asked = await threads.run(check, until)
+        requests = asked if isinstance(asked, list) else [asked]
+        accepted = await threads.run(lambda: dispatch(requests, into=connections), until)
+        created = [Created(job_id=one.id) for one in accepted]
+        if isinstance(asked, list):
+            return created
+        response.headers["Location"] = f"/job-status/{created[0].job_id}"
+        return created[0]
+
+    @router.post("/create-jobs", status_code=201, include_in_schema=False)
+    @router.post("/create-jobs/", status_code=201, responses=_UNKNOWN | _WRONG)
+    async def create_jobs(body: Annotated[bytes, Depends(read_body)], response: Response) -> Created | list[Created]:
+        """Create a job, or with a list several: all or none."""
+        return await create(lambda: _checked(parse_json(body)), response)
+
+    @router.post("/create-jobs/{job_type:path}", status_code=201, include_in_schema=False)
+    async def create_job(
+        job_type: str, body: Annotated[bytes, Depends(read_body)], response: Response
+    ) -> Created | list[Created]:
+        """The same with the type in the path: it gives each type a form of its own in /docs."""
+        return await create(lambda: _checked_one(_with_type(parse_json(body), job_type)), response)
+
+    @router.get("/job-status/{job_id}", responses=_UNKNOWN | _WRONG)
+    async def job_status(job_id: UUID) -> JobState:
+        """Where a job stands, with its result or error and every attempt."""
+        return await threads.run(lambda: _read(connections, job_id))
+
+    return router
+
+
+def _checked(body: Any) -> Request | list[Request]:
+    return _checked_list(body) if isinstance(body, list) else _checked_one(body)
+
+
+def _checked_list(items: list[Any]) -> list[Request]:
+    if not 1 <= len(items) <= MAX_JOBS:
+        raise HTTPException(422, f"The list has {len(items):,} jobs; say 1 to {MAX_JOBS:,}.")
+    requests: list[Request] = []
+    for number, item in enumerate(items, 1):
+        try:
+            requests.append(_checked_one(item))
+        except DispatchRefused as error:
+            where = f"Job {number} of {len(items)}, and so none was created"
+            raise HTTPException(status_of(error), f"{where}: {error}") from error
+    if len({request.options.after for request in requests}) > 1:
+        raise OptionError("after must be the same for all jobs of a list.")
+    return requests
+
+
+def _checked_one(item: Any) -> Request:
+    """What an item asks for, checked by the job's class.
+
+    Raises:
+        DispatchRefused: something in it is wrong; the message names it.
+    """
+    try:
+        asked = CreateJob.model_validate(item)
+    except ValidationError as error:
+        raise OptionError(explain(error.errors())) from None
+    options = {name: getattr(asked, name) for name in _OPTIONS}
+    if asked.title is not None:
+        # A title is a template for those who write job classes; from outside it is only a text.
+        options["title"] = asked.title.replace("{", "{{").replace("}", "}}")
+    return find_job(asked.job).set(**options).request(asked.payload)
+
+
+def _with_type(body: Any, job_type: str) -> Any:
+    if not isinstance(body, dict):
+        return body
+    if body.get("job", job_type) != job_type:
+        raise OptionError(f"job: the path says {job_type!r} and the body something else.")
+    return {**body, "job": job_type}
+
+
+def _read(connections: Connections, job_id: UUID) -> JobState:
+    with connections.transaction(READ_SECONDS) as connection:
+        row = queries.job(connection, job_id)
+        attempts = queries.attempts(connection, job_id)
+    if row is None:
+        raise JobNotFound(f"There is no job {job_id}: it was never created, or its row was pruned.")
+    return JobState.of(row, attempts)

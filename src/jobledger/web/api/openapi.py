@@ -1,0 +1,129 @@
+"""The OpenAPI document: FastAPI's own, with a typed request for each job that the API may create."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.json_schema import models_json_schema
+
+from jobledger.job import BaseJob
+from jobledger.web.api.examples import example_of
+from jobledger.web.api.jobs import MAX_JOBS
+from jobledger.web.api.schemas import CreateJob
+
+Json = dict[str, Any]
+
+_SCHEMAS: Final = "#/components/schemas/"
+_PAYLOAD: Final = "payload."
+_REQUEST: Final = "request."
+"""Prefixes of the names of components, so that a model or job of the user's may be called Health or Created."""
+
+_ANY_OBJECT: Final[Json] = {"type": "object", "description": "Any JSON object."}
+_UNION: Final = "request"
+
+
+def build_document(app: FastAPI, jobs: Mapping[str, type[BaseJob]]) -> Json:
+    """The document of this app and these jobs, which are all that `POST /create-jobs/` takes.
+
+    Each job is there twice: as one kind of request of `/create-jobs/`, and as a path of its own, which is what makes
+    Swagger UI show a form per job.
+    """
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+    )
+    schemas: Json = document["components"]["schemas"]
+    payloads, definitions = _payload_schemas(jobs)
+    schemas.update({_PAYLOAD + name: one for name, one in definitions.items()})
+    create: Json = document["paths"]["/create-jobs/"]["post"]
+    examples: Json = {}
+    for job_type, job_class in jobs.items():
+        form = _form(job_class, payloads[job_type])
+        schemas[_REQUEST + _component(job_type)] = _as_kind(form, job_type)
+        example = {"payload": example_of(payloads[job_type], schemas), "queue": job_class.queue}
+        examples[job_type] = {"description": form["description"], "value": {"job": job_type, **example}}
+        document["paths"][f"/create-jobs/{quote(job_type)}"] = {"post": _operation(create, job_type, form, example)}
+    schemas[_UNION] = _union(jobs)
+    if len(examples) > 1:
+        examples["several"] = {"description": "All or none.", "value": [one["value"] for one in examples.values()]}
+    one = {"$ref": _SCHEMAS + _UNION}
+    several = {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_JOBS, "title": "Several"}
+    create["requestBody"] = _body({"anyOf": [one, several]}, examples=examples)
+    return document
+
+
+def _payload_schemas(jobs: Mapping[str, type[BaseJob]]) -> tuple[dict[str, Json], Json]:
+    """The schema of each job's payload, and the definitions that they refer to."""
+    models = {}
+    for job_type, job_class in jobs.items():
+        model = job_class.payload_type.model if job_class.payload_type else None
+        try:
+            if model is not None:
+                model.model_json_schema()
+                models[job_type] = model
+        except PydanticInvalidForJsonSchema:
+            pass  # a type of the user's that can be read from JSON and says nothing of itself: any object then
+    refs, definitions = models_json_schema(
+        [(model, "validation") for model in models.values()], ref_template=_SCHEMAS + _PAYLOAD + "{model}"
+    )
+    found = {job_type: refs[model, "validation"] for job_type, model in models.items()}
+    return {job_type: found.get(job_type, _ANY_OBJECT) for job_type in jobs}, definitions.get("$defs", {})
+
+
+def _form(job_class: type[BaseJob], payload: Json) -> Json:
+    """The request for one job, without its type."""
+    form = CreateJob.model_json_schema()
+    del form["properties"]["job"]
+    for option in form["properties"].values():
+        option.pop("default", None)  # null: as the class says
+    form["properties"]["payload"] = payload
+    form["properties"]["queue"]["default"] = job_class.queue
+    form["properties"]["max_attempts"]["default"] = job_class.retry.max_attempts
+    # Not inspect.getdoc, which would go on to BaseJob's.
+    description = inspect.cleandoc(job_class.__doc__ or "")
+    return {**form, "title": job_class.job_type, "description": description, "required": ["payload"]}
+
+
+def _as_kind(form: Json, job_type: str) -> Json:
+    """The same with the type inside, as one kind of the union."""
+    properties = {"job": {"type": "string", "const": job_type, "title": "Job"}, **form["properties"]}
+    return {**form, "properties": properties, "required": ["job", "payload"]}
+
+
+def _union(jobs: Mapping[str, type[BaseJob]]) -> Json:
+    if not jobs:
+        return {**CreateJob.model_json_schema(), "description": "No loaded job has api_dispatchable = True."}
+    mapping = {job_type: _SCHEMAS + _REQUEST + _component(job_type) for job_type in jobs}
+    return {
+        "oneOf": [{"$ref": ref} for ref in mapping.values()],
+        "discriminator": {"propertyName": "job", "mapping": mapping},
+    }
+
+
+def _operation(create: Json, job_type: str, form: Json, example: Json) -> Json:
+    created = {"description": "Accepted", "content": _json({"schema": {"$ref": _SCHEMAS + "Created"}})}
+    return {
+        "tags": ["forms"],
+        "summary": form["description"].partition("\n")[0] or job_type,
+        "description": form["description"],
+        "operationId": f"create_{_component(job_type)}",
+        "requestBody": _body(form, example=example),
+        "responses": {**create["responses"], "201": created},
+    }
+
+
+def _body(schema: Json, **examples: Json) -> Json:
+    return {"required": True, "content": _json({"schema": schema, **examples})}
+
+
+def _json(content: Json) -> Json:
+    return {"application/json": content}
+
+
+def _component(job_type: str) -> str:
+    """A name that OpenAPI allows for a component."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", job_type)

@@ -1,0 +1,148 @@
+"""What goes over the wire."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from jobledger.ledger.queries import AttemptRow, JobRow
+from jobledger.observe.health import Level, Schema
+from jobledger.status import JobStatus, Outcome
+
+# `jobledger.options` checks these, in words that fit; here they only need to be described.
+_Queue = Annotated[Any, WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"})]
+_Duration = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}]})]
+_Attempts = Annotated[Any, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})]
+_Ids = Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "string", "format": "uuid"}})]
+
+
+class CreateJob(BaseModel):
+    """One job to create. Only `job` and `payload` are needed; the rest is as the job's class says."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    job: str = Field(description="The job's type.")
+    payload: dict[str, Any] = Field(default_factory=dict, description="The parameters of the job.")
+    queue: _Queue = Field(None, description="Queue to wait in.")
+    timeout: _Duration = Field(None, description='Longest attempt: seconds, or a text such as "15m".')
+    max_attempts: _Attempts = Field(None, description="Attempts in all, the first one included.")
+    delay: _Duration = Field(None, description='Not before this has passed: seconds, or a text such as "5m".')
+    after: _Ids = Field(None, description="Ids of jobs that must complete first; the same ones for all jobs of a list.")
+    title: str | None = Field(None, description="What people see as the job's description.")
+
+
+class Created(BaseModel):
+    """An accepted job: it is in the ledger, and will end."""
+
+    job_id: UUID
+    status: Literal["enqueued"] = "enqueued"
+
+
+class ErrorBody(BaseModel):
+    """Any error."""
+
+    detail: str
+
+
+class JobError(BaseModel):
+    """How an attempt failed; the type is null when its process died or was lost."""
+
+    type: str | None
+    message: str | None
+
+
+class Attempt(BaseModel):
+    """One attempt to run the job; without an outcome, it runs."""
+
+    number: int
+    outcome: Outcome | None
+    started_at: datetime
+    finished_at: datetime | None
+    error: JobError | None
+    worker: str
+    host: str
+
+    @classmethod
+    def of(cls, row: AttemptRow) -> "Attempt":
+        """As the ledger has it, without what is for developers only: traceback and log."""
+        failed = row.outcome not in (None, Outcome.COMPLETED)
+        return cls(
+            number=row.number,
+            outcome=row.outcome,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+            error=JobError(type=row.error_type, message=row.error_message) if failed else None,
+            worker=row.worker,
+            host=row.host,
+        )
+
+
+class Progress(BaseModel):
+    """How far the last attempt says that it is."""
+
+    done: int | None
+    total: int | None
+    note: str | None
+
+    @classmethod
+    def of(cls, row: AttemptRow) -> "Progress | None":
+        """None if the attempt has said nothing."""
+        if row.progress_done is None and row.progress_total is None and row.progress_note is None:
+            return None
+        return cls(done=row.progress_done, total=row.progress_total, note=row.progress_note)
+
+
+class JobState(BaseModel):
+    """A job, as the ledger has it."""
+
+    id: UUID
+    job_type: str
+    title: str | None
+    queue: str
+    status: JobStatus
+    reason: str | None = Field(description="Why it failed (a word) or was canceled.")
+    result: Any = Field(description="What a completed job returned.")
+    error: JobError | None = Field(description="Of the last attempt, if it failed.")
+    progress: Progress | None
+    attempts: list[Attempt]
+    max_attempts: int
+    created_at: datetime
+    available_at: datetime = Field(description="It does not start before this: a delay, or the pause before a retry.")
+    started_at: datetime | None = Field(description="When the last attempt started.")
+    finished_at: datetime | None
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, row: JobRow, attempts: list[AttemptRow]) -> "JobState":
+        """Put together what the ledger has."""
+        shown = [Attempt.of(one) for one in attempts]
+        return cls(
+            id=row.id,
+            job_type=row.job_type,
+            title=row.title,
+            queue=row.queue,
+            status=row.status,
+            reason=row.reason,
+            result=row.result,
+            error=shown[-1].error if shown else None,
+            progress=Progress.of(attempts[-1]) if attempts else None,
+            attempts=shown,
+            max_attempts=row.max_attempts,
+            created_at=row.created_at,
+            available_at=row.available_at,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+            updated_at=row.updated_at,
+        )
+
+
+class Health(BaseModel):
+    """What works; null is what could not be asked because Postgres did not answer."""
+
+    status: Level
+    postgres: Literal["ok", "away"]
+    redis: Literal["ok", "away"] = Field(description="Without it jobs are accepted, and start when it is back.")
+    schema_state: Schema | None
+    schema_revision: str | None
+    last_sweep_age_seconds: float | None = Field(description="Since a scheduler process last looked for lost jobs.")

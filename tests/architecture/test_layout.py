@@ -1,0 +1,80 @@
+"""The rules of the source tree that no linter of the project's knows."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import REPOSITORY
+
+SOURCE = REPOSITORY / "src" / "jobledger"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+FILE_LINES = 400
+FUNCTION_LINES = 60
+NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "base", "core"}
+GENERATED = {
+    ".git",
+    ".venv",
+    ".jobledger",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+    "dist",
+    "build",
+}
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def test_imports_follow_the_layers() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    parts = {part for path in MODULES for part in path.relative_to(SOURCE).with_suffix("").parts}
+    assert not parts & NAMES_THAT_SAY_NOTHING
+
+
+def test_no_file_holds_two_things() -> None:
+    lengths = {named(path): len(path.read_text().splitlines()) for path in MODULES}
+    assert not {path: lines for path, lines in lengths.items() if lines > FILE_LINES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_no_function_is_too_long_to_read_at_once(path: Path) -> None:
+    functions = (
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    lengths = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions}
+    assert not {name: lines for name, lines in lengths.items() if lines > FUNCTION_LINES}
+
+
+def _project_files() -> Iterator[Path]:
+    """What belongs to the project, rather than to this checkout of it."""
+    for path in REPOSITORY.iterdir():
+        if path.name in GENERATED:
+            continue
+        yield from [path] if path.is_file() else path.rglob("*")
+
+
+def test_no_file_names_a_place_on_this_machine() -> None:
+    # One level alone, such as /app, may well be said of an image.
+    places = [str(place).encode() for place in (REPOSITORY, Path.home()) if len(place.parts) > 2]
+    texts = {path: path.read_bytes() for path in _project_files() if path.is_file() and "__pycache__" not in path.parts}
+    assert not [named(path) for path, text in texts.items() if any(place in text for place in places)]

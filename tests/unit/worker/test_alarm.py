@@ -1,0 +1,103 @@
+"""The alarm that interrupts a job: real signals, in this process."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from jobledger.worker.alarm import Alarm, FencedOut, JobTimeout
+
+LONG = 60.0
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_alarm_behind() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGALRM)
+    yield
+    left = signal.setitimer(signal.ITIMER_REAL, 0)
+    after = signal.signal(signal.SIGALRM, before)
+    assert (left, after) == ((0.0, 0.0), before)
+
+
+def work(swallow: type[BaseException] = GeneratorExit, times: int = 0) -> None:
+    """Work until interrupted; and swallow so many interrupts of a kind first."""
+    for _ in range(times):
+        with contextlib.suppress(swallow):
+            time.sleep(LONG)
+    time.sleep(LONG)
+
+
+def test_a_job_that_ends_in_time_is_left_alone() -> None:
+    with Alarm(LONG) as alarm:
+        pass
+
+    assert not alarm.is_over
+    assert 0 < alarm.left_seconds <= LONG
+
+
+def test_a_job_is_interrupted_when_its_time_is_up() -> None:
+    started = time.monotonic()
+    with pytest.raises(JobTimeout, match=r"longer than its timeout of 0\.05 s"), Alarm(0.05) as alarm:
+        work()
+
+    assert 0.05 <= time.monotonic() - started < 10
+    assert alarm.is_over
+    assert alarm.left_seconds == 0
+
+
+def test_an_interrupt_is_not_swallowed_by_except_exception() -> None:
+    with pytest.raises(JobTimeout), Alarm(0.05):
+        work(swallow=Exception, times=100)
+
+
+def test_an_interrupt_that_is_swallowed_comes_again() -> None:
+    with pytest.raises(JobTimeout), Alarm(0.05):
+        work(swallow=BaseException, times=1)
+
+
+def test_another_thread_interrupts_with_a_reason() -> None:
+    def interrupted_work() -> None:
+        with Alarm(LONG) as alarm:
+            threading.Thread(target=alarm.interrupt, args=[FencedOut("attempt 1")]).start()
+            work()
+
+    with pytest.raises(FencedOut, match="attempt 1"):
+        interrupted_work()
+
+
+def test_an_interrupt_after_the_end_of_the_job_does_nothing() -> None:
+    with Alarm(LONG) as alarm:
+        pass
+
+    alarm.interrupt(FencedOut("too late"))
+
+
+def test_the_alarm_of_whoever_set_one_before_is_given_back_with_the_time_that_is_left() -> None:
+    rung = threading.Event()
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.set())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, LONG)
+        with Alarm(LONG * 2):
+            pass
+        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+        assert 0 < left <= LONG
+        signal.raise_signal(signal.SIGALRM)
+        assert rung.is_set()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_alarm_that_came_due_meanwhile_rings_at_once_when_it_is_given_back() -> None:
+    rung = threading.Event()
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.set())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        with pytest.raises(JobTimeout), Alarm(0.05):
+            work()
+        assert rung.wait(10)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
