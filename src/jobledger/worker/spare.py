@@ -20,10 +20,16 @@ import time
 from contextlib import suppress
 from typing import Any, Final
 
+import psycopg2
+from sqlalchemy.exc import DBAPIError
+
 from jobledger.connections import Connections
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import transitions
 from jobledger.ledger.direct import Direct
+from jobledger.observe.log import get_logger
+
+log: Final = get_logger(__name__)
 
 PAUSE_AFTER_FAILURE_SECONDS: Final = 5.0
 _CLEAN: Final = b"\x01"
@@ -74,21 +80,30 @@ class SpareConnection:
 
     def _connect(self) -> None:
         try:
-            pooled = self._connections.raw_connection()
-        except LedgerUnavailable:
+            raw = self._open()
+        except (LedgerUnavailable, DBAPIError, psycopg2.Error) as error:  # away, or not migrated yet: ask again later
+            log.warning("No spare connection", error=str(error).strip(), wait_seconds=PAUSE_AFTER_FAILURE_SECONDS)
             self._not_before = time.monotonic() + PAUSE_AFTER_FAILURE_SECONDS
             return
-        raw: Any = pooled.dbapi_connection
-        pooled.detach()
         if raw.info.ssl_in_use:
             raw.close()
             self._not_before = float("inf")
             return
-        raw.autocommit = True
-        transitions.rehearse(Direct(raw))
-        self._connections.adopt(raw)  # SQLAlchemy learns the ways of this server, once for all work-horses
         self._raw = raw
         self._state[:] = _CLEAN
+
+    def _open(self) -> Any:
+        pooled = self._connections.raw_connection()
+        raw: Any = pooled.dbapi_connection
+        pooled.detach()
+        try:
+            raw.autocommit = True
+            transitions.rehearse(Direct(raw))
+            self._connections.adopt(raw)  # SQLAlchemy learns the ways of this server, once for all work-horses
+        except BaseException:
+            raw.close()
+            raise
+        return raw
 
     def _is_clean(self) -> bool:
         readable, _, _ = select.select([self._raw.fileno()], [], [], 0)
