@@ -54,6 +54,7 @@ class Connections:
             self._forget_parent()
             if self._engine is None:
                 self._engine = make_engine(self.settings.require_database_url(), self.application_name)
+                sa.event.listen(self._engine, "checkout", _replace_ended)
             return self._engine
 
     @property
@@ -133,7 +134,7 @@ def make_engine(url: str, application_name: str, **options: Any) -> Engine:
 
     READ COMMITTED is what the guarded statements are written for: each sees what others committed before it.
     """
-    engine = sa.create_engine(
+    return sa.create_engine(
         url,
         isolation_level="READ COMMITTED",
         use_native_hstore=False,  # saves a query on each new connection
@@ -148,8 +149,6 @@ def make_engine(url: str, application_name: str, **options: Any) -> Engine:
         },
         **options,
     )
-    sa.event.listen(engine, "checkout", _replace_ended)
-    return engine
 
 
 def _replace_ended(dbapi_connection: Any, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""The rules of the source tree that no linter of the project's knows."""
+"""The rules of the project that no linter of its knows: layers, sizes, names, and models as the migrations are."""
 
 import ast
 import subprocess
@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
 from harness import REPOSITORY
+from jobledger import Connections
+from jobledger.ledger.models import metadata
 
 SOURCE = REPOSITORY / "src" / "jobledger"
 MODULES = sorted(SOURCE.rglob("*.py"))
@@ -78,3 +82,9 @@ def test_no_file_names_a_place_on_this_machine() -> None:
     places = [str(place).encode() for place in (REPOSITORY, Path.home()) if len(place.parts) > 2]
     texts = {path: path.read_bytes() for path in _project_files() if path.is_file() and "__pycache__" not in path.parts}
     assert not [named(path) for path, text in texts.items() if any(place in text for place in places)]
+
+
+def test_the_migrations_make_what_the_models_say(connections: Connections) -> None:
+    with connections.transaction() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        assert compare_metadata(context, metadata) == []

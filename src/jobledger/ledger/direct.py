@@ -30,10 +30,22 @@ class Direct:
 
     Args:
         raw: the connection; whoever owns it begins and commits.
+        prepared: names of the statements that the server has prepared for this connection.
     """
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: Any, prepared: Mapping[sa.TextClause, str] | None = None) -> None:
         self.raw = raw
+        self._prepared = prepared or {}
+
+    def prepare(self) -> None:
+        """Have the server prepare the statements; once for each connection.
+
+        Raises:
+            psycopg2.Error: a statement does not fit the schema.
+        """
+        with self.raw.cursor() as cursor:
+            for statement, name in self._prepared.items():
+                cursor.execute(f"PREPARE {name} AS {_with_numbered_parameters(statement)}")
 
     def execute(self, statement: sa.TextClause, parameters: Mapping[str, Any]) -> "DirectRows":
         """Execute one statement.
@@ -44,7 +56,7 @@ class Direct:
         """
         with self.raw.cursor() as cursor:
             try:
-                cursor.execute(_as_driver_sql(statement), parameters)
+                cursor.execute(_as_driver_sql(statement, self._prepared.get(statement)), parameters)
             except psycopg2.Error as error:
                 raise_if_lost(error)
                 raise
@@ -84,8 +96,17 @@ def raise_if_lost(error: psycopg2.Error) -> None:
 
 
 @cache
-def _as_driver_sql(statement: sa.TextClause) -> str:
-    return str(statement.compile(dialect=_DIALECT))
+def _as_driver_sql(statement: sa.TextClause, prepared: str | None) -> str:
+    compiled = statement.compile(dialect=_DIALECT)
+    if prepared is None:
+        return str(compiled)
+    return f"EXECUTE {prepared} ({', '.join(f'%({name})s' for name in compiled.params)})"
+
+
+def _with_numbered_parameters(statement: sa.TextClause) -> str:
+    compiled = statement.compile(dialect=_DIALECT)
+    numbers = {name: f"${number}" for number, name in enumerate(compiled.params, start=1)}
+    return str(compiled) % numbers
 
 
 def _row(mapping: dict[str, Any]) -> SimpleNamespace:

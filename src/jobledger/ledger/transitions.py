@@ -14,7 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobledger.ledger.direct import Executor
+from jobledger.ledger.direct import Direct, Executor
 from jobledger.ledger.rows import Claim, Ended, Evidence, Failed, NewJob, Runner
 from jobledger.status import ON_FAILED_TYPE, JobStatus, Outcome, Reason
 from jobledger.wake import Accepted, Wake
@@ -92,13 +92,6 @@ def claim(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: flo
     return Claim(**row._mapping) if row is not None else None
 
 
-def rehearse(connection: Executor) -> None:
-    """Do what a run of a job will do, for a job that cannot be: what it takes to do it is then ready."""
-    nobody = UUID(int=0)
-    claim(connection, nobody, Runner("", "", 0, ""), 0.0)
-    complete(connection, nobody, 0, None, Evidence())
-
-
 # The end of an attempt: its row is closed in the statement that moves the job, under the same fence.
 _CLOSE_ATTEMPT: Final = """
 closed AS (
@@ -145,6 +138,26 @@ def complete(
     parameters = {"id": str(job_id), "attempt": attempt, "result": result, "only_childless": only_childless}
     row = connection.execute(_COMPLETE, {**parameters, **_closing(Outcome.COMPLETED, evidence)}).one_or_none()
     return Ended(row.has_children) if row is not None else None
+
+
+def for_work_horses(raw: Any) -> Direct:
+    """A psycopg2 connection for the two statements of a run that are executed for every job.
+
+    On connections that live long they are worth preparing: see `rehearse`.
+    """
+    return Direct(raw, {_CLAIM: "jobledger_claim", _COMPLETE: "jobledger_complete"})
+
+
+def rehearse(connection: Direct) -> None:
+    """Prepare what a run will do, and do it for a job that cannot be: what it takes is then ready.
+
+    Raises:
+        psycopg2.Error: the schema is not there yet.
+    """
+    connection.prepare()
+    nobody = UUID(int=0)
+    claim(connection, nobody, Runner("", "", 0, ""), 0.0)
+    complete(connection, nobody, 0, None, Evidence())
 
 
 _RESCHEDULE: Final = sa.text(f"""

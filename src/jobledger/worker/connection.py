@@ -9,6 +9,7 @@ import psycopg2
 from sqlalchemy.engine import Connection
 
 from jobledger.connections import Connections
+from jobledger.ledger import transitions
 from jobledger.ledger.direct import Direct, raise_if_lost
 from jobledger.worker.spare import SpareConnection
 
@@ -34,7 +35,7 @@ class RunConnection:
             self._spare = None
             self._pooled = connections.raw_connection()
             self.raw = self._pooled.dbapi_connection
-        self.direct = Direct(self.raw)
+        self.direct = Direct(self.raw) if self._spare is None else transitions.for_work_horses(self.raw)
 
     @property
     def is_gone(self) -> bool:

@@ -26,7 +26,6 @@ from sqlalchemy.exc import DBAPIError
 from jobledger.connections import Connections
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import transitions
-from jobledger.ledger.direct import Direct
 from jobledger.observe.log import get_logger
 
 log: Final = get_logger(__name__)
@@ -98,7 +97,7 @@ class SpareConnection:
         pooled.detach()
         try:
             raw.autocommit = True
-            transitions.rehearse(Direct(raw))
+            transitions.rehearse(transitions.for_work_horses(raw))
             self._connections.adopt(raw)  # SQLAlchemy learns the ways of this server, once for all work-horses
         except BaseException:
             raw.close()

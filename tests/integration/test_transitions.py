@@ -1,0 +1,509 @@
+"""Every move of a status: the legal ones happen, all others are refused by their guards and change nothing."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg2
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from harness import eventually, one_value
+from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Outcome, Reason, Retry
+from jobledger.embedded import EmbeddedServers
+from jobledger.ledger import transitions
+from jobledger.ledger.transitions import Evidence, NewJob, Runner
+from jobledger.maintenance.reaper import reap
+from jobledger.maintenance.relay import relay_due
+from jobledger.registry import registry
+from jobledger.status import MOVES, TERMINAL
+from jobledger.worker import run_job
+from sample_jobs import Echo
+
+DEFERRED, SCHEDULED, QUEUED = JobStatus.DEFERRED, JobStatus.SCHEDULED, JobStatus.QUEUED
+STARTED, COMPLETED, FAILED, CANCELED = JobStatus.STARTED, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELED
+
+ME = Runner(worker="tester", host="here", pid=1, version="1")
+
+
+@pytest.fixture(scope="module")
+def database_url(servers: EmbeddedServers) -> Iterator[str]:
+    """One database for all tests of this module: each looks at jobs of its own."""
+    servers.postgres.create_database("transitions", template="template_jobledger")
+    yield servers.postgres.url_for("transitions")
+    servers.postgres.drop_database("transitions")
+
+
+@pytest.fixture
+def ledger(connections: Connections) -> Iterator[Connection]:
+    """A connection in a transaction that is rolled back at the end of the test."""
+    with connections.engine.connect() as connection:
+        yield connection
+
+
+# -- a job in each status
+
+
+def new_job(**values: Any) -> NewJob:
+    given = {
+        "id": uuid4(),
+        "job_type": "Echo",
+        "queue": "default",
+        "payload": "{}",
+        "title": None,
+        "owner": None,
+        "timeout_seconds": 60,
+        "max_attempts": 3,
+        "has_on_failed": False,
+    }
+    return NewJob(**{**given, **values})
+
+
+def inserted(ledger: Connection, **values: Any) -> UUID:
+    job = new_job(**values)
+    transitions.insert(ledger, [job])
+    return job.id
+
+
+def claimed(ledger: Connection) -> UUID:
+    job_id = inserted(ledger)
+    assert transitions.claim(ledger, job_id, ME, 30)
+    return job_id
+
+
+def completed(ledger: Connection) -> UUID:
+    job_id = claimed(ledger)
+    assert transitions.complete(ledger, job_id, 1, "5", Evidence())
+    return job_id
+
+
+def failed(ledger: Connection) -> UUID:
+    job_id = claimed(ledger)
+    assert transitions.fail(ledger, job_id, 1, Outcome.ERROR, Reason.ERROR, {"errors": 1}, Evidence(), uuid4())
+    return job_id
+
+
+JOB_IN: dict[JobStatus, Callable[[Connection], UUID]] = {
+    DEFERRED: lambda ledger: inserted(ledger, waiting_parents=1),
+    SCHEDULED: lambda ledger: inserted(ledger, delay_seconds=3600),
+    QUEUED: inserted,
+    STARTED: claimed,
+    COMPLETED: completed,
+    FAILED: failed,
+    CANCELED: lambda ledger: inserted(ledger, canceled_reason="a parent failed"),
+}
+
+
+def parent_of(ledger: Connection, child: UUID) -> UUID:
+    parent = inserted(ledger)
+    transitions.adopt(ledger, [parent])
+    transitions.link(ledger, [parent], [child])
+    return parent
+
+
+def make_due(ledger: Connection, job_id: UUID) -> None:
+    ledger.execute(sa.text("UPDATE job_statuses SET available_at = now() WHERE id = :id"), {"id": job_id})
+
+
+# -- the moves
+
+
+@dataclass(frozen=True)
+class Move:
+    """A move that a function makes of a job."""
+
+    before: JobStatus
+    after: JobStatus
+    make: Callable[[Connection, UUID], object]
+
+
+def promote_due(ledger: Connection, job_id: UUID) -> None:
+    make_due(ledger, job_id)
+    transitions.promote_due(ledger, 1_000_000)
+
+
+def release(ledger: Connection, job_id: UUID) -> None:
+    transitions.release_children(ledger, parent_of(ledger, job_id))
+
+
+def release_later(ledger: Connection, job_id: UUID) -> None:
+    ledger.execute(sa.text("UPDATE job_statuses SET available_at = now() + '1h' WHERE id = :id"), {"id": job_id})
+    transitions.release_children(ledger, parent_of(ledger, job_id))
+
+
+MOVES_OF_FUNCTIONS = {
+    "claim": Move(QUEUED, STARTED, lambda ledger, job: transitions.claim(ledger, job, ME, 30)),
+    "complete": Move(STARTED, COMPLETED, lambda ledger, job: transitions.complete(ledger, job, 1, "5", Evidence())),
+    "reschedule": Move(
+        STARTED,
+        SCHEDULED,
+        lambda ledger, job: transitions.reschedule(ledger, job, 1, Outcome.ERROR, 5, {"errors": 1}, Evidence()),
+    ),
+    "fail": Move(
+        STARTED,
+        FAILED,
+        lambda ledger, job: transitions.fail(
+            ledger, job, 1, Outcome.LOST, Reason.LOST, {"losses": 1}, Evidence(), uuid4()
+        ),
+    ),
+    "promote_due": Move(SCHEDULED, QUEUED, promote_due),
+    "release_children": Move(DEFERRED, QUEUED, release),
+    "release_children, delayed": Move(DEFERRED, SCHEDULED, release_later),
+    "cancel_children": Move(
+        DEFERRED,
+        CANCELED,
+        lambda ledger, job: transitions.cancel_children(ledger, [parent_of(ledger, job)], "failed"),
+    ),
+}
+
+
+def row_of(ledger: Connection, job_id: UUID) -> dict[str, Any]:
+    row = ledger.execute(sa.text("SELECT * FROM job_statuses WHERE id = :id"), {"id": job_id}).one()
+    return {**row._mapping, "available_at": None}  # tests of delays move it themselves
+
+
+def attempts_of(ledger: Connection, job_id: UUID) -> list[Any]:
+    return list(ledger.execute(sa.text("SELECT * FROM job_attempts WHERE job_id = :id"), {"id": job_id}))
+
+
+def status_of(ledger: Connection, job_id: UUID) -> str:
+    return str(row_of(ledger, job_id)["status"])
+
+
+@pytest.mark.parametrize("status", sorted(JobStatus))
+@pytest.mark.parametrize("name", MOVES_OF_FUNCTIONS)
+def test_a_function_makes_its_move_and_no_other(ledger: Connection, name: str, status: JobStatus) -> None:
+    move = MOVES_OF_FUNCTIONS[name]
+    job_id = JOB_IN[status](ledger)
+    row, attempts = row_of(ledger, job_id), attempts_of(ledger, job_id)
+
+    move.make(ledger, job_id)
+
+    if status is move.before:
+        assert status_of(ledger, job_id) == move.after
+    else:
+        assert row_of(ledger, job_id) == row
+        assert attempts_of(ledger, job_id) == attempts
+
+
+@pytest.mark.parametrize(
+    ("values", "status"),
+    [
+        ({}, QUEUED),
+        ({"delay_seconds": 5}, SCHEDULED),
+        ({"available_at_epoch": 4e9}, SCHEDULED),
+        ({"waiting_parents": 2}, DEFERRED),
+        ({"waiting_parents": 2, "delay_seconds": 5}, DEFERRED),
+        ({"canceled_reason": "a parent failed"}, CANCELED),
+        ({"canceled_reason": "a parent failed", "delay_seconds": 5}, CANCELED),
+    ],
+)
+def test_an_insert_puts_a_job_where_it_has_to_wait(
+    ledger: Connection, values: dict[str, Any], status: JobStatus
+) -> None:
+    assert status_of(ledger, inserted(ledger, **values)) == status
+
+
+def test_the_functions_make_every_legal_move_and_none_besides() -> None:
+    of_dispatch = {(None, status) for status in (QUEUED, SCHEDULED, DEFERRED, CANCELED)}
+
+    assert {(move.before, move.after) for move in MOVES_OF_FUNCTIONS.values()} | of_dispatch == MOVES
+
+
+@pytest.mark.parametrize("attempt", [0, 2])
+@pytest.mark.parametrize("name", ["complete", "reschedule", "fail"])
+def test_another_attempt_than_the_running_one_moves_nothing(ledger: Connection, name: str, attempt: int) -> None:
+    job_id = claimed(ledger)
+    row, attempts = row_of(ledger, job_id), attempts_of(ledger, job_id)
+    moves: dict[str, Callable[[], object]] = {
+        "complete": lambda: transitions.complete(ledger, job_id, attempt, None, Evidence()),
+        "reschedule": lambda: transitions.reschedule(ledger, job_id, attempt, Outcome.ERROR, 0, {}, Evidence()),
+        "fail": lambda: transitions.fail(ledger, job_id, attempt, Outcome.ERROR, Reason.ERROR, {}, Evidence(), uuid4()),
+    }
+
+    assert not moves[name]()
+    assert row_of(ledger, job_id) == row
+    assert attempts_of(ledger, job_id) == attempts
+
+
+def test_the_end_of_an_earlier_attempt_moves_nothing_of_a_later_one(ledger: Connection) -> None:
+    job_id = claimed(ledger)
+    transitions.reschedule(ledger, job_id, 1, Outcome.LOST, 0, {"losses": 1}, Evidence())
+    promote_due(ledger, job_id)
+    assert transitions.claim(ledger, job_id, ME, 30)
+
+    assert transitions.complete(ledger, job_id, 1, "5", Evidence()) is None
+    assert status_of(ledger, job_id) == STARTED
+    assert transitions.complete(ledger, job_id, 2, "5", Evidence())
+
+
+# -- what moves with a status
+
+
+def test_a_claim_opens_an_attempt_with_a_lease(ledger: Connection) -> None:
+    job_id = inserted(ledger, payload='{"n": 5}', timeout_seconds=7)
+
+    claim = transitions.claim(ledger, job_id, ME, 30)
+
+    assert claim is not None
+    assert (claim.id, claim.attempt, claim.payload, claim.timeout_seconds) == (job_id, 1, {"n": 5}, 7)
+    (attempt,) = attempts_of(ledger, job_id)
+    assert (attempt.number, attempt.worker, attempt.host, attempt.pid, attempt.version) == (1, "tester", "here", 1, "1")
+    assert (attempt.lease_expires_at - attempt.started_at).total_seconds() == 30
+    assert attempt.backend_pid == ledger.execute(sa.text("SELECT pg_backend_pid()")).scalar()
+    assert (attempt.outcome, attempt.finished_at) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["complete", "reschedule", "fail"])
+def test_an_end_closes_the_attempt_with_its_evidence(ledger: Connection, name: str) -> None:
+    job_id = claimed(ledger)
+    evidence = Evidence("ValueError", "no", "Traceback", "INFO hello", 1000, 1, 2, "half")
+    ends: dict[str, Callable[[], object]] = {
+        "complete": lambda: transitions.complete(ledger, job_id, 1, None, evidence),
+        "reschedule": lambda: transitions.reschedule(ledger, job_id, 1, Outcome.ERROR, 0, {}, evidence),
+        "fail": lambda: transitions.fail(ledger, job_id, 1, Outcome.ERROR, Reason.ERROR, {}, evidence, uuid4()),
+    }
+
+    ends[name]()
+
+    (attempt,) = attempts_of(ledger, job_id)
+    assert attempt.finished_at is not None
+    assert attempt.outcome == ("completed" if name == "complete" else "error")
+    assert (attempt.error_type, attempt.error_message, attempt.traceback) == ("ValueError", "no", "Traceback")
+    assert (attempt.log_tail, attempt.peak_memory_bytes) == ("INFO hello", 1000)
+    assert (attempt.progress_done, attempt.progress_total, attempt.progress_note) == (1, 2, "half")
+
+
+@pytest.mark.parametrize("counter", ["errors", "crashes", "losses"])
+def test_an_end_spends_of_one_budget(ledger: Connection, counter: str) -> None:
+    job_id = claimed(ledger)
+
+    transitions.reschedule(ledger, job_id, 1, Outcome.ERROR, 0, {counter: 1}, Evidence())
+
+    row = row_of(ledger, job_id)
+    assert {name for name in ("errors", "crashes", "losses") if row[name]} == {counter}
+    assert row["attempt"] == 1
+
+
+# -- who may be claimed
+
+
+@pytest.mark.parametrize(
+    "change", ["held_by = 'limit:api'", "expires_at = now() - interval '1 s'", "expires_at = now()"]
+)
+def test_a_queued_job_that_is_held_or_has_expired_is_not_claimed(ledger: Connection, change: str) -> None:
+    job_id = inserted(ledger)
+    ledger.execute(sa.text(f"UPDATE job_statuses SET {change} WHERE id = :id"), {"id": job_id})
+
+    assert transitions.claim(ledger, job_id, ME, 30) is None
+    assert status_of(ledger, job_id) == QUEUED
+    assert attempts_of(ledger, job_id) == []
+
+
+def test_a_job_that_expires_later_is_claimed(ledger: Connection) -> None:
+    job_id = inserted(ledger)
+    ledger.execute(sa.text("UPDATE job_statuses SET expires_at = now() + '1 s' WHERE id = :id"), {"id": job_id})
+
+    assert transitions.claim(ledger, job_id, ME, 30) is not None
+
+
+def test_a_job_that_nobody_has_dispatched_is_not_claimed(ledger: Connection) -> None:
+    assert transitions.claim(ledger, uuid4(), ME, 30) is None
+
+
+def test_of_two_deliveries_at_once_the_second_waits_and_then_finds_nothing(connections: Connections) -> None:
+    job_id = Echo.dispatch().id
+    with connections.transaction() as first, ThreadPoolExecutor(1) as other:
+        claim = transitions.claim(first, job_id, ME, 30)
+        second = other.submit(_claim, connections, job_id)
+        eventually(lambda: _somebody_waits_for(connections, first), what="the second delivery waits")
+
+    assert claim is not None
+    assert second.result() is None
+
+
+def test_of_many_deliveries_at_once_exactly_one_claims(connections: Connections) -> None:
+    jobs = [one.id for one in Echo.dispatch_many([{}] * 20)]
+    gate = threading.Barrier(4)
+
+    def claim_all() -> int:
+        gate.wait(10)
+        return sum(_claim(connections, job_id) is not None for job_id in jobs)
+
+    with ThreadPoolExecutor(4) as workers:
+        claims = [one.result() for one in [workers.submit(claim_all) for _ in range(4)]]
+
+    assert sum(claims) == 20
+    with connections.transaction() as ledger:
+        assert [len(attempts_of(ledger, job_id)) for job_id in jobs] == [1] * 20
+
+
+def _claim(connections: Connections, job_id: UUID) -> object:
+    with connections.transaction() as connection:
+        return transitions.claim(connection, job_id, ME, 30)
+
+
+def _somebody_waits_for(connections: Connections, holder: Connection) -> bool:
+    pid = holder.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
+    return bool(
+        one_value(connections, "SELECT count(*) FROM pg_stat_activity WHERE :pid = ANY(pg_blocking_pids(pid))", pid=pid)
+    )
+
+
+# -- the history of everything that can happen
+
+
+class Unlucky(BaseJob):
+    """Fails once, then for good."""
+
+    retry = Retry(2, backoff="fixed", base=0.001, jitter=False)
+
+    def _perform(self) -> None:
+        raise RuntimeError("no luck")
+
+    def on_failed(self, error: Failure) -> None: ...
+
+
+@pytest.fixture
+def history(connections: Connections) -> Iterator[Callable[[], set[tuple[str | None, str]]]]:
+    """Every move that the database has seen, written down by a trigger."""
+    with connections.transaction() as connection:
+        connection.exec_driver_sql("""
+            CREATE TABLE history (before text, after text);
+            CREATE FUNCTION write_history() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                INSERT INTO history VALUES (CASE TG_OP WHEN 'UPDATE' THEN OLD.status END, NEW.status);
+                RETURN NULL;
+            END $$;
+            CREATE TRIGGER history_insert AFTER INSERT ON job_statuses FOR EACH ROW EXECUTE FUNCTION write_history();
+            CREATE TRIGGER history_update AFTER UPDATE ON job_statuses FOR EACH ROW
+                WHEN (OLD.status <> NEW.status) EXECUTE FUNCTION write_history();
+        """)
+
+    def edges() -> set[tuple[str | None, str]]:
+        with connections.transaction() as connection:
+            return {(row.before, row.after) for row in connection.execute(sa.text("SELECT * FROM history"))}
+
+    yield edges
+    with connections.transaction() as connection:
+        connection.exec_driver_sql("DROP FUNCTION write_history() CASCADE; DROP TABLE history")
+
+
+def test_whatever_happens_to_jobs_is_a_legal_move(
+    connections: Connections, history: Callable[[], set[tuple[str | None, str]]]
+) -> None:
+    def run(handle: JobHandle) -> None:
+        with pytest.MonkeyPatch.context():
+            try:
+                run_job(str(handle.id))
+            except RuntimeError as error:
+                assert "no luck" in str(error)
+
+    good, bad, lost, unknown = Echo.dispatch(), Unlucky.dispatch(), Echo.dispatch(), Unlucky.set(title="?").dispatch()
+    Echo.dispatch_many([{}, {}])
+    Echo.dispatch_in("1h")
+    after_good, after_bad = Echo.dispatch(after=good), Echo.dispatch(after=bad)
+    Echo.dispatch(after=[after_bad, lost])
+    later = Echo.set(after=good, delay="1h").dispatch()
+    run(good)
+    run(good)
+    run(after_good)
+    for _ in range(2):
+        run(bad)
+        relay_due(connections)
+    Echo.dispatch(after=bad)
+    registry.forget("Unlucky")
+    run(unknown)
+    registry.register("Unlucky", Unlucky)
+    _claim(connections, lost.id)
+    with connections.transaction() as connection:
+        connection.exec_driver_sql("UPDATE job_attempts SET lease_expires_at = now() - interval '1 h'")
+        connection.exec_driver_sql("INSERT INTO sweeps (name, swept_by, resumed_at) VALUES ('reap', 'me', 'epoch')")
+    eager = connections.settings.model_copy(update={"lease_seconds": 1})
+    eventually(lambda: reap(Connections(eager)), what="the lost attempt is reaped")
+
+    assert later.refresh().status is SCHEDULED
+    assert history() == MOVES
+
+
+# -- rows that cannot be
+
+IMPOSSIBLE = {
+    "ck_job_statuses_status_known": (QUEUED, "status = 'finished'"),
+    "ck_job_statuses_finished_iff_terminal": (QUEUED, "finished_at = now()"),
+    "ck_job_statuses_reason_fits_status": (QUEUED, "reason = 'error'"),
+    "ck_job_statuses_result_only_completed": (STARTED, "result = '5'"),
+    "ck_job_statuses_started_has_attempt": (STARTED, "started_at = NULL"),
+    "ck_job_statuses_queued_has_time": (QUEUED, "queued_at = NULL"),
+    "ck_job_statuses_held_only_queued": (STARTED, "held_by = 'pause:default'"),
+    "ck_job_statuses_deferred_has_parents": (DEFERRED, "waiting_parents = 0"),
+    "ck_job_statuses_counters_fit": (STARTED, "errors = 2"),
+    "ck_job_statuses_max_attempts_range": (QUEUED, "max_attempts = 0"),
+    "ck_job_statuses_priority_range": (QUEUED, "priority = 11"),
+    "ck_job_statuses_timeout_positive": (QUEUED, "timeout_seconds = 0"),
+    "ck_job_statuses_payload_object": (QUEUED, "payload = '[1]'"),
+    "ck_job_statuses_name_lengths": (QUEUED, "queue = ''"),
+    "ck_job_statuses_idempotency_scope_with_key": (QUEUED, "idempotency_key = 'k'"),
+}
+IMPOSSIBLE_ELSEWHERE = {
+    "ck_job_attempts_outcome_known": "UPDATE job_attempts SET outcome = 'fine', finished_at = now()",
+    "ck_job_attempts_outcome_iff_finished": "UPDATE job_attempts SET finished_at = now()",
+    "ck_job_attempts_number_positive": "UPDATE job_attempts SET number = 0",
+    "ck_job_dependencies_not_itself": "INSERT INTO job_dependencies SELECT id, id FROM job_statuses LIMIT 1",
+    "ck_schedules_name_length": "INSERT INTO schedules (id, name, trigger, timezone)"
+    " VALUES (gen_random_uuid(), '', 'cron', 'UTC')",
+}
+
+
+def refusal_of(ledger: Connection, statement: str, **parameters: Any) -> str | None:
+    """The constraint that refuses a statement."""
+    with pytest.raises(sa.exc.IntegrityError) as refusal:
+        ledger.execute(sa.text(statement), parameters)
+    assert isinstance(refusal.value.orig, psycopg2.Error)
+    return refusal.value.orig.diag.constraint_name
+
+
+@pytest.mark.parametrize("constraint", IMPOSSIBLE)
+def test_an_impossible_job_is_refused(ledger: Connection, constraint: str) -> None:
+    status, change = IMPOSSIBLE[constraint]
+    job_id = JOB_IN[status](ledger)
+
+    assert refusal_of(ledger, f"UPDATE job_statuses SET {change} WHERE id = :id", id=job_id) == constraint
+
+
+@pytest.mark.parametrize("constraint", IMPOSSIBLE_ELSEWHERE)
+def test_an_impossible_attempt_dependency_or_schedule_is_refused(ledger: Connection, constraint: str) -> None:
+    claimed(ledger)
+
+    assert refusal_of(ledger, IMPOSSIBLE_ELSEWHERE[constraint]) == constraint
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_an_ended_job_has_the_time_of_its_end(ledger: Connection, status: JobStatus) -> None:
+    job_id = JOB_IN[status](ledger)
+
+    refused_by = refusal_of(ledger, "UPDATE job_statuses SET finished_at = NULL WHERE id = :id", id=job_id)
+
+    assert refused_by == "ck_job_statuses_finished_iff_terminal"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(FAILED, "NULL"), (FAILED, "'bad luck'"), (CANCELED, "NULL"), (COMPLETED, "'error'")]
+)
+def test_a_reason_fits_the_status(ledger: Connection, status: JobStatus, reason: str) -> None:
+    job_id = JOB_IN[status](ledger)
+
+    refused_by = refusal_of(ledger, f"UPDATE job_statuses SET reason = {reason} WHERE id = :id", id=job_id)
+
+    assert refused_by == "ck_job_statuses_reason_fits_status"
+
+
+def test_every_check_of_the_ledger_is_tested_here(connections: Connections) -> None:
+    with connections.transaction() as connection:
+        checks = connection.execute(
+            sa.text("SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'public'::regnamespace")
+        )
+        assert set(checks.scalars()) == {*IMPOSSIBLE, *IMPOSSIBLE_ELSEWHERE}
