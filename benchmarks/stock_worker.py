@@ -20,12 +20,12 @@ from pathlib import Path
 
 import redis
 import sqlalchemy as sa
-from noop import Noop
 from rq import Queue
 
 from jobledger import Connections, configure
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger.migrate import upgrade
+from noop import Noop
 
 HERE = Path(__file__).resolve().parent
 QUEUES = ("high", "default", "low", "etl")
@@ -118,8 +118,12 @@ def report(rates: dict[str, list[float]]) -> None:
     for kind, values in rates.items():
         spread = f"{min(values):.1f} to {max(values):.1f}"
         ratios = [value / bare for value, bare in zip(values, rates.get("bare", []), strict=False)]
-        ratio = f"  ratio to bare {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})" if ratios else ""
-        print(f"{kind:9} median {statistics.median(values):7.1f} jobs/s ({spread}), {len(values)} rounds{ratio}")
+        print(f"{kind:9} median {statistics.median(values):7.1f} jobs/s ({spread}), {len(values)} rounds", end="")
+        print(
+            f"  ratio to bare {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            if ratios
+            else ""
+        )
 
 
 if __name__ == "__main__":
