@@ -81,6 +81,6 @@ def test_the_schedules_fire_when_the_document_says() -> None:
     imports = list(by_function[nightly_data_import].fire_times(UTC, monday, monday, week))
     updates = list(by_function[nightly_data_update].fire_times(UTC, monday, monday, week))
     assert [moment.strftime("%a %H:%M") for moment in imports] == [
-        f"{day} 01:00" for day in "Mon Tue Wed Thu Fri".split()
+        f"{day} 01:00" for day in ["Mon", "Tue", "Wed", "Thu", "Fri"]
     ]
     assert [moment.strftime("%H:%M") for moment in updates] == ["02:00"] * 7

@@ -1,10 +1,12 @@
-"""Jobs that wait for others: released by the last parent, canceled with one that fails, whoever moves at the same time."""
+"""Jobs that wait for others: released by the last parent, canceled with one that fails, whoever moves at once."""
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -295,17 +297,15 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def together(threads: ThreadPoolExecutor, *actions: Callable[[], object]) -> None:
-    """Do them at the same moment, each in a thread; raise what one of them raised."""
+def together(threads: ThreadPoolExecutor, *actions: Callable[[], Any]) -> list[Any]:
+    """Do them at the same moment, each in a thread: what they returned, or what one of them raised."""
     gate = threading.Barrier(len(actions))
 
-    def act(action: Callable[[], object]) -> object:
+    def act(action: Callable[[], Any]) -> Any:
         gate.wait(10)
         return action()
 
-    futures: list[Future[object]] = [threads.submit(act, action) for action in actions]
-    for future in futures:
-        future.result(30)
+    return [future.result(30) for future in [threads.submit(act, action) for action in actions]]
 
 
 def test_a_last_parent_that_ends_while_the_other_is_ending_releases_the_child(
@@ -335,7 +335,7 @@ def test_two_last_parents_that_end_at_the_same_moment_release_the_child_once(
         claim(connections, one)
         claim(connections, other)
 
-        together(threads, lambda: finish_and_push(connections, one), lambda: finish_and_push(connections, other))
+        together(threads, *[partial(finish_and_push, connections, parent) for parent in (one, other)])
 
         assert child.refresh().status is JobStatus.QUEUED
         assert pushed(connections).count(str(child.id)) == 1
@@ -350,7 +350,7 @@ def test_parents_with_the_same_children_that_end_at_the_same_moment_do_not_deadl
         for parent in parents:
             claim(connections, parent)
 
-        together(threads, *[lambda parent=parent: finish_and_push(connections, parent) for parent in parents])
+        together(threads, *[partial(finish_and_push, connections, parent) for parent in parents])
 
         assert {child.refresh().status for child in children} == {JobStatus.QUEUED}
 
@@ -364,7 +364,7 @@ def test_a_parent_that_completes_while_the_other_fails_leaves_the_child_canceled
         claim(connections, good)
         claim(connections, bad)
 
-        together(threads, lambda: finish_and_push(connections, good), lambda: fail_and_push(connections, bad))
+        together(threads, partial(finish_and_push, connections, good), partial(fail_and_push, connections, bad))
 
         assert child.refresh().reason == f"parent {bad.id} failed"
 
@@ -410,14 +410,9 @@ def test_a_child_dispatched_at_the_moment_its_parent_ends_is_never_forgotten(
     for _ in range(30):
         parent = Echo.dispatch()
         claim(connections, parent)
-        children: list[JobHandle] = []
 
-        together(
-            threads,
-            lambda: end(connections, parent),
-            lambda: children.append(Collect.dispatch(after=parent)),
-        )
+        _, child = together(threads, partial(end, connections, parent), partial(Collect.dispatch, after=parent))
 
         expected = JobStatus.QUEUED if end is finish_and_push else JobStatus.CANCELED
-        assert children[0].refresh().status is expected
-        assert pushed(connections).count(str(children[0].id)) == (expected is JobStatus.QUEUED)
+        assert child.refresh().status is expected
+        assert pushed(connections).count(str(child.id)) == (expected is JobStatus.QUEUED)

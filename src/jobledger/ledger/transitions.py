@@ -1,8 +1,9 @@
 """The only writer of statuses: one function per move, each one guarded statement.
 
 A guard names the status that it expects and, for a run, the fence (`attempt`). No row back is an answer: somebody
-else moved the job first. Time is always the database's `now()`. Nothing here commits; whoever calls owns the
-transaction. The statements run on a caller's connection of any driver, so each parameter is cast to its type.
+else moved the job first. Time is always the database's; where the transaction may be a job's or a caller's, which began
+long ago, it is that of the statement. Nothing here commits; whoever calls owns the transaction. The statements run on
+a caller's connection of any driver, so each parameter is cast to its type.
 """
 
 import json
@@ -22,24 +23,26 @@ from jobledger.wake import Accepted, Wake
 _INSERT: Final = sa.text("""
 INSERT INTO job_statuses (
     id, job_type, queue, payload, title, owner, timeout_seconds, max_attempts, has_on_failed, waiting_parents,
-    schedule_id, fire_at, available_at, status, reason, finished_at, queued_at, pushed_at, push_count
+    schedule_id, fire_at, available_at, status, reason, finished_at, queued_at, pushed_at, push_count,
+    created_at, updated_at
 )
 SELECT n.id, n.job_type, n.queue, n.payload, n.title, n.owner, n.timeout_seconds, n.max_attempts, n.has_on_failed,
        n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), due.at, s.status, n.canceled_reason,
-       CASE WHEN s.status = 'canceled' THEN now() END,
-       CASE WHEN s.status = 'queued' THEN now() END,
-       CASE WHEN s.status = 'queued' THEN now() END,
-       CASE WHEN s.status = 'queued' THEN 1 ELSE 0 END
+       CASE WHEN s.status = 'canceled' THEN statement_timestamp() END,
+       CASE WHEN s.status = 'queued' THEN statement_timestamp() END,
+       CASE WHEN s.status = 'queued' THEN statement_timestamp() END,
+       CASE WHEN s.status = 'queued' THEN 1 ELSE 0 END,
+       statement_timestamp(), statement_timestamp()
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n(
         id uuid, job_type text, queue text, payload jsonb, title text, owner text, timeout_seconds float8,
         max_attempts int, has_on_failed bool, waiting_parents int, schedule_id uuid, fire_at_epoch float8,
         delay_seconds float8, available_at_epoch float8, canceled_reason text)
 CROSS JOIN LATERAL (
-    SELECT coalesce(to_timestamp(n.available_at_epoch), now() + make_interval(secs => n.delay_seconds)) AS at
+    SELECT coalesce(to_timestamp(n.available_at_epoch), statement_timestamp() + make_interval(secs => n.delay_seconds)) AS at
 ) AS due
 CROSS JOIN LATERAL (
     SELECT CASE WHEN n.canceled_reason IS NOT NULL THEN 'canceled' WHEN n.waiting_parents > 0 THEN 'deferred'
-                WHEN due.at > now() THEN 'scheduled' ELSE 'queued' END AS status
+                WHEN due.at > statement_timestamp() THEN 'scheduled' ELSE 'queued' END AS status
 ) AS s
 RETURNING id, status, reason
 """)
@@ -96,7 +99,7 @@ def claim(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: flo
 _CLOSE_ATTEMPT: Final = """
 closed AS (
     UPDATE job_attempts a
-       SET finished_at = now(), outcome = :outcome, error_type = :error_type, error_message = :error_message,
+       SET finished_at = statement_timestamp(), outcome = :outcome, error_type = :error_type, error_message = :error_message,
            traceback = :traceback, log_tail = coalesce(:log_tail, a.log_tail),
            peak_memory_bytes = :peak_memory_bytes,
            progress_done = coalesce(:progress_done, a.progress_done),
@@ -109,7 +112,7 @@ closed AS (
 _COMPLETE: Final = sa.text(f"""
 WITH moved AS (
     UPDATE job_statuses
-       SET status = 'completed', result = CAST(:result AS jsonb), finished_at = now(), updated_at = now()
+       SET status = 'completed', result = CAST(:result AS jsonb), finished_at = statement_timestamp(), updated_at = statement_timestamp()
      WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
        AND NOT (has_children AND :only_childless)
     RETURNING id, attempt, has_children
@@ -163,9 +166,9 @@ def rehearse(connection: Direct) -> None:
 _RESCHEDULE: Final = sa.text(f"""
 WITH moved AS (
     UPDATE job_statuses
-       SET status = 'scheduled', available_at = now() + make_interval(secs => :delay_seconds),
+       SET status = 'scheduled', available_at = statement_timestamp() + make_interval(secs => :delay_seconds),
            errors = errors + :errors, crashes = crashes + :crashes, losses = losses + :losses,
-           pushed_at = NULL, updated_at = now()
+           pushed_at = NULL, updated_at = statement_timestamp()
      WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
     RETURNING id, attempt
 ), {_CLOSE_ATTEMPT}
@@ -209,7 +212,7 @@ def reschedule(
 _FAIL: Final = sa.text(f"""
 WITH moved AS (
     UPDATE job_statuses
-       SET status = 'failed', reason = :reason, finished_at = now(), updated_at = now(),
+       SET status = 'failed', reason = :reason, finished_at = statement_timestamp(), updated_at = statement_timestamp(),
            errors = errors + :errors, crashes = crashes + :crashes, losses = losses + :losses
      WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
     RETURNING id, attempt, job_type, queue, priority, owner, timeout_seconds, has_children, has_on_failed
@@ -217,7 +220,7 @@ WITH moved AS (
     INSERT INTO job_statuses (id, job_type, title, owner, queue, priority, status, payload, timeout_seconds,
                               max_attempts, queued_at, pushed_at, push_count)
     SELECT CAST(:callback_id AS uuid), :callback_type, job_type || '.on_failed', owner, queue, priority, 'queued',
-           jsonb_build_object('job_id', id, 'attempt', attempt), timeout_seconds, 3, now(), now(), 1
+           jsonb_build_object('job_id', id, 'attempt', attempt), timeout_seconds, 3, statement_timestamp(), statement_timestamp(), 1
       FROM moved WHERE has_on_failed
     RETURNING id, queue, job_type, title, timeout_seconds
 )
@@ -305,12 +308,12 @@ WITH waiting AS (
      WHERE d.parent_id = CAST(:id AS uuid) AND c.status = 'deferred' ORDER BY c.id FOR NO KEY UPDATE OF c
 ), released AS (
     UPDATE job_statuses c
-       SET waiting_parents = c.waiting_parents - 1, updated_at = now(),
+       SET waiting_parents = c.waiting_parents - 1, updated_at = statement_timestamp(),
            status = CASE WHEN c.waiting_parents > 1 THEN 'deferred'
-                         WHEN c.available_at > now() THEN 'scheduled' ELSE 'queued' END,
-           queued_at = CASE WHEN c.waiting_parents = 1 AND c.available_at <= now() THEN now() END,
-           pushed_at = CASE WHEN c.waiting_parents = 1 AND c.available_at <= now() THEN now() END,
-           push_count = CASE WHEN c.waiting_parents = 1 AND c.available_at <= now() THEN 1 ELSE 0 END
+                         WHEN c.available_at > statement_timestamp() THEN 'scheduled' ELSE 'queued' END,
+           queued_at = CASE WHEN c.waiting_parents = 1 AND c.available_at <= statement_timestamp() THEN statement_timestamp() END,
+           pushed_at = CASE WHEN c.waiting_parents = 1 AND c.available_at <= statement_timestamp() THEN statement_timestamp() END,
+           push_count = CASE WHEN c.waiting_parents = 1 AND c.available_at <= statement_timestamp() THEN 1 ELSE 0 END
       FROM waiting
      WHERE c.id = waiting.id AND c.status = 'deferred'
     RETURNING c.id, c.queue, c.job_type, c.title, c.timeout_seconds, c.status
@@ -343,7 +346,7 @@ WITH waiting AS (
 )
 UPDATE job_statuses c
    SET status = 'canceled', reason = 'parent ' || locked.parent_id || ' ' || CAST(:how AS text),
-       finished_at = now(), updated_at = now()
+       finished_at = statement_timestamp(), updated_at = statement_timestamp()
   FROM locked
  WHERE c.id = locked.id AND c.status = 'deferred'
 RETURNING c.id, c.has_children
