@@ -1,20 +1,25 @@
 """The configuration of stock workers: `rq worker -c jobledger.rq_config high default low etl`.
 
 RQ imports this module in the worker's parent process and reads the names in capitals. The job modules are loaded here
-too, and a connection to Postgres is kept ready, so that a work-horse, which is forked for each job, finds both.
+too, a run is rehearsed, and a connection to Postgres is kept ready, so that a work-horse, which is forked for each job,
+finds all of it.
 """
 
 import gc
 
 from jobledger.connections import configure
+from jobledger.jobs.rehearsal import Rehearsal
 from jobledger.observe.log import logging_config
 from jobledger.registry import load_job_modules
 from jobledger.settings import load_settings
+from jobledger.worker.rehearsal import rehearse
 from jobledger.worker.spare import SpareConnection
 
 _settings = load_settings()
 load_job_modules(_settings.job_modules)
-SpareConnection(configure(_settings)).keep_ready()
+_connections = configure(_settings)
+rehearse(_connections, Rehearsal.job_type, {"number": 1})
+SpareConnection(_connections).keep_ready()
 gc.collect()
 gc.freeze()  # what is loaded stays; a work-horse's collections then touch, and so copy, none of its pages
 

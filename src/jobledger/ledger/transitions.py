@@ -38,7 +38,8 @@ FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n(
         max_attempts int, has_on_failed bool, waiting_parents int, schedule_id uuid, fire_at_epoch float8,
         delay_seconds float8, available_at_epoch float8, canceled_reason text)
 CROSS JOIN LATERAL (
-    SELECT coalesce(to_timestamp(n.available_at_epoch), statement_timestamp() + make_interval(secs => n.delay_seconds)) AS at
+    SELECT coalesce(to_timestamp(n.available_at_epoch),
+                    statement_timestamp() + make_interval(secs => n.delay_seconds)) AS at
 ) AS due
 CROSS JOIN LATERAL (
     SELECT CASE WHEN n.canceled_reason IS NOT NULL THEN 'canceled' WHEN n.waiting_parents > 0 THEN 'deferred'
@@ -99,9 +100,9 @@ def claim(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: flo
 _CLOSE_ATTEMPT: Final = """
 closed AS (
     UPDATE job_attempts a
-       SET finished_at = statement_timestamp(), outcome = :outcome, error_type = :error_type, error_message = :error_message,
-           traceback = :traceback, log_tail = coalesce(:log_tail, a.log_tail),
-           peak_memory_bytes = :peak_memory_bytes,
+       SET finished_at = statement_timestamp(), outcome = :outcome,
+           error_type = :error_type, error_message = :error_message, traceback = :traceback,
+           log_tail = coalesce(:log_tail, a.log_tail), peak_memory_bytes = :peak_memory_bytes,
            progress_done = coalesce(:progress_done, a.progress_done),
            progress_total = coalesce(:progress_total, a.progress_total),
            progress_note = coalesce(:progress_note, a.progress_note)
@@ -112,7 +113,8 @@ closed AS (
 _COMPLETE: Final = sa.text(f"""
 WITH moved AS (
     UPDATE job_statuses
-       SET status = 'completed', result = CAST(:result AS jsonb), finished_at = statement_timestamp(), updated_at = statement_timestamp()
+       SET status = 'completed', result = CAST(:result AS jsonb),
+           finished_at = statement_timestamp(), updated_at = statement_timestamp()
      WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
        AND NOT (has_children AND :only_childless)
     RETURNING id, attempt, has_children
@@ -212,7 +214,8 @@ def reschedule(
 _FAIL: Final = sa.text(f"""
 WITH moved AS (
     UPDATE job_statuses
-       SET status = 'failed', reason = :reason, finished_at = statement_timestamp(), updated_at = statement_timestamp(),
+       SET status = 'failed', reason = :reason,
+           finished_at = statement_timestamp(), updated_at = statement_timestamp(),
            errors = errors + :errors, crashes = crashes + :crashes, losses = losses + :losses
      WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
     RETURNING id, attempt, job_type, queue, priority, owner, timeout_seconds, has_children, has_on_failed
@@ -220,7 +223,8 @@ WITH moved AS (
     INSERT INTO job_statuses (id, job_type, title, owner, queue, priority, status, payload, timeout_seconds,
                               max_attempts, queued_at, pushed_at, push_count)
     SELECT CAST(:callback_id AS uuid), :callback_type, job_type || '.on_failed', owner, queue, priority, 'queued',
-           jsonb_build_object('job_id', id, 'attempt', attempt), timeout_seconds, 3, statement_timestamp(), statement_timestamp(), 1
+           jsonb_build_object('job_id', id, 'attempt', attempt), timeout_seconds, 3,
+           statement_timestamp(), statement_timestamp(), 1
       FROM moved WHERE has_on_failed
     RETURNING id, queue, job_type, title, timeout_seconds
 )
@@ -311,8 +315,10 @@ WITH waiting AS (
        SET waiting_parents = c.waiting_parents - 1, updated_at = statement_timestamp(),
            status = CASE WHEN c.waiting_parents > 1 THEN 'deferred'
                          WHEN c.available_at > statement_timestamp() THEN 'scheduled' ELSE 'queued' END,
-           queued_at = CASE WHEN c.waiting_parents = 1 AND c.available_at <= statement_timestamp() THEN statement_timestamp() END,
-           pushed_at = CASE WHEN c.waiting_parents = 1 AND c.available_at <= statement_timestamp() THEN statement_timestamp() END,
+           queued_at = CASE WHEN c.waiting_parents = 1 AND c.available_at <= statement_timestamp()
+                            THEN statement_timestamp() END,
+           pushed_at = CASE WHEN c.waiting_parents = 1 AND c.available_at <= statement_timestamp()
+                            THEN statement_timestamp() END,
            push_count = CASE WHEN c.waiting_parents = 1 AND c.available_at <= statement_timestamp() THEN 1 ELSE 0 END
       FROM waiting
      WHERE c.id = waiting.id AND c.status = 'deferred'

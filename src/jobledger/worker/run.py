@@ -95,6 +95,12 @@ class Run:
             connection.release()
         return _in_words(settled)
 
+    def rehearse(self, claim: Claim) -> None:
+        """The same steps for a row that is not there: see `worker.rehearsal`."""
+        connection, _ = self._claim()
+        self._perform_and_complete(connection, claim)
+        connection.release()
+
     def _claim(self) -> tuple[RunConnection, Claim | None]:
         connection = RunConnection(self.connections, spare_of_this_worker())
         settings = self.connections.settings
