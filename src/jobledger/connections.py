@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import psycopg2
 import redis
 import sqlalchemy as sa
 from redis.backoff import NoBackoff
@@ -91,7 +92,10 @@ class Connections:
             LedgerUnavailable: Postgres cannot be reached.
         """
         with unavailable_as_error():
-            return self.engine.raw_connection()
+            try:
+                return self.engine.raw_connection()
+            except psycopg2.OperationalError as error:  # here SQLAlchemy passes the driver's own error on
+                raise LedgerUnavailable(f"Postgres is away: {_first_line(error)}") from error
 
     def adopt(self, raw: Any) -> Connection:
         """A driver's connection as SQLAlchemy has it, on an engine that opens none of its own.

@@ -83,7 +83,8 @@ def waiting(client: redis.Redis, queue: str) -> list[str]:
         pipeline.lrange(key, 0, -1)
         pipeline.lrange(f"{key}:intermediate", 0, -1)
         listed, intermediate = pipeline.execute()
-    return [one.decode() for one in (*intermediate, *listed)]
+    # Anybody may have put anything there: what is no text is no id of ours.
+    return [one.decode("utf-8", "replace") for one in (*intermediate, *listed)]
 
 
 def head(client: redis.Redis, queue: str) -> UUID | None:

@@ -10,19 +10,22 @@ from sqlalchemy.engine import Connection
 from jobledger.wake import Wake
 
 _TAKE_UNPUSHED: Final = sa.text("""
-UPDATE job_statuses SET pushed_at = now(), push_count = push_count + 1
- WHERE id IN (SELECT id FROM job_statuses
-               WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
-               ORDER BY priority, queued_at LIMIT :limit FOR UPDATE SKIP LOCKED)
-   AND status = 'queued'
-RETURNING id, queue, job_type, title, timeout_seconds, push_count
+WITH taken AS (
+    UPDATE job_statuses SET pushed_at = now(), push_count = push_count + 1
+     WHERE id IN (SELECT id FROM job_statuses
+                   WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
+                   ORDER BY priority, queued_at, id LIMIT :limit FOR UPDATE SKIP LOCKED)
+       AND status = 'queued'
+    RETURNING id, queue, job_type, title, timeout_seconds, push_count, priority, queued_at
+)
+SELECT id, queue, job_type, title, timeout_seconds, push_count FROM taken ORDER BY priority, queued_at, id
 """)
 
 
 def take_unpushed(connection: Connection, queue: str, limit: int) -> list[Wake]:
-    """Mark queued rows that nobody has pushed as pushed. The caller pushes, then commits."""
+    """Mark queued rows that nobody has pushed as pushed, by priority and age. The caller pushes, then commits."""
     rows = connection.execute(_TAKE_UNPUSHED, {"queue": queue, "limit": limit})
-    return sorted((Wake(**row._mapping) for row in rows), key=lambda wake: wake.id)
+    return [Wake(**row._mapping) for row in rows]
 
 
 _UNPUSH: Final = sa.text("""

@@ -1,0 +1,167 @@
+"""Handles: what the ledger says of a job, now or once it has ended."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy.orm import Session
+
+from jobledger import Connections, JobHandle, JobNotFound, JobStatus, LedgerUnavailable, Outcome, WaitTimeout
+from jobledger.embedded import EmbeddedServers
+from jobledger.maintenance.relay import relay_due
+from jobledger.worker import run_job
+from sample_jobs import Echo, Fails
+
+
+@pytest.fixture(scope="module")
+def database_url(servers: EmbeddedServers) -> Iterator[str]:
+    """One database for all tests of this module: each looks at jobs of its own."""
+    servers.postgres.create_database("handle", template="template_jobledger")
+    yield servers.postgres.url_for("handle")
+    servers.postgres.drop_database("handle")
+
+
+def run(handle: JobHandle) -> None:
+    run_job(str(handle.id))
+
+
+def test_a_handle_says_what_was_true_at_the_last_look(connections: Connections) -> None:
+    job = Echo.dispatch(n=5)
+    run(job)
+
+    assert (job.status, job.result) == (JobStatus.QUEUED, None)
+    assert job.refresh() is job
+    assert (job.status, job.result, job.reason) == (JobStatus.COMPLETED, {"n": 5}, None)
+    assert repr(job) == f"<JobHandle {job.id} completed>"
+
+
+def test_a_job_that_failed_says_why(connections: Connections) -> None:
+    job = Fails.dispatch(error="KeyError")
+    with pytest.raises(KeyError):
+        run(job)
+
+    job.refresh()
+
+    assert (job.status, job.reason, job.result) == (JobStatus.FAILED, "error", None)
+
+
+def test_a_handle_for_a_known_id_reads_the_same_row(connections: Connections) -> None:
+    job = Echo.dispatch()
+    run(job)
+
+    found = JobHandle(job.id, JobStatus.QUEUED, connections).refresh()
+
+    assert (found.status, found.result) == (JobStatus.COMPLETED, {})
+
+
+def test_an_id_that_is_not_in_the_ledger_is_not_found(connections: Connections) -> None:
+    unknown = JobHandle(uuid4(), JobStatus.QUEUED, connections)
+
+    with pytest.raises(JobNotFound, match=str(unknown.id)):
+        unknown.refresh()
+    with pytest.raises(JobNotFound):
+        unknown.wait(10)
+    assert unknown.attempts == []
+
+
+def test_a_job_is_found_once_its_transaction_has_committed(connections: Connections) -> None:
+    with Session(connections.engine) as session:
+        job = Echo.dispatch(session=session)
+        with pytest.raises(JobNotFound, match="not yet committed"):
+            job.refresh()
+        session.commit()
+
+    assert job.refresh().status is JobStatus.QUEUED
+
+
+# -- waiting
+
+
+def test_waiting_ends_when_the_job_does(connections: Connections) -> None:
+    job = Echo.dispatch(n=5)
+
+    with ThreadPoolExecutor(1) as another:
+        waiting = another.submit(JobHandle(job.id, job.status, connections).wait, 20)
+        run(job)
+
+    assert (waiting.result().status, waiting.result().result) == (JobStatus.COMPLETED, {"n": 5})
+
+
+def test_waiting_ends_when_the_job_fails(connections: Connections) -> None:
+    job = Fails.dispatch(error="KeyError")
+
+    with ThreadPoolExecutor(1) as another:
+        waiting = another.submit(job.wait, 20)
+        with pytest.raises(KeyError):
+            run(job)
+
+    assert waiting.result() is job
+    assert job.status is JobStatus.FAILED
+
+
+def test_waiting_goes_on_while_a_job_waits_for_its_next_attempt(connections: Connections) -> None:
+    job = Fails.dispatch(until=2)
+    run(job)
+
+    with pytest.raises(WaitTimeout):
+        job.wait(0)
+
+    assert job.status is JobStatus.SCHEDULED
+
+
+def test_waiting_for_a_job_that_has_ended_takes_one_look(connections: Connections) -> None:
+    job = Echo.dispatch()
+    run(job)
+
+    assert job.wait(0).status is JobStatus.COMPLETED
+
+
+def test_waiting_gives_up_at_its_timeout(connections: Connections) -> None:
+    job = Echo.dispatch()
+
+    started = time.monotonic()
+    with pytest.raises(WaitTimeout, match=rf"Job {job.id} is still queued after 0.2 s") as given_up:
+        job.wait(0.2)
+
+    assert 0.2 <= time.monotonic() - started < 1
+    assert isinstance(given_up.value, TimeoutError)
+
+
+def test_waiting_for_a_ledger_that_is_away_is_no_timeout(connections: Connections, servers: EmbeddedServers) -> None:
+    nowhere = SecretStr(servers.postgres.url_for("nowhere"))
+    gone = Connections(connections.settings.model_copy(update={"database_url": nowhere}))
+
+    with pytest.raises(LedgerUnavailable):
+        JobHandle(uuid4(), JobStatus.QUEUED, gone).wait(10)
+
+
+# -- attempts
+
+
+def test_a_job_that_nobody_has_claimed_has_no_attempts(connections: Connections) -> None:
+    assert Echo.dispatch().attempts == []
+
+
+def test_every_attempt_is_told_in_order(connections: Connections) -> None:
+    job = Fails.dispatch(until=2)
+    run(job)
+    while job.refresh().status is JobStatus.SCHEDULED:
+        relay_due(connections)
+    run(job)
+
+    first, second = job.attempts
+
+    assert (first.number, first.outcome) == (1, Outcome.ERROR)
+    assert (first.error_type, first.error_message) == ("ValueError", "as asked")
+    assert first.traceback is not None
+    assert first.traceback.endswith("ValueError: as asked\n")
+    assert (second.number, second.outcome, second.error_type) == (2, Outcome.COMPLETED, None)
+    assert (second.host, second.pid) == (socket.gethostname(), os.getpid())
+    assert first.finished_at is not None
+    assert first.started_at < first.finished_at < second.started_at
+    assert job.refresh().result == 2

@@ -1,0 +1,319 @@
+"""The scheduler process: its chores outlive errors, repair what is to be repaired, and fire what is due."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from harness import eventually, one_value
+from jobledger import Connections, JobHandle, JobStatus, Outcome, Settings
+from jobledger.embedded import EmbeddedServers
+from jobledger.ledger import transitions
+from jobledger.ledger.rows import Runner
+from jobledger.scheduler.process import Chore, SchedulerProcess
+from jobledger.schedules import ScheduleBook
+from jobledger.schedules.ticks import write_definitions
+from sample_jobs import Echo
+
+
+@pytest.fixture(scope="module")
+def database_url(servers: EmbeddedServers) -> Iterator[str]:
+    """One database for all tests of this module: each looks at jobs and schedules of its own."""
+    servers.postgres.create_database("scheduler", template="template_jobledger")
+    yield servers.postgres.url_for("scheduler")
+    servers.postgres.drop_database("scheduler")
+
+
+@pytest.fixture
+def book() -> ScheduleBook:
+    return ScheduleBook()
+
+
+class Schedulers:
+    """Starts scheduler processes, as far as they are threads, with short pauses."""
+
+    def __init__(self, settings: Settings, book: ScheduleBook) -> None:
+        self.settings = settings.model_copy(update={"sweep_seconds": 0.2, "relay_seconds": 0.1, "lease_seconds": 1})
+        self.book = book
+        self.running: list[tuple[SchedulerProcess, Connections]] = []
+
+    def start(self) -> None:
+        connections = Connections(self.settings)
+        process = SchedulerProcess(connections, self.book)
+        self.running.append((process, connections))
+        process.start()
+
+    def stop(self) -> None:
+        while self.running:
+            process, connections = self.running.pop()
+            process.stop()
+            connections.close()
+
+
+@pytest.fixture
+def schedulers(connections: Connections, settings: Settings, book: ScheduleBook) -> Iterator[Schedulers]:
+    started = Schedulers(settings, book)
+    yield started
+    started.stop()
+
+
+def change(connections: Connections, sql: str, **parameters: Any) -> None:
+    with connections.transaction() as connection:
+        connection.execute(sa.text(sql), parameters)
+
+
+def is_pushed(connections: Connections, job: JobHandle) -> bool:
+    return str(job.id).encode() in connections.redis.lrange("rq:queue:default", 0, -1)
+
+
+# -- chores
+
+
+class Flaky:
+    """Something to do that fails as often as it was told, and remembers when it was tried."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.tried_at: list[float] = []
+
+    def __call__(self) -> int:
+        self.tried_at.append(time.monotonic())
+        if len(self.tried_at) <= self.failures:
+            raise RuntimeError("as asked")
+        return 1
+
+
+def test_a_chore_that_works_is_done_whenever_it_is_asked_for() -> None:
+    chore, action = Chore("test"), Flaky(failures=0)
+
+    for _ in range(3):
+        chore.do(action)
+
+    assert len(action.tried_at) == 3
+    assert chore.failures == 0
+
+
+def test_a_chore_that_fails_is_left_alone_for_a_while_and_then_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    chore, action = Chore("test"), Flaky(failures=2)
+
+    def tried(times: int) -> bool:
+        chore.do(action)
+        return len(action.tried_at) == times
+
+    chore.do(action)
+    assert chore.failures == 1
+    eventually(lambda: tried(2), what="the second try")
+    assert chore.failures == 2
+    eventually(lambda: tried(3), what="the third try")
+
+    first, second, third, *_ = action.tried_at
+    assert second - first >= 1
+    assert third - second >= 2
+    assert chore.failures == 0
+    assert tried(4)
+    assert [record.getMessage().splitlines()[0] for record in caplog.records if record.levelname == "ERROR"] == [
+        "Chore failed chore='test' failures=1 wait_seconds=1.0",
+        "Chore failed chore='test' failures=2 wait_seconds=2.0",
+    ]
+
+
+# -- repair
+
+
+def test_a_job_whose_time_has_come_is_queued_and_pushed(connections: Connections, schedulers: Schedulers) -> None:
+    schedulers.start()
+    job = Echo.dispatch_in(0.2)
+    assert job.status is JobStatus.SCHEDULED
+
+    eventually(lambda: is_pushed(connections, job), what="the push")
+
+    assert eventually(lambda: job.refresh().status is JobStatus.QUEUED)
+
+
+def test_a_job_that_could_not_be_pushed_is_pushed(connections: Connections, schedulers: Schedulers) -> None:
+    job = Echo.dispatch()
+    connections.redis.flushall()
+    change(connections, "UPDATE job_statuses SET pushed_at = NULL WHERE id = :id", id=job.id)
+
+    schedulers.start()
+
+    eventually(lambda: is_pushed(connections, job), what="the push")
+
+
+def test_a_job_that_redis_has_lost_is_pushed_again(connections: Connections, schedulers: Schedulers) -> None:
+    job = Echo.dispatch()
+    connections.redis.flushall()
+    change(connections, "UPDATE job_statuses SET pushed_at = now() - interval '1 minute' WHERE id = :id", id=job.id)
+
+    schedulers.start()
+
+    eventually(lambda: is_pushed(connections, job), what="the push")
+
+
+def test_a_job_whose_worker_has_vanished_is_queued_again(connections: Connections, schedulers: Schedulers) -> None:
+    job = Echo.dispatch()
+    connections.redis.flushall()
+    with connections.transaction() as connection:
+        assert transitions.claim(connection, job.id, Runner("gone", "here", 1, "1"), lease_seconds=0)
+    change(
+        connections,
+        "INSERT INTO sweeps (name, swept_by, resumed_at) VALUES ('reap', 'test', 'epoch') ON CONFLICT DO NOTHING",
+    )
+
+    schedulers.start()
+
+    eventually(lambda: job.refresh().status is JobStatus.QUEUED, what="the next attempt may begin")
+    assert [attempt.outcome for attempt in job.attempts] == [Outcome.LOST]
+    eventually(lambda: is_pushed(connections, job), what="the push")
+
+
+def test_jobs_that_ended_long_ago_are_pruned(connections: Connections, schedulers: Schedulers) -> None:
+    job = Echo.dispatch()
+    long_ago = "status = 'canceled', reason = 'test', finished_at = now() - interval '1 year'"
+    change(connections, f"UPDATE job_statuses SET {long_ago} WHERE id = :id", id=job.id)
+
+    schedulers.start()
+
+    eventually(
+        lambda: one_value(connections, "SELECT count(*) FROM job_statuses WHERE id = :id", id=job.id) == 0,
+        what="the prune",
+    )
+
+
+def test_the_clock_goes_on_while_redis_is_away(connections: Connections, settings: Settings) -> None:
+    nowhere = {"redis_url": "redis://127.0.0.1:1", "relay_seconds": "0.1", "database_url": settings.database_url}
+    own = Connections(Settings(**nowhere))
+    process = SchedulerProcess(own, ScheduleBook())
+    job = Echo.dispatch_in(0.01)
+    swept = one_value(connections, "SELECT max(swept_at) FROM sweeps WHERE name = 'reap'")
+
+    process.start()
+    try:
+        newer = "SELECT count(*) FROM sweeps WHERE name = 'reap' AND swept_at > coalesce(:swept, '-infinity')"
+        eventually(lambda: one_value(connections, newer, swept=swept), what="a sweep")
+    finally:
+        process.stop()
+        own.close()
+
+    assert job.refresh().status is JobStatus.SCHEDULED
+
+
+# -- schedules
+
+
+def define(connections: Connections, book: ScheduleBook, function: Callable[..., Any], name: str) -> None:
+    """Define a schedule that is due once, now."""
+    book.add_job(function, "interval", hours=1, misfire_grace_time=7200, id=name)
+    write_definitions(connections, book)
+    change(connections, "UPDATE schedules SET created_at = now() - interval '90 minutes' WHERE name = :name", name=name)
+
+
+def jobs_of(connections: Connections, name: str) -> int:
+    jobs = "SELECT count(*) FROM job_statuses j JOIN schedules s ON s.id = j.schedule_id WHERE s.name = :name"
+    return int(one_value(connections, jobs, name=name))
+
+
+def ticks_of(connections: Connections, name: str) -> int:
+    ticks = "SELECT count(*) FROM schedule_ticks t JOIN schedules s ON s.id = t.schedule_id WHERE s.name = :name"
+    return int(one_value(connections, ticks, name=name))
+
+
+def test_a_schedule_of_the_book_is_written_and_fired(
+    connections: Connections, book: ScheduleBook, schedulers: Schedulers
+) -> None:
+    book.add_job(Echo.dispatch, "interval", seconds=1, id="of the book")
+
+    schedulers.start()
+
+    eventually(lambda: jobs_of(connections, "of the book"), what="the first job")
+
+
+def test_of_two_scheduler_processes_one_fires(
+    connections: Connections, book: ScheduleBook, schedulers: Schedulers
+) -> None:
+    def dispatching() -> None:
+        Echo.dispatch()
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+        eventually(
+            lambda: one_value(connections, f"{waiting} AND datname = current_database()"), what="the other one waits"
+        )
+
+    define(connections, book, dispatching, "of two")
+    schedulers.start()
+    schedulers.start()
+
+    eventually(lambda: jobs_of(connections, "of two"), what="the job")
+    schedulers.stop()
+
+    assert (jobs_of(connections, "of two"), ticks_of(connections, "of two")) == (1, 1)
+
+
+def test_a_function_that_failed_is_called_again(
+    connections: Connections, book: ScheduleBook, schedulers: Schedulers
+) -> None:
+    flaky = Flaky(failures=1)
+
+    def dispatching() -> None:
+        Echo.dispatch()
+        flaky()
+
+    define(connections, book, dispatching, "flaky")
+    schedulers.start()
+
+    eventually(lambda: jobs_of(connections, "flaky"), what="the job")
+    assert len(flaky.tried_at) == 2
+    assert flaky.tried_at[1] - flaky.tried_at[0] >= 1
+    assert (jobs_of(connections, "flaky"), ticks_of(connections, "flaky")) == (1, 1)
+
+
+def test_a_slow_function_holds_up_none_but_itself(
+    connections: Connections, book: ScheduleBook, schedulers: Schedulers
+) -> None:
+    entered, release = threading.Semaphore(0), threading.Event()
+
+    def slow() -> None:
+        entered.release()
+        release.wait(20)
+
+    define(connections, book, slow, "slow")
+    schedulers.start()
+    assert entered.acquire(timeout=10)
+    try:
+        define(connections, book, Echo.dispatch, "quick")
+        eventually(lambda: jobs_of(connections, "quick"), what="the job of the other schedule")
+        assert ticks_of(connections, "slow") == 0
+        assert not entered.acquire(blocking=False)
+    finally:
+        release.set()
+
+    eventually(lambda: ticks_of(connections, "slow"), what="the tick of the slow schedule")
+
+
+def test_what_is_being_fired_is_done_before_the_process_ends(
+    connections: Connections, book: ScheduleBook, schedulers: Schedulers
+) -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        Echo.dispatch()
+        entered.set()
+        release.wait(20)
+
+    define(connections, book, slow, "at the end")
+    schedulers.start()
+    assert entered.wait(10)
+
+    with ThreadPoolExecutor(1) as another:
+        stopping = another.submit(schedulers.stop)
+        with pytest.raises(TimeoutError):
+            stopping.result(0.2)
+        release.set()
+        stopping.result(10)
+
+    assert jobs_of(connections, "at the end") == 1

@@ -1,0 +1,370 @@
+"""Ticks: a fire time happens once, in one transaction with the jobs that it dispatches."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from harness import eventually, one_value
+from jobledger import Connections, JobHandle, Settings
+from jobledger.embedded import EmbeddedServers
+from jobledger.schedules import Schedule, ScheduleBook
+from jobledger.schedules.ticks import Due, due, fire, write_definitions
+from jobledger.worker import run_job
+from sample_jobs import Echo
+
+Define = Callable[..., Schedule]
+
+HOURLY: dict[str, Any] = {"hours": 1, "misfire_grace_time": 7200}
+"""An interval that is due once, half an hour ago, if it was created 90 minutes ago."""
+LONG_AGO = "90 minutes"
+
+
+@pytest.fixture(scope="module")
+def database_url(servers: EmbeddedServers) -> Iterator[str]:
+    """One database for all tests of this module: each looks at a schedule of its own."""
+    servers.postgres.create_database("ticks", template="template_jobledger")
+    yield servers.postgres.url_for("ticks")
+    servers.postgres.drop_database("ticks")
+
+
+@pytest.fixture
+def define(connections: Connections, request: pytest.FixtureRequest) -> Define:
+    """Defines this test's schedule, in code and in the database, where it was created some time ago."""
+
+    def define(function: Callable[..., Any], trigger: str, created_ago: str = "0 s", **options: Any) -> Schedule:
+        schedule = ScheduleBook().add_job(function, trigger, id=request.node.name, **options)
+        write_definitions(connections, [schedule])
+        with connections.transaction() as connection:
+            backdate = "UPDATE schedules SET created_at = created_at - CAST(:ago AS interval) WHERE name = :name"
+            connection.execute(sa.text(backdate), {"ago": created_ago, "name": schedule.name})
+        return schedule
+
+    return define
+
+
+def row_of(connections: Connections, schedule: Schedule) -> Any:
+    with connections.transaction() as connection:
+        named = sa.text("SELECT * FROM schedules WHERE name = :name")
+        return connection.execute(named, {"name": schedule.name}).one()
+
+
+def ticks_of(connections: Connections, schedule: Schedule) -> list[Any]:
+    with connections.transaction() as connection:
+        ticks = "SELECT * FROM schedule_ticks WHERE schedule_id = :id ORDER BY fire_at"
+        return list(connection.execute(sa.text(ticks), {"id": row_of(connections, schedule).id}))
+
+
+def jobs_of(connections: Connections, schedule: Schedule) -> list[Any]:
+    with connections.transaction() as connection:
+        jobs = "SELECT * FROM job_statuses WHERE schedule_id = :id ORDER BY id"
+        return list(connection.execute(sa.text(jobs), {"id": row_of(connections, schedule).id}))
+
+
+def pushed(connections: Connections) -> list[str]:
+    return [one.decode() for one in connections.redis.lrange("rq:queue:default", 0, -1)]
+
+
+def fire_times(connections: Connections, schedule: Schedule) -> list[datetime]:
+    """The fire times that are due, oldest first."""
+    return [one.fire_at for one in due(connections, [schedule])]
+
+
+def only_due(connections: Connections, schedule: Schedule) -> Due:
+    (one,) = due(connections, [schedule])
+    return one
+
+
+def somebody_waits_for_a_lock(connections: Connections) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+    return bool(one_value(connections, f"{waiting} AND datname = current_database()"))
+
+
+# -- what a tick is
+
+
+def test_a_fire_time_leaves_a_tick_and_the_jobs_that_it_dispatched(connections: Connections, define: Define) -> None:
+    schedule = define(lambda: Echo.dispatch_many([{"n": 1}, {"n": 2}]), "interval", LONG_AGO, **HOURLY)
+    one = only_due(connections, schedule)
+
+    assert fire(connections, one)
+
+    (tick,) = ticks_of(connections, schedule)
+    assert tick.fire_at == one.fire_at == row_of(connections, schedule).created_at + timedelta(hours=1)
+    assert tick.scheduler == f"{socket.gethostname()}:{os.getpid()}"
+    jobs = jobs_of(connections, schedule)
+    assert [job.payload for job in jobs] == [{"n": 1}, {"n": 2}]
+    assert {job.fire_at for job in jobs} == {one.fire_at}
+    assert pushed(connections) == [str(job.id) for job in jobs]
+
+
+def test_a_function_gets_the_arguments_of_its_definition(connections: Connections, define: Define) -> None:
+    arguments = {"args": ("flights",), "kwargs": {"source": "api"}}
+    schedule = define(
+        lambda table, source: Echo.dispatch(table=table, source=source), "interval", LONG_AGO, **HOURLY, **arguments
+    )
+
+    fire(connections, only_due(connections, schedule))
+
+    (job,) = jobs_of(connections, schedule)
+    assert job.payload == {"table": "flights", "source": "api"}
+
+
+def test_the_jobs_of_a_tick_are_seen_and_pushed_after_its_commit_only(connections: Connections, define: Define) -> None:
+    seen: list[tuple[int, list[str]]] = []
+
+    def dispatching() -> None:
+        job = Echo.dispatch()
+        others_see = one_value(connections, "SELECT count(*) FROM job_statuses WHERE id = :id", id=job.id)
+        seen.append((others_see, pushed(connections)))
+
+    schedule = define(dispatching, "interval", LONG_AGO, **HOURLY)
+    fire(connections, only_due(connections, schedule))
+
+    assert seen == [(0, [])]
+    assert pushed(connections) == [str(job.id) for job in jobs_of(connections, schedule)]
+
+
+def test_a_job_that_is_dispatched_beside_a_tick_is_none_of_its_jobs(connections: Connections, define: Define) -> None:
+    schedule = define(lambda: None, "interval", LONG_AGO, **HOURLY)
+
+    fire(connections, only_due(connections, schedule))
+    job = Echo.dispatch()
+
+    assert jobs_of(connections, schedule) == []
+    assert one_value(connections, "SELECT fire_at FROM job_statuses WHERE id = :id", id=job.id) is None
+
+
+def test_a_job_that_a_tick_dispatched_runs_like_any_other(connections: Connections, define: Define) -> None:
+    handles: list[JobHandle] = []
+    schedule = define(lambda: handles.append(Echo.dispatch(n=5)), "interval", LONG_AGO, **HOURLY)
+    fire(connections, only_due(connections, schedule))
+
+    run_job(str(handles[0].id))
+
+    assert handles[0].refresh().result == {"n": 5}
+
+
+# -- once
+
+
+def test_a_fire_time_that_two_schedulers_fire_at_the_same_moment_happens_once(
+    connections: Connections, settings: Settings, define: Define
+) -> None:
+    def dispatching() -> None:
+        Echo.dispatch()
+        eventually(lambda: somebody_waits_for_a_lock(connections), what="the other scheduler waits")
+
+    schedule = define(dispatching, "interval", LONG_AGO, **HOURLY)
+    schedulers = [Connections(settings), Connections(settings)]
+
+    with ThreadPoolExecutor(2) as threads:
+        fired = list(threads.map(lambda scheduler: fire(scheduler, only_due(scheduler, schedule)), schedulers))
+
+    assert sorted(fired) == [False, True]
+    assert len(ticks_of(connections, schedule)) == 1
+    (job,) = jobs_of(connections, schedule)
+    assert pushed(connections) == [str(job.id)]
+    for scheduler in schedulers:
+        scheduler.close()
+
+
+def test_a_scheduler_that_waited_for_one_that_failed_fires_itself(
+    connections: Connections, settings: Settings, define: Define
+) -> None:
+    calls: list[int] = []
+
+    def failing_at_first() -> None:
+        calls.append(len(calls))
+        Echo.dispatch(call=len(calls))
+        if len(calls) == 1:
+            eventually(lambda: somebody_waits_for_a_lock(connections), what="the other scheduler waits")
+            raise RuntimeError("as asked")
+
+    schedule = define(failing_at_first, "interval", LONG_AGO, **HOURLY)
+    schedulers = [Connections(settings), Connections(settings)]
+
+    with ThreadPoolExecutor(2) as threads:
+        firings = [threads.submit(fire, one, only_due(one, schedule)) for one in schedulers]
+
+    assert sorted(str(firing.exception() or firing.result()) for firing in firings) == ["True", "as asked"]
+    assert len(ticks_of(connections, schedule)) == 1
+    assert [job.payload for job in jobs_of(connections, schedule)] == [{"call": 2}]
+    for scheduler in schedulers:
+        scheduler.close()
+
+
+def test_what_was_fired_is_not_due_and_is_not_fired_again(connections: Connections, define: Define) -> None:
+    schedule = define(Echo.dispatch, "interval", LONG_AGO, **HOURLY)
+    one = only_due(connections, schedule)
+    fire(connections, one)
+
+    assert due(connections, [schedule]) == []
+    assert not fire(connections, one)
+    assert len(jobs_of(connections, schedule)) == 1
+
+
+def test_a_function_that_raises_leaves_no_tick_and_no_job_and_is_due_again(
+    connections: Connections, define: Define
+) -> None:
+    calls: list[int] = []
+
+    def failing_at_first() -> None:
+        calls.append(len(calls))
+        Echo.dispatch()
+        if len(calls) == 1:
+            raise RuntimeError("as asked")
+
+    schedule = define(failing_at_first, "interval", LONG_AGO, **HOURLY)
+    one = only_due(connections, schedule)
+
+    with pytest.raises(RuntimeError, match="as asked"):
+        fire(connections, one)
+
+    assert ticks_of(connections, schedule) == jobs_of(connections, schedule) == pushed(connections) == []
+    assert only_due(connections, schedule) == one
+    assert fire(connections, one)
+    assert len(jobs_of(connections, schedule)) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="due() looks after the newest tick only, so an older fire time is forgotten")
+def test_a_fire_time_that_failed_is_due_again_although_a_later_one_was_fired(
+    connections: Connections, define: Define
+) -> None:
+    schedule = define(Echo.dispatch, "interval", "150 minutes", hours=1, misfire_grace_time=7200, coalesce=False)
+    first, second = due(connections, [schedule])
+
+    fire(connections, second)  # the first failed, or is still being fired
+
+    assert fire_times(connections, schedule) == [first.fire_at]
+
+
+# -- when
+
+
+def test_nothing_fires_for_times_before_the_creation(connections: Connections, define: Define) -> None:
+    every_second = define(Echo.dispatch, "cron", second="*", coalesce=False, misfire_grace_time=3600)
+
+    created_at = row_of(connections, every_second).created_at
+    assert all(fire_at > created_at for fire_at in fire_times(connections, every_second))
+
+
+def test_a_moment_that_had_passed_when_it_was_defined_never_comes(connections: Connections, define: Define) -> None:
+    passed = datetime.now(UTC) - timedelta(seconds=10)
+    schedule = define(Echo.dispatch, "date", run_date=passed, misfire_grace_time=3600)
+
+    assert due(connections, [schedule]) == []
+
+
+def test_a_moment_that_came_after_the_definition_is_fired_once(connections: Connections, define: Define) -> None:
+    passed = datetime.now(UTC) - timedelta(seconds=10)
+    schedule = define(Echo.dispatch, "date", "1 minute", run_date=passed)
+
+    assert fire_times(connections, schedule) == [passed]
+    fire(connections, only_due(connections, schedule))
+    assert due(connections, [schedule]) == []
+
+
+def test_of_many_missed_fire_times_only_the_newest_is_fired(connections: Connections, define: Define) -> None:
+    schedule = define(Echo.dispatch, "interval", "65 minutes", minutes=10, misfire_grace_time=3600)
+
+    created_at = row_of(connections, schedule).created_at
+    assert fire_times(connections, schedule) == [created_at + timedelta(minutes=60)]
+
+
+def test_every_missed_fire_time_is_fired_if_that_is_asked_for(connections: Connections, define: Define) -> None:
+    schedule = define(Echo.dispatch, "interval", "65 minutes", minutes=10, misfire_grace_time=86400, coalesce=False)
+
+    created_at = row_of(connections, schedule).created_at
+    all_due = due(connections, [schedule])
+    assert [one.fire_at for one in all_due] == [created_at + timedelta(minutes=10 * n) for n in range(1, 7)]
+    assert [fire(connections, one) for one in all_due] == [True] * 6
+    fire_times_of_jobs = [job.fire_at for job in jobs_of(connections, schedule)]
+    assert fire_times_of_jobs == [tick.fire_at for tick in ticks_of(connections, schedule)]
+    assert len(fire_times_of_jobs) == 6
+
+
+def test_what_is_later_than_its_grace_is_not_fired(connections: Connections, define: Define) -> None:
+    schedule = define(Echo.dispatch, "interval", "65 minutes", minutes=10, misfire_grace_time=1800, coalesce=False)
+
+    created_at = row_of(connections, schedule).created_at
+    assert fire_times(connections, schedule) == [created_at + timedelta(minutes=minutes) for minutes in (40, 50, 60)]
+
+
+def test_the_settings_say_the_grace_of_a_schedule_that_says_none(
+    connections: Connections, settings: Settings, define: Define
+) -> None:
+    schedule = define(Echo.dispatch, "interval", "65 minutes", minutes=10)
+    patient = Connections(settings.model_copy(update={"tick_grace_seconds": 600}))
+
+    assert due(connections, [schedule]) == []
+    assert len(due(patient, [schedule])) == 1
+    patient.close()
+
+
+def test_processes_that_start_at_different_times_mean_the_same_fire_times(
+    connections: Connections, settings: Settings, define: Define
+) -> None:
+    define(Echo.dispatch, "interval", "65 minutes", minutes=10, misfire_grace_time=3600)
+    later = define(Echo.dispatch, "interval", minutes=10, misfire_grace_time=3600)
+    (one,) = fire_times(connections, later)
+
+    other = Connections(settings)
+    again = define(Echo.dispatch, "interval", minutes=10, misfire_grace_time=3600)
+
+    assert fire_times(other, again) == [one]
+    assert one - row_of(connections, again).created_at == timedelta(hours=1)
+    other.close()
+
+
+def test_a_schedule_that_was_never_written_is_never_due(connections: Connections) -> None:
+    unwritten = ScheduleBook().add_job(Echo.dispatch, "interval", seconds=1, id="unwritten")
+
+    assert due(connections, [unwritten]) == []
+    assert due(connections, []) == []
+
+
+# -- definitions
+
+
+def test_a_definition_that_changes_keeps_its_id_and_its_creation(connections: Connections, define: Define) -> None:
+    before = row_of(connections, define(Echo.dispatch, "interval", hours=1))
+
+    after = row_of(connections, define(Echo.dispatch, "cron", hour=2, timezone="Europe/Prague"))
+
+    assert (before.trigger, before.timezone) == ("interval hours=1", "UTC")
+    assert (after.trigger, after.timezone) == ("cron hour=2 timezone=Europe/Prague", "Europe/Prague")
+    assert (after.id, after.created_at) == (before.id, before.created_at)
+    assert after.updated_at > before.updated_at
+
+
+def test_a_definition_that_stays_the_same_is_not_touched(connections: Connections, define: Define) -> None:
+    before = row_of(connections, define(Echo.dispatch, "interval", hours=1))
+
+    assert row_of(connections, define(Echo.dispatch, "interval", hours=1)) == before
+
+
+def test_processes_that_define_the_same_schedules_at_once_do_not_disturb_each_other(
+    connections: Connections, settings: Settings, request: pytest.FixtureRequest
+) -> None:
+    names = [f"{request.node.name} {number}" for number in range(20)]
+    processes = [Connections(settings) for _ in range(4)]
+
+    def write(number: int) -> None:
+        book = ScheduleBook()
+        for name in names if number % 2 else reversed(names):
+            book.add_job(Echo.dispatch, "interval", hours=number + 1, id=name)
+        write_definitions(processes[number], book)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, range(4)))
+
+    written = "SELECT count(*) FROM schedules WHERE name = ANY(CAST(:names AS text[]))"
+    assert one_value(connections, written, names=names) == 20
+    for process in processes:
+        process.close()
