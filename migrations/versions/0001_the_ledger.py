@@ -138,9 +138,16 @@ def upgrade() -> None:
     op.create_index(
         "ix_job_statuses_queued",
         "job_statuses",
-        ["queue", "pushed_at", "priority", "queued_at"],
+        ["queue", "pushed_at"],
         unique=False,
         postgresql_where=sa.text("status = 'queued' AND held_by IS NULL"),
+    )
+    op.create_index(
+        "ix_job_statuses_unpushed",
+        "job_statuses",
+        ["queue", "priority", "queued_at"],
+        unique=False,
+        postgresql_where=sa.text("status = 'queued' AND held_by IS NULL AND pushed_at IS NULL"),
     )
     op.create_index(op.f("ix_job_statuses_status_id"), "job_statuses", ["status", "id"], unique=False)
     op.create_table(
@@ -217,6 +224,11 @@ def downgrade() -> None:
     op.drop_table("job_attempts")
     op.drop_table("schedule_ticks")
     op.drop_index(op.f("ix_job_statuses_status_id"), table_name="job_statuses")
+    op.drop_index(
+        "ix_job_statuses_unpushed",
+        table_name="job_statuses",
+        postgresql_where=sa.text("status = 'queued' AND held_by IS NULL AND pushed_at IS NULL"),
+    )
     op.drop_index(
         "ix_job_statuses_queued",
         table_name="job_statuses",

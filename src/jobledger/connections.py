@@ -26,6 +26,7 @@ from jobledger.settings import Settings, load_settings
 REDIS_DEADLINE_SECONDS: Final = 0.3
 """A dispatch waits no longer for Redis: the row is committed, and the relay pushes what could not be pushed."""
 
+POOL_TIMEOUT_SECONDS: Final = 2.0
 CONNECT_TIMEOUT_SECONDS: Final = 2
 """libpq knows whole seconds, and 2 is the least that every version of it obeys."""
 
@@ -54,7 +55,8 @@ class Connections:
         with self._lock:
             self._forget_parent()
             if self._engine is None:
-                self._engine = make_engine(self.settings.require_database_url(), self.application_name)
+                url = self.settings.require_database_url()
+                self._engine = make_engine(url, self.application_name, pool_timeout=POOL_TIMEOUT_SECONDS)
                 sa.event.listen(self._engine, "checkout", _replace_ended)
             return self._engine
 
@@ -149,7 +151,9 @@ def make_engine(url: str, application_name: str, **options: Any) -> Engine:
             "keepalives_idle": 15,
             "keepalives_interval": 5,
             "keepalives_count": 3,
-            "options": "-c timezone=UTC",
+            "tcp_user_timeout": 15_000,  # milliseconds; keepalives say nothing while sent data is unacknowledged
+            "gssencmode": "disable",
+            "options": "-c timezone=UTC -c default_transaction_isolation=read\\ committed",
         },
         **options,
     )

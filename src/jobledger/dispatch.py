@@ -5,7 +5,7 @@ the commit; if Redis is away the row says so, and the relay pushes it later.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -15,6 +15,7 @@ from uuid import UUID
 import redis
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from uuid6 import uuid7
@@ -94,6 +95,7 @@ def dispatch(
             were accepted if the connection was lost during the commit.
     """
     connections = into or default_connections()
+    _ = connections.redis  # a wrong setting must say so before anything is written
     tick = _tick.get()
     if session is None and tick is not None:
         session = tick.session
@@ -182,8 +184,11 @@ def push_quietly(connections: Connections, wakes: Sequence[Wake]) -> bool:
         queues.push(connections.redis, wakes)
     except redis.RedisError as error:
         log.warning("Redis is away: the relay will push", wakes=len(wakes), error=str(error))
-        with suppress(LedgerUnavailable), connections.transaction(DEADLINE_SECONDS) as connection:
-            pushes.unpush(connection, [(wake.id, wake.push_count) for wake in wakes])
+        try:
+            with connections.transaction(DEADLINE_SECONDS) as connection:
+                pushes.unpush(connection, [(wake.id, wake.push_count) for wake in wakes])
+        except (LedgerUnavailable, SQLAlchemyError) as unwritten:  # accepted all the same; the reconciler will see
+            log.warning("Not noted as not pushed", wakes=len(wakes), error=str(unwritten))
         return False
     return True
 

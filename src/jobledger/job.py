@@ -170,7 +170,10 @@ class BaseJob:
         raise NotImplementedError
 
     def on_failed(self, error: Failure) -> None:
-        """Called once after the last attempt, in a job of its own, also when the process was killed."""
+        """Called after the last attempt, in a job of its own, also when the process was killed.
+
+        That job is dispatched once; like every job it runs again if it is interrupted.
+        """
 
     @classmethod
     def check_payload(cls, *args: Any, **payload: Any) -> None:

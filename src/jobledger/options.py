@@ -117,7 +117,7 @@ def _check(name: str, value: Any) -> tuple[str, Any]:
                 raise OptionError(f"max_attempts={value!r}: say a whole number from 1 to 1000.")
             return "max_attempts", value
         case "title" | "owner":
-            if not isinstance(value, str) or "\x00" in value or len(value) > 500:
+            if not isinstance(value, str) or "\x00" in value or not _is_unicode(value) or len(value) > 500:
                 raise OptionError(f"{name}={value!r}: say a text of at most 500 characters.")
             return name, value
         case "delay":
@@ -138,3 +138,8 @@ def _ids(value: Any) -> tuple[UUID, ...]:
         except ValueError:
             raise OptionError(f"after={one!r} is neither a job handle nor a job id.") from None
     return tuple(dict.fromkeys(ids))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text has no lone surrogates, which no encoding can write."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -118,6 +118,11 @@ class Payload:
         return known | (checked.__pydantic_extra__ or {})
 
 
+def storable(text: str) -> str:
+    """The text as Postgres can store it: without NUL and lone surrogates, which are written out instead."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
 def to_json(value: Any, what: str, limit_bytes: int) -> str:
     """Write a value as JSON that Postgres' jsonb can hold.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Final
+from typing import Final, cast
 from uuid import UUID
 
 import redis
@@ -73,18 +73,17 @@ def _push_one(queue: Queue, wake: Wake, pipeline: "redis.client.Pipeline") -> No
 
 
 def waiting(client: redis.Redis, queue: str) -> list[str]:
-    """The ids in a queue's Redis list and in RQ's intermediate list, first to be taken first.
+    """The ids in a queue's Redis list, first to be taken first.
+
+    Not those in RQ's intermediate list: a worker that is alive claims such a job within moments, and one that died
+    leaves it there for many minutes.
 
     Raises:
         redis.RedisError: Redis is away.
     """
-    key = Queue(queue, connection=client).key
-    with client.pipeline(transaction=True) as pipeline:
-        pipeline.lrange(key, 0, -1)
-        pipeline.lrange(f"{key}:intermediate", 0, -1)
-        listed, intermediate = pipeline.execute()
+    listed = cast(list[bytes], client.lrange(Queue(queue, connection=client).key, 0, -1))
     # Anybody may have put anything there: what is no text is no id of ours.
-    return [one.decode("utf-8", "replace") for one in (*intermediate, *listed)]
+    return [one.decode("utf-8", "replace") for one in listed]
 
 
 def head(client: redis.Redis, queue: str) -> UUID | None:

@@ -347,11 +347,13 @@ def test_what_is_configured_is_the_default(settings: Settings) -> None:
 
 
 def test_what_was_the_default_is_closed(settings: Settings) -> None:
-    before = session_of(configure(settings))
+    before = configure(settings)
+    session = session_of(before)
 
     now = configure(settings)
 
-    eventually(lambda: one_value(now, "SELECT count(*) FROM pg_stat_activity WHERE pid = :pid", pid=before) == 0)
+    eventually(lambda: one_value(now, "SELECT count(*) FROM pg_stat_activity WHERE pid = :pid", pid=session) == 0)
+    assert default_connections() is not before
     now.close()
 
 

@@ -134,7 +134,6 @@ def test_a_second_delivery_does_nothing() -> None:
     assert len(handle.attempts) == 1
 
 
-@pytest.mark.xfail(reason="A pooled connection goes back to the pool in autocommit: see the report of the tests")
 @pytest.mark.parametrize("deliveries", [1, 2])
 def test_after_a_run_transactions_are_still_transactions(connections: Connections, deliveries: int) -> None:
     handle = Echo.dispatch()
@@ -787,7 +786,6 @@ def test_a_job_whose_connection_is_gone_at_its_end_is_lost_with_its_effects() ->
     assert effects(handle) == []
 
 
-@pytest.mark.xfail(reason="SQLAlchemy's PendingRollbackError is taken for an error of the job")
 def test_a_job_that_swallows_the_loss_of_its_connection_is_lost() -> None:
     def work(job: Does) -> None:
         write(job)

@@ -156,11 +156,15 @@ def test_a_job_that_redis_has_lost_is_pushed_again(connections: Connections, sch
     eventually(lambda: is_pushed(connections, job), what="the push")
 
 
-def test_a_job_whose_worker_has_vanished_is_queued_again(connections: Connections, schedulers: Schedulers) -> None:
+def test_a_job_whose_worker_has_vanished_is_queued_again(
+    connections: Connections, settings: Settings, schedulers: Schedulers
+) -> None:
     job = Echo.dispatch()
     connections.redis.flushall()
-    with connections.transaction() as connection:
+    vanished = Connections(settings)
+    with vanished.transaction() as connection:
         assert transitions.claim(connection, job.id, Runner("gone", "here", 1, "1"), lease_seconds=0)
+    vanished.close()
     change(
         connections,
         "INSERT INTO sweeps (name, swept_by, resumed_at) VALUES ('reap', 'test', 'epoch') ON CONFLICT DO NOTHING",
@@ -224,6 +228,11 @@ def ticks_of(connections: Connections, name: str) -> int:
     return int(one_value(connections, ticks, name=name))
 
 
+def somebody_waits_for_a_lock(connections: Connections) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+    return bool(one_value(connections, f"{waiting} AND datname = current_database()"))
+
+
 def test_a_schedule_of_the_book_is_written_and_fired(
     connections: Connections, book: ScheduleBook, schedulers: Schedulers
 ) -> None:
@@ -239,10 +248,7 @@ def test_of_two_scheduler_processes_one_fires(
 ) -> None:
     def dispatching() -> None:
         Echo.dispatch()
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
-        eventually(
-            lambda: one_value(connections, f"{waiting} AND datname = current_database()"), what="the other one waits"
-        )
+        eventually(lambda: somebody_waits_for_a_lock(connections), what="the other one waits")
 
     define(connections, book, dispatching, "of two")
     schedulers.start()
@@ -275,20 +281,21 @@ def test_a_function_that_failed_is_called_again(
 def test_a_slow_function_holds_up_none_but_itself(
     connections: Connections, book: ScheduleBook, schedulers: Schedulers
 ) -> None:
-    entered, release = threading.Semaphore(0), threading.Event()
+    entered, release = threading.Event(), threading.Event()
 
     def slow() -> None:
-        entered.release()
+        entered.set()
         release.wait(20)
 
     define(connections, book, slow, "slow")
     schedulers.start()
-    assert entered.acquire(timeout=10)
+    assert entered.wait(10)
     try:
-        define(connections, book, Echo.dispatch, "quick")
-        eventually(lambda: jobs_of(connections, "quick"), what="the job of the other schedule")
+        for other in ("quick", "quicker"):
+            define(connections, book, Echo.dispatch, other)
+            eventually(lambda name=other: jobs_of(connections, name), what="the job of the other schedule")
         assert ticks_of(connections, "slow") == 0
-        assert not entered.acquire(blocking=False)
+        assert not somebody_waits_for_a_lock(connections)  # a thread that waits to fire the slow one once more
     finally:
         release.set()
 

@@ -232,7 +232,6 @@ def test_a_function_that_raises_leaves_no_tick_and_no_job_and_is_due_again(
     assert len(jobs_of(connections, schedule)) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="due() looks after the newest tick only, so an older fire time is forgotten")
 def test_a_fire_time_that_failed_is_due_again_although_a_later_one_was_fired(
     connections: Connections, define: Define
 ) -> None:

@@ -20,17 +20,17 @@ def _forget_new_classes() -> Iterator[None]:
             registry.forget(job_class.job_type)
 
 
-def define(name: str = "Import", **attributes: Any) -> type[BaseJob]:
+def define(name: str = "Sample", **attributes: Any) -> type[BaseJob]:
     def _perform(self: BaseJob) -> None: ...
 
     return type(name, (BaseJob,), {"_perform": _perform, **attributes})
 
 
 def test_a_class_is_registered_by_its_name() -> None:
-    defined = define("Import")
+    defined = define("Sample")
 
-    assert registry.lookup("Import") is defined
-    assert defined.job_type == "Import"
+    assert registry.lookup("Sample") is defined
+    assert defined.job_type == "Sample"
 
 
 def test_a_class_may_say_another_type() -> None:
@@ -40,7 +40,7 @@ def test_a_class_may_say_another_type() -> None:
 
 
 def test_a_subclass_has_a_type_of_its_own() -> None:
-    parent = define("Import", job_type="etl.import")
+    parent = define("Sample", job_type="etl.import")
     child = type("NightlyImport", (parent,), {})
 
     assert child.job_type == "NightlyImport"
@@ -48,7 +48,7 @@ def test_a_subclass_has_a_type_of_its_own() -> None:
 
 
 def test_two_classes_of_one_type_are_refused() -> None:
-    define("Import", job_type="etl")
+    define("Sample", job_type="etl")
 
     with pytest.raises(JobDefinitionError, match="Two job classes have the type 'etl'"):
         define("Export", job_type="etl")
@@ -81,12 +81,12 @@ def test_options_are_inherited() -> None:
 @pytest.mark.parametrize(
     ("attributes", "said"),
     [
-        ({"queue": "not a name"}, "Import: queue="),
-        ({"timeout": "soon"}, "Import: timeout="),
-        ({"timeout": 0}, "Import: timeout="),
-        ({"retry": 3}, r"Import\.retry=3"),
-        ({"retry": Retry}, r"Import\.retry="),
-        ({"title": 5}, "Import: title="),
+        ({"queue": "not a name"}, "Sample: queue="),
+        ({"timeout": "soon"}, "Sample: timeout="),
+        ({"timeout": 0}, "Sample: timeout="),
+        ({"retry": 3}, r"Sample\.retry=3"),
+        ({"retry": Retry}, r"Sample\.retry="),
+        ({"title": 5}, "Sample: title="),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused_when_the_class_is_defined(
@@ -94,13 +94,13 @@ def test_an_option_that_makes_no_sense_is_refused_when_the_class_is_defined(
 ) -> None:
     with pytest.raises(JobDefinitionError, match=said):
         define(**attributes)
-    assert "Import" not in [job_class.job_type for job_class in registry]
+    assert "Sample" not in [job_class.job_type for job_class in registry]
 
 
 def test_a_parameter_called_like_an_option_is_refused_when_the_class_is_defined() -> None:
     def _perform(self: BaseJob, queue: str) -> None: ...
 
-    with pytest.raises(JobDefinitionError, match=r"Import\._perform: a parameter may not be called 'queue'"):
+    with pytest.raises(JobDefinitionError, match=r"Sample\._perform: a parameter may not be called 'queue'"):
         define(_perform=_perform)
 
 
@@ -108,7 +108,7 @@ def test_a_parameter_called_like_an_option_is_refused_when_the_class_is_defined(
 def test_what_belongs_to_a_run_is_not_there_outside_of_one(what: str) -> None:
     job = define()()
 
-    with pytest.raises(RuntimeError, match="Import is not running"):
+    with pytest.raises(RuntimeError, match="Sample is not running"):
         getattr(job, what)
 
 

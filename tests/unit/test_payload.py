@@ -107,6 +107,7 @@ values = some.recursive(scalars, lambda inner: some.lists(inner) | some.dictiona
 # -- what goes in comes out
 
 
+@settings(max_examples=50)
 @given(
     some.fixed_dictionaries(
         {
@@ -142,7 +143,7 @@ def test_typed_arguments_come_back_as_they_were_given(arguments: dict[str, Any])
     }
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(some.dictionaries(texts, values))
 @example({"nested": {"\\u0000": "a backslash and a zero are no NUL"}})
 def test_any_json_object_comes_back_as_it_was_given(arguments: dict[str, Any]) -> None:

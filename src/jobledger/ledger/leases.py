@@ -76,20 +76,48 @@ def running(connection: Connection, limit: int) -> list[Running]:
 
 # A pid is given again, but never to a session that started before the attempt that recorded it. The start is null for
 # sessions of another role: those cannot be ended anyway.
-_END_BACKEND: Final = sa.text("""
-SELECT pg_terminate_backend(s.pid, 2000)
+_SESSION: Final = """
   FROM job_attempts a JOIN pg_stat_activity s ON s.pid = a.backend_pid AND s.backend_start <= a.started_at
  WHERE a.job_id = CAST(:id AS uuid) AND a.number = :attempt AND a.outcome IS NULL AND s.pid <> pg_backend_pid()
+"""
+_END_BACKEND: Final = sa.text(
+    f"SELECT pg_terminate_backend(s.pid, 2000) {_SESSION} AND (:surely OR a.lease_expires_at < now())"
+)
+_CANCEL_STATEMENT: Final = sa.text(f"SELECT pg_cancel_backend(s.pid) {_SESSION}")
+_STILL_LOST: Final = sa.text("""
+SELECT true FROM job_statuses j JOIN job_attempts a ON a.job_id = j.id AND a.number = j.attempt
+ WHERE j.id = CAST(:id AS uuid) AND j.attempt = :attempt AND j.status = 'started'
+   AND (:surely OR a.lease_expires_at < now())
+   FOR NO KEY UPDATE OF j SKIP LOCKED
 """)
 
 
-def end_backend(connection: Connection, job_id: UUID, attempt: int) -> None:
+def end_backend(connection: Connection, job_id: UUID, attempt: int, *, surely: bool) -> None:
     """End the Postgres session of an attempt that is being fenced out, and wait for it, at most 2 s.
 
     A run that is frozen keeps its locks for as long as it is; its session's end releases them. If the session
     outlives the wait, the fence still keeps it from committing.
+
+    Args:
+        surely: the run is known to be over; otherwise only if its lease is stale at this moment.
     """
-    connection.execute(_END_BACKEND, {"id": str(job_id), "attempt": attempt})
+    connection.execute(_END_BACKEND, {"id": str(job_id), "attempt": attempt, "surely": surely})
+
+
+def cancel_statement(connection: Connection, job_id: UUID, attempt: int) -> None:
+    """Cancel the statement that an attempt's session executes."""
+    connection.execute(_CANCEL_STATEMENT, {"id": str(job_id), "attempt": attempt})
+
+
+def lock_if_lost(connection: Connection, job_id: UUID, attempt: int, *, surely: bool) -> bool:
+    """Lock the row of an attempt that is over, for this transaction.
+
+    Returns:
+        False if it is not over after all (renewed, or ended by somebody else), or if somebody else has the row locked:
+        another reaper, or a dispatch with `after=`, whose end the next sweep will see.
+    """
+    found = connection.execute(_STILL_LOST, {"id": str(job_id), "attempt": attempt, "surely": surely})
+    return found.one_or_none() is not None
 
 
 _SWEPT: Final = sa.text("""

@@ -144,11 +144,16 @@ job_statuses: Final = sa.Table(
     # The relay: due rows; rows to push (pushed_at null); and the reconciler: rows pushed long ago.
     sa.Index("ix_job_statuses_due", "available_at", postgresql_where=sa.text("status = 'scheduled'")),
     sa.Index(
+        "ix_job_statuses_unpushed",
+        "queue",
+        "priority",
+        "queued_at",
+        postgresql_where=sa.text("status = 'queued' AND held_by IS NULL AND pushed_at IS NULL"),
+    ),
+    sa.Index(
         "ix_job_statuses_queued",
         "queue",
         "pushed_at",
-        "priority",
-        "queued_at",
         postgresql_where=sa.text("status = 'queued' AND held_by IS NULL"),
     ),
     # Prune.

@@ -8,7 +8,9 @@ from sqlalchemy.engine import Connection
 _PRUNE: Final = sa.text("""
 DELETE FROM job_statuses
  WHERE id IN (SELECT id FROM job_statuses
-               WHERE finished_at < now() - make_interval(secs => CASE status WHEN 'failed'
+               WHERE finished_at < now() - make_interval(secs => least(CAST(:failed_seconds AS float8),
+                                                                       CAST(:completed_seconds AS float8)))
+                 AND finished_at < now() - make_interval(secs => CASE status WHEN 'failed'
                      THEN CAST(:failed_seconds AS float8) ELSE CAST(:completed_seconds AS float8) END)
                ORDER BY finished_at LIMIT :limit FOR UPDATE SKIP LOCKED)
 """)

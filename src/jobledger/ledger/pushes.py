@@ -29,9 +29,13 @@ def take_unpushed(connection: Connection, queue: str, limit: int) -> list[Wake]:
 
 
 _UNPUSH: Final = sa.text("""
-UPDATE job_statuses j SET pushed_at = NULL
-  FROM unnest(CAST(:ids AS uuid[]), CAST(:counts AS int[])) AS seen(id, push_count)
- WHERE j.id = seen.id AND j.push_count = seen.push_count AND j.status = 'queued' AND j.held_by IS NULL
+WITH lost AS (
+    SELECT j.id FROM job_statuses j
+      JOIN unnest(CAST(:ids AS uuid[]), CAST(:counts AS int[])) AS seen(id, push_count) ON j.id = seen.id
+     WHERE j.push_count = seen.push_count AND j.status = 'queued' AND j.held_by IS NULL
+     ORDER BY j.id FOR NO KEY UPDATE OF j
+)
+UPDATE job_statuses j SET pushed_at = NULL FROM lost WHERE j.id = lost.id AND j.status = 'queued'
 """)
 
 

@@ -29,21 +29,24 @@ class ScheduleRow:
     id: UUID
     name: str
     created_at: datetime
-    last_fire_at: datetime | None
+    fired: frozenset[datetime]
 
 
 _SCHEDULES: Final = sa.text("""
 SELECT s.id, s.name, s.created_at,
-       (SELECT max(t.fire_at) FROM schedule_ticks t WHERE t.schedule_id = s.id) AS last_fire_at
+       ARRAY(SELECT t.fire_at FROM schedule_ticks t
+              WHERE t.schedule_id = s.id AND t.fire_at > now() - make_interval(secs => :window_seconds)) AS fired
   FROM schedules s WHERE s.name = ANY(CAST(:names AS text[]))
 """)
 
 
-def schedules(connection: Connection, names: Sequence[str]) -> tuple[datetime, dict[str, ScheduleRow]]:
-    """The database's time, and the schedules of these names."""
+def schedules(
+    connection: Connection, names: Sequence[str], window_seconds: float
+) -> tuple[datetime, dict[str, ScheduleRow]]:
+    """The database's time, and the schedules of these names, with what of the last seconds was fired."""
     now = connection.execute(sa.text("SELECT now()")).scalar_one()
-    rows = connection.execute(_SCHEDULES, {"names": list(names)})
-    return now, {row.name: ScheduleRow(**row._mapping) for row in rows}
+    rows = connection.execute(_SCHEDULES, {"names": list(names), "window_seconds": window_seconds})
+    return now, {row.name: ScheduleRow(row.id, row.name, row.created_at, frozenset(row.fired)) for row in rows}
 
 
 _TAKE: Final = sa.text("""

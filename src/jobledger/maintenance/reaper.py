@@ -31,6 +31,7 @@ SWEEP_NAME: Final = "reap"
 GAP_SECONDS: Final = 15.0
 """After a longer gap between any two sweeps, leases may have gone stale because Postgres was away."""
 
+LEASE_RAN_OUT: Final = "Worker, host or connection gone: the lease ran out."
 BATCH: Final = 10_000
 DEADLINE_SECONDS: Final = 15.0
 
@@ -46,7 +47,8 @@ def reap(connections: Connections) -> int:
     """
     lease_seconds = connections.settings.lease_seconds
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        settled = leases.record_sweep(connection, SWEEP_NAME, _whoami(), GAP_SECONDS, lease_seconds)
+        gap_seconds = max(GAP_SECONDS, 3 * connections.settings.sweep_seconds)
+        settled = leases.record_sweep(connection, SWEEP_NAME, _whoami(), gap_seconds, lease_seconds)
         running = leases.running(connection, BATCH)
     deaths = _deaths(connections, running)
     reaped = 0
@@ -54,9 +56,9 @@ def reap(connections: Connections) -> int:
         death = deaths.get(one.id)
         if death is not None and death.worker == one.worker:
             outcome = Outcome.CRASHED if death.process_died else Outcome.LOST
-            reaped += _end(connections, one, outcome, death.report)
+            reaped += _end(connections, one, outcome, death.report, surely=True)
         elif one.lease_stale and settled:
-            reaped += _end(connections, one, Outcome.LOST, "Worker, host or connection gone: the lease ran out.")
+            reaped += _end(connections, one, Outcome.LOST, LEASE_RAN_OUT, surely=False)
     return reaped
 
 
@@ -71,10 +73,12 @@ def _deaths(connections: Connections, running: list[Running]) -> Mapping[UUID, D
         return {}
 
 
-def _end(connections: Connections, one: Running, outcome: Outcome, why: str) -> int:
+def _end(connections: Connections, one: Running, outcome: Outcome, why: str, *, surely: bool) -> int:
     decision = finish.decide(outcome, one)
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        leases.end_backend(connection, one.id, one.attempt)
+        leases.end_backend(connection, one.id, one.attempt, surely=surely)
+        if not leases.lock_if_lost(connection, one.id, one.attempt, surely=surely):
+            return 0
         settled = finish.settle(connection, one.id, one.attempt, outcome, decision, Evidence(error_message=why))
     if settled is None:
         return 0

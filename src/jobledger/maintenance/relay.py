@@ -1,13 +1,14 @@
 """Pushes what nobody has pushed, and queues what has become due (R1 and R2).
 
-The push happens inside the transaction that records it: if Redis is away or this process dies, the rows stay as they
-were, and at worst a wake-up is delivered twice, which the claim absorbs.
+What was never pushed is pushed inside the transaction that records it: if Redis is away or this process dies, the rows
+stay as they were, and at worst a wake-up is delivered twice, which the claim absorbs.
 """
 
 from typing import Final
 
 from jobledger import queues
 from jobledger.connections import Connections
+from jobledger.dispatch import push_quietly
 from jobledger.ledger import pushes, queries, transitions
 
 BATCH: Final = 500
@@ -17,18 +18,20 @@ DEADLINE_SECONDS: Final = 15.0
 def relay_due(connections: Connections) -> int:
     """Queue and push jobs whose time has come (delays, retries).
 
+    The push follows the commit: a worker that is quicker than the commit would find the row not yet queued, and throw
+    its wake-up away.
+
     Returns:
         How many.
 
     Raises:
         LedgerUnavailable: Postgres is away.
-        redis.RedisError: Redis is away; nothing changed.
     """
     total = 0
     while True:
         with connections.transaction(DEADLINE_SECONDS) as connection:
             wakes = transitions.promote_due(connection, BATCH)
-            queues.push(connections.redis, wakes)
+        push_quietly(connections, wakes)
         total += len(wakes)
         if len(wakes) < BATCH:
             return total
@@ -37,8 +40,12 @@ def relay_due(connections: Connections) -> int:
 def relay_unpushed(connections: Connections) -> int:
     """Push queued jobs that are in no Redis list because their push failed, in the order of priority and age.
 
-    Returns, Raises:
-        As `relay_due`.
+    Returns:
+        How many.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+        redis.RedisError: Redis is away; nothing changed.
     """
     total = 0
     with connections.transaction(DEADLINE_SECONDS) as connection:

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import structlog
 
+from jobledger.payload import storable
+
 LOG_TAIL_BYTES: Final = 64 * 1024
 """What is kept of the log lines of one attempt; the oldest lines go first."""
 
@@ -43,10 +45,11 @@ class LogTail:
 
     def append(self, line: str) -> None:
         """Keep a line, and forget the oldest ones over the limit."""
+        line = storable(line)
         self._lines.append(line)
-        self._bytes += len(line.encode("utf-8", "replace")) + 1
+        self._bytes += len(line.encode()) + 1
         while self._bytes > LOG_TAIL_BYTES and len(self._lines) > 1:
-            self._bytes -= len(self._lines.popleft().encode("utf-8", "replace")) + 1
+            self._bytes -= len(self._lines.popleft().encode()) + 1
 
     def text(self) -> str | None:
         """The lines, as one text; None if there are none."""

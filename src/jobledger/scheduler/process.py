@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import groupby
 from types import FrameType
 from typing import Final
 
@@ -130,13 +131,15 @@ class SchedulerProcess:
         if not self._defined:
             ticks.write_definitions(self._connections, self._book)
             self._defined = True
-        for one in ticks.due(self._connections, (s for s in self._book if s.name not in self._busy)):
-            self._busy.add(one.schedule.name)
-            self._firing.submit(self._fire, one)
+        due = ticks.due(self._connections, (s for s in self._book if s.name not in self._busy))
+        for name, moments in groupby(due, key=lambda one: one.schedule.name):
+            self._busy.add(name)
+            self._firing.submit(self._fire, name, list(moments))
 
-    def _fire(self, one: Due) -> None:
-        chore = self._firings.setdefault(one.schedule.name, Chore(f"tick of {one.schedule.name}"))
+    def _fire(self, name: str, moments: list[Due]) -> None:
+        """Fire one schedule's moments in their order, up to the first that fails."""
+        chore = self._firings.setdefault(name, Chore(f"tick of {name}"))
         try:
-            chore.do(lambda: ticks.fire(self._connections, one))
+            chore.do(lambda: sum(ticks.fire(self._connections, one) for one in moments))
         finally:
-            self._busy.discard(one.schedule.name)
+            self._busy.discard(name)

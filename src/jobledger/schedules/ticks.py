@@ -55,20 +55,24 @@ def due(connections: Connections, schedules: Iterable[Schedule]) -> list[Due]:
     if not by_name:
         return []
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        now, rows = ticks.schedules(connection, list(by_name))
+        window = max(_grace_seconds(connections, schedule) for schedule in by_name.values())
+        now, rows = ticks.schedules(connection, list(by_name), window)
     found: list[Due] = []
     for name, row in rows.items():
         schedule = by_name[name]
         moments = list(_moments(connections, schedule, row, now))
-        found += [Due(schedule, row, at) for at in (moments[-1:] if schedule.coalesce else moments)]
+        wanted = moments[-1:] if schedule.coalesce else moments
+        found += [Due(schedule, row, at) for at in wanted if at not in row.fired]
     return found
 
 
 def _moments(connections: Connections, schedule: Schedule, row: ScheduleRow, now: datetime) -> Iterable[datetime]:
-    settings = connections.settings
-    grace = timedelta(seconds=schedule.grace_seconds or settings.tick_grace_seconds)
-    since = max(row.created_at, now - grace, row.last_fire_at or row.created_at)
-    return schedule.fire_times(settings.zone, row.created_at, since, now)
+    since = max(row.created_at, now - timedelta(seconds=_grace_seconds(connections, schedule)))
+    return schedule.fire_times(connections.settings.zone, row.created_at, since, now)
+
+
+def _grace_seconds(connections: Connections, schedule: Schedule) -> float:
+    return schedule.grace_seconds or connections.settings.tick_grace_seconds
 
 
 def fire(connections: Connections, one: Due) -> bool:

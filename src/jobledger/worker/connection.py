@@ -93,9 +93,10 @@ class RunConnection:
         """After an orderly run: back to the worker, if it is as it was taken, or to the pool."""
         if self.is_gone:
             return
-        if self._pooled is not None:
+        if self._session_connection is not None:
+            self.cut()  # the job may have left settings or temporary tables in it
+        elif self._pooled is not None:
+            self.raw.autocommit = False  # as the pool knows it
             self._pooled.close()
-        elif self._session_connection is not None:
-            self.raw.close()  # the job may have left settings or temporary tables in it
         elif self._spare is not None:
             self._spare.give_back()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -13,9 +13,13 @@ from jobledger.dispatch import HeldWakes, hold_wakes
 from jobledger.ledger.leases import Progress
 from jobledger.ledger.rows import Claim
 from jobledger.observe.log import LogTail, get_job_logger
+from jobledger.payload import storable
 from jobledger.worker.alarm import Alarm
 from jobledger.worker.connection import RunConnection
 from jobledger.worker.lease import Lease
+
+LARGEST_PROGRESS: Final = 2**63 - 1
+LONGEST_LIMIT_MILLISECONDS: Final = 2**31 - 1  # the largest that Postgres' timeouts take
 
 
 @dataclass(slots=True)
@@ -74,7 +78,8 @@ class RunContext:
         """
         if self._session is None:
             connection = self._connection.for_session()
-            connection.execute(_LIMITS, {"milliseconds": str(max(1, int(self._alarm.left_seconds * 1000)))})
+            left = min(max(1, int(self._alarm.left_seconds * 1000)), LONGEST_LIMIT_MILLISECONDS)
+            connection.execute(_LIMITS, {"milliseconds": str(left)})
             self._session = Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
             self._held = hold_wakes(self._session, until_commit=False)
         return self._session
@@ -85,13 +90,30 @@ class RunContext:
         return self._session is not None
 
     def report(self, done: int | None, total: int | None, note: str | None) -> None:
-        """Note how far the job is; written within a second, outside of the job's transaction."""
-        self._lease.report(Progress(done, total, note))
+        """Note how far the job is; written within a second, outside of the job's transaction.
+
+        Raises:
+            TypeError: a number is not whole, or the note is not text.
+            ValueError: a number is too large for the ledger.
+        """
+        for number in (done, total):
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+                raise TypeError(f"progress({number!r}): say whole numbers.")
+            if number is not None and abs(number) > LARGEST_PROGRESS:
+                raise ValueError(f"progress({number}): at most {LARGEST_PROGRESS}.")
+        if note is not None and not isinstance(note, str):
+            raise TypeError(f"progress(note={note!r}): say a text.")
+        self._lease.report(Progress(done, total, storable(note[:500]) if note is not None else None))
 
     def flush(self) -> None:
         """Send what the session still holds to the database."""
         if self._session is not None:
             self._session.commit()  # its savepoint; see `session`
+
+    def lift_limits(self) -> None:
+        """The job is done: its finishing statement may wait as long as it must for somebody else's lock."""
+        if self._session is not None:
+            self._connection.for_session().execute(_LIMITS, {"milliseconds": "0"})
 
     def push_held(self) -> None:
         """After the commit: push what the job dispatched through its session."""

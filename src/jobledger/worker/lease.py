@@ -10,12 +10,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 from uuid import UUID
 
 from jobledger.connections import Connections
-from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import leases
 from jobledger.ledger.leases import Progress
 from jobledger.observe.log import LogTail, get_logger
@@ -28,6 +28,9 @@ PROGRESS_PAUSE_SECONDS: Final = 1.0
 
 INTERRUPT_GRACE_SECONDS: Final = 2.0
 """A job that Python cannot interrupt (it sits in C) is helped after this: its statement is canceled."""
+
+RETRY_PAUSE_SECONDS: Final = 1.0
+"""After a renewal that did not work, the next one follows at once, as long as the lease still lasts."""
 
 HARD_STOP_SECONDS: Final = 5.0
 """And after this its process ends."""
@@ -42,7 +45,6 @@ class Lease:
         attempt: its number.
         alarm: interrupts the job when its time is up or it is fenced out.
         tail: the attempt's log lines, written down with each renewal.
-        cancel_statement: ends the statement that the job waits for.
         on_stuck: writes the end of a job that reacts to nothing; then the process exits.
     """
 
@@ -53,7 +55,6 @@ class Lease:
         attempt: int,
         alarm: Alarm,
         tail: LogTail,
-        cancel_statement: Callable[[], None],
         on_stuck: Callable[[], None],
     ) -> None:
         self._connections = connections
@@ -61,7 +62,6 @@ class Lease:
         self._attempt = attempt
         self._alarm = alarm
         self._tail = tail
-        self._cancel_statement = cancel_statement
         self._on_stuck = on_stuck
         self._seconds = connections.settings.lease_seconds
         self._changed = threading.Condition()
@@ -106,9 +106,11 @@ class Lease:
             if now >= self._alarm.deadline + INTERRUPT_GRACE_SECONDS and not self._finishing:
                 self._stop_hard()
             if now >= next_renewal or (self._unwritten and now >= next_progress):
-                if not self._renew():
+                renewed = self._renew()
+                if renewed is False:
                     self._fence_out()
-                next_renewal = time.monotonic() + self._seconds / 3
+                pause = self._seconds / 3 if renewed else min(RETRY_PAUSE_SECONDS, self._seconds / 6)
+                next_renewal = time.monotonic() + pause
                 next_progress = time.monotonic() + PROGRESS_PAUSE_SECONDS
 
     def _wait_until(self, next_renewal: float, next_progress: float) -> bool:
@@ -126,17 +128,17 @@ class Lease:
                 self._changed.wait(pause)
             return False
 
-    def _renew(self) -> bool:
-        """Renew; False if there is nothing to renew. Postgres being away proves nothing: the run goes on."""
+    def _renew(self) -> bool | None:
+        """Renew; False if there is nothing to renew; None if it did not work, which proves nothing: the run goes on."""
         with self._changed:
             progress, self._unwritten = self._progress, False
         progress = Progress(progress.progress_done, progress.progress_total, progress.progress_note, self._tail.text())
         try:
-            with self._connections.transaction(self._seconds / 3) as connection:
+            with self._connections.transaction(self._seconds / 6) as connection:
                 return leases.renew(connection, self._job_id, self._attempt, self._seconds, progress)
-        except LedgerUnavailable as error:
+        except Exception as error:  # this thread must live as long as the run, whatever the database says
             log.warning("Lease not renewed", job_id=str(self._job_id), error=str(error))
-            return True
+            return None
 
     def _fence_out(self) -> None:
         with self._changed:
@@ -150,13 +152,21 @@ class Lease:
         if not self._ends_within(HARD_STOP_SECONDS):
             os._exit(1)
 
+    def _cancel_statement(self) -> None:
+        """End the statement that the job may wait for; over another connection, because libpq's own way has no deadline
+        and holds the interpreter's lock."""
+        with suppress(Exception), self._connections.transaction(INTERRUPT_GRACE_SECONDS) as connection:
+            leases.cancel_statement(connection, self._job_id, self._attempt)
+
     def _stop_hard(self) -> None:
         """The timeout passed and the job still runs: it sits in C, or it swallows every interrupt."""
         self._cancel_statement()
         if self._ends_within(HARD_STOP_SECONDS - INTERRUPT_GRACE_SECONDS):
             return
-        self._on_stuck()
-        os._exit(1)
+        try:
+            self._on_stuck()
+        finally:
+            os._exit(1)
 
     def _ends_within(self, seconds: float) -> bool:
         with self._changed:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
+import sqlalchemy as sa
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 from sqlalchemy.exc import DBAPIError
 
@@ -21,7 +22,7 @@ from jobledger.finish import Settled
 from jobledger.ledger import leases, queries, transitions
 from jobledger.ledger.rows import Claim, Evidence
 from jobledger.observe.log import LogTail, get_logger
-from jobledger.payload import MAX_RESULT_BYTES, to_json
+from jobledger.payload import MAX_RESULT_BYTES, storable, to_json
 from jobledger.registry import load_job_modules, registry
 from jobledger.retry import Retry
 from jobledger.status import JobStatus, Outcome
@@ -44,10 +45,15 @@ T = TypeVar("T")
 LEDGER_PATIENCE_SECONDS: Final = 10.0
 """How long a delivery waits for Postgres before it gives its wake-up up; the reconciler makes another."""
 
+END_PATIENCE_SECONDS: Final = 60.0
+"""How long a run tries to write its end. A dispatch with `after=` may hold the row's lock; the reaper passes it by."""
+
 WRITE_DEADLINE_SECONDS: Final = 5.0
 TEXT_LIMIT: Final = 100_000
 QUERY_CANCELED: Final = "57014"
 LOCK_NOT_AVAILABLE: Final = "55P03"
+TRY_AGAIN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)  # serialization failure, deadlock, lock timeout
+_SHORT_LOCK_WAIT: Final = sa.text("SET LOCAL lock_timeout = '4s'")
 
 
 def run_job(job_id: str) -> str:
@@ -113,12 +119,11 @@ class Run:
             raise
 
     def _perform_and_complete(self, connection: RunConnection, claim: Claim) -> Settled | None:
-        job_class = self._load(claim)
         self.alarm = Alarm(claim.timeout_seconds)
         with self._keep_lease(connection, claim, self.alarm) as self.lease:
             context = RunContext(claim, self.tail, connection, self.alarm, self.lease)
             with self.alarm:
-                result = _encode_result(job_class.run(context))
+                result = _encode_result(self._load(claim).run(context))
                 context.flush()
             self.lease.finishing()
             settled = self._complete(connection, claim, context, result)
@@ -150,7 +155,6 @@ class Run:
             claim.attempt,
             alarm,
             self.tail,
-            cancel_statement=connection.raw.cancel,
             on_stuck=lambda: self._write_stuck(claim),
         )
 
@@ -163,6 +167,7 @@ class Run:
                 settled = finish.complete_alone(connection.direct, claim.id, claim.attempt, result, evidence)
                 if settled is not None:
                     return settled
+            context.lift_limits()
             connection.begin()
             settled = finish.complete(connection.direct, claim.id, claim.attempt, result, evidence)
             if settled is None:
@@ -183,7 +188,7 @@ class Run:
 
         def look_or_complete() -> Settled | None:
             with self.connections.transaction(WRITE_DEADLINE_SECONDS) as fresh:
-                leases.end_backend(fresh, claim.id, claim.attempt)
+                leases.end_backend(fresh, claim.id, claim.attempt, surely=True)
                 if queries.outcome_of(fresh, claim.id, claim.attempt) is Outcome.COMPLETED:
                     return Settled(JobStatus.COMPLETED)
                 if context.session_used:
@@ -198,34 +203,34 @@ class Run:
         connection.cut()  # its effects and locks are gone before the job runs again
         if isinstance(error, FencedOut):
             return None
-        return self._write_end(claim, outcome, error, self._evidence(error, traceback.format_exc()))
+        return self._write_end(claim, outcome, error, self._evidence(error, _trace(error)))
 
     def _classify(self, error: BaseException, connection: RunConnection) -> Outcome:
         if isinstance(error, JobTimeout):
             return Outcome.TIMEOUT
         if isinstance(error, UnknownJobType):
             return Outcome.UNKNOWN_TYPE
-        if isinstance(error, EffectsLost):
+        if isinstance(error, EffectsLost | LedgerUnavailable) or connection.is_gone:
             return Outcome.LOST
-        if isinstance(error, DBAPIError):
-            ended_by_limit = getattr(error.orig, "pgcode", None) in (QUERY_CANCELED, LOCK_NOT_AVAILABLE)
-            if ended_by_limit and self.alarm is not None and self.alarm.is_over:
-                return Outcome.TIMEOUT
-            if connection.is_gone and is_connection_loss(error):
-                return Outcome.LOST
+        state = _sql_state(error)
+        if state in (QUERY_CANCELED, LOCK_NOT_AVAILABLE) and self.alarm is not None and self.alarm.is_over:
+            return Outcome.TIMEOUT
+        if state in TRY_AGAIN and not isinstance(error, DBAPIError):  # the ledger's own statement, not the job's
+            return Outcome.LOST
         return Outcome.ERROR
 
     def _write_end(self, claim: Claim, outcome: Outcome, error: BaseException, evidence: Evidence) -> Settled | None:
         def write() -> Settled | None:
             with self.connections.transaction(WRITE_DEADLINE_SECONDS) as fresh:
+                fresh.execute(_SHORT_LOCK_WAIT)
                 unknown_for = (
                     queries.seconds_of_unknown_type(fresh, claim.id) if outcome is Outcome.UNKNOWN_TYPE else 0.0
                 )
-                judged = TimeoutError(str(error)) if outcome is Outcome.TIMEOUT else error
+                judged = TimeoutError() if outcome is Outcome.TIMEOUT else error
                 decision = finish.decide(outcome, claim, self.retry, judged, unknown_for)
                 return finish.settle(fresh, claim.id, claim.attempt, outcome, decision, evidence)
 
-        settled = self._patiently(write)
+        settled = self._patiently(write, END_PATIENCE_SECONDS)
         if settled is not None:
             push_quietly(self.connections, settled.wakes)
         return settled
@@ -241,7 +246,7 @@ class Run:
         progress = self.lease.progress if self.lease is not None else None
         return Evidence(
             error_type=type(error).__qualname__ if error is not None else None,
-            error_message=_storable(str(error)) if error is not None else None,
+            error_message=_storable(_in_text(error)) if error is not None else None,
             traceback=_storable(trace) if trace is not None else None,
             log_tail=_storable(self.tail.text()),
             peak_memory_bytes=peak_memory_bytes(),
@@ -250,20 +255,21 @@ class Run:
             progress_note=progress.progress_note if progress else None,
         )
 
-    def _patiently(self, step: Callable[[], T]) -> T:
-        """Do a step of the ledger, again and again while Postgres is away, for at most 10 s.
+    def _patiently(self, step: Callable[[], T], patience_seconds: float = LEDGER_PATIENCE_SECONDS) -> T:
+        """Do a step of the ledger, again and again while Postgres is away or the row is locked.
 
-        Every step is guarded by the status and the fence, so doing it twice is harmless.
+        Every step is guarded by the status and the fence, so doing it twice is harmless. A claim whose answer was lost
+        finds itself a duplicate the second time; the reaper then ends the attempt that nobody runs.
         """
-        deadline, pause = time.monotonic() + LEDGER_PATIENCE_SECONDS, 0.1
+        deadline, pause = time.monotonic() + patience_seconds, 0.1
         while True:
             try:
                 return step()
             except (LedgerUnavailable, DBAPIError) as error:
-                lost = isinstance(error, LedgerUnavailable) or is_connection_loss(error)
-                if not lost or time.monotonic() + pause > deadline:
+                passing = isinstance(error, LedgerUnavailable) or is_connection_loss(error)
+                if not (passing or _sql_state(error) in TRY_AGAIN) or time.monotonic() + pause > deadline:
                     raise
-                log.warning("Postgres is away: trying again", job_id=str(self.job_id), error=str(error))
+                log.warning("The ledger is away or locked: trying again", job_id=str(self.job_id), error=str(error))
             time.sleep(pause)
             pause = min(pause * 2, 2.0)
 
@@ -282,7 +288,26 @@ def _storable(text: str | None) -> str | None:
     """What Postgres can store of a text: no NUL, no lone surrogates, and its end if it is long."""
     if text is None:
         return None
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()[-TEXT_LIMIT:]
+    return storable(text)[-TEXT_LIMIT:]
+
+
+def _in_text(error: BaseException) -> str:
+    """What an exception says; its class's `__str__` is a user's code too."""
+    try:
+        return str(error)
+    except Exception as unprintable:
+        return f"(the error cannot be printed: {type(unprintable).__name__})"
+
+
+def _sql_state(error: BaseException) -> str | None:
+    """The SQLSTATE of an error of the database, as the driver or SQLAlchemy raised it."""
+    state = getattr(getattr(error, "orig", error), "pgcode", None)
+    return state if isinstance(state, str) else None
+
+
+def _trace(error: BaseException) -> str:
+    """The traceback, also of an exception that cannot be printed."""
+    return "".join(traceback.format_exception(error))
 
 
 def _in_words(settled: Settled | None) -> str:

@@ -105,8 +105,9 @@ class SpareConnection:
         return raw
 
     def _is_clean(self) -> bool:
-        readable, _, _ = select.select([self._raw.fileno()], [], [], 0)
-        return self._state[:] == _CLEAN and not readable  # readable: the server has closed it, or says something
+        poll = select.poll()
+        poll.register(self._raw.fileno(), select.POLLIN)
+        return self._state[:] == _CLEAN and not poll.poll(0)  # readable: the server has closed it, or says something
 
     def _discard(self) -> None:
         """End it for all who hold it; what a killed work-horse had sent of a message must not be completed by ours."""
