@@ -1,7 +1,7 @@
 """Repair: what was never pushed, is due, was lost in Redis, or has lost its run, comes right; what is old, goes."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,18 @@ from rq.job import JobStatus as RQStatus
 from rq.results import Result
 
 from harness import eventually, one_value
-from jobledger import BaseJob, Connections, Failure, JobHandle, JobNotFound, JobStatus, Outcome, Reason, Settings
+from jobledger import (
+    BaseJob,
+    Connections,
+    Failure,
+    JobHandle,
+    JobNotFound,
+    JobStatus,
+    Outcome,
+    Reason,
+    Settings,
+    queues,
+)
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import leases, pushes, transitions
 from jobledger.ledger.leases import Progress
@@ -24,6 +35,7 @@ from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reaper import GAP_SECONDS, reap
 from jobledger.maintenance.reconcile import reconcile
 from jobledger.maintenance.relay import relay_due, relay_unpushed
+from jobledger.wake import Wake
 from jobledger.worker import run_job
 from sample_jobs import Echo
 
@@ -119,15 +131,36 @@ def test_all_that_is_due_is_queued_however_much_it_is(connections: Connections) 
     assert sorted(pushed(connections)) == sorted(ids(*handles))
 
 
-def test_what_is_due_stays_so_while_redis_is_away(connections: Connections, without_redis: Connections) -> None:
+def test_what_becomes_due_while_redis_is_away_is_pushed_later(
+    connections: Connections, without_redis: Connections
+) -> None:
     handle = Echo.dispatch_in("1h")
     set_all(connections, "available_at = now()")
 
-    with pytest.raises(redis.RedisError):
-        relay_due(without_redis)
+    assert relay_due(without_redis) == 1
 
-    assert handle.refresh().status is JobStatus.SCHEDULED
-    assert relay_due(connections) == 1
+    assert handle.refresh().status is JobStatus.QUEUED
+    assert row_of(connections, handle).pushed_at is None
+    assert relay_unpushed(connections) == 1
+    assert pushed(connections) == ids(handle)
+
+
+def test_a_due_job_is_pushed_when_a_worker_can_see_that_it_is_queued(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = Echo.dispatch_in("1h")
+    set_all(connections, "available_at = now()")
+    seen: list[JobStatus] = []
+    push = queues.push
+
+    def look_and_push(client: redis.Redis, wakes: Sequence[Wake]) -> None:
+        seen.append(JobHandle(handle.id, handle.status, connections).refresh().status)
+        push(client, wakes)
+
+    monkeypatch.setattr(queues, "push", look_and_push)
+    relay_due(connections)
+
+    assert seen == [JobStatus.QUEUED]
 
 
 def test_two_relays_at_once_queue_each_job_once(connections: Connections) -> None:
@@ -237,13 +270,13 @@ def test_a_wake_up_that_waits_in_its_list_is_left_alone(connections: Connections
     assert pushed(connections) == ids(*handles)
 
 
-def test_a_wake_up_in_the_hand_of_a_worker_is_left_alone(connections: Connections) -> None:
-    """RQ moves it to an intermediate list first."""
+def test_a_wake_up_in_the_hand_of_a_dead_worker_is_lost(connections: Connections) -> None:
+    """RQ moves it to an intermediate list first, and leaves it there for many minutes if the worker dies."""
     Echo.dispatch()
     connections.redis.rename("rq:queue:default", "rq:queue:default:intermediate")
     push_long_ago(connections)
 
-    assert reconcile(connections) == 0
+    assert reconcile(connections) == 1
 
 
 def test_a_wake_up_that_was_lost_before_others_is_found_although_they_wait(connections: Connections) -> None:
@@ -446,6 +479,52 @@ def test_after_a_start_of_postgres_nothing_is_reaped_for_a_lease(connections: Co
     assert reap(patient) == 0
     assert handle.refresh().status is JobStatus.STARTED
     patient.close()
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_row_that_somebody_has_locked_stops_no_reaper(connections: Connections) -> None:
+    locked, other = started(connections), started(connections)
+    let_leases_run_out(connections)
+    with connections.engine.connect() as holder, holder.begin():
+        transitions.adopt(holder, [locked.id])
+
+        assert reap(connections) == 1
+        assert other.refresh().status is JobStatus.SCHEDULED
+
+    assert locked.refresh().status is JobStatus.STARTED
+    assert reap(connections) == 1, "the next sweep sees to it"
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_lease_that_was_renewed_after_the_look_saves_its_run(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = started(connections)
+    let_leases_run_out(connections)
+    look = leases.running
+
+    def look_then_renew(connection: sa.Connection, limit: int) -> list[leases.Running]:
+        found = look(connection, limit)
+        assert found[0].lease_stale
+        assert leases.renew(connection, handle.id, 1, 30, Progress())
+        return found
+
+    monkeypatch.setattr(leases, "running", look_then_renew)
+
+    assert reap(connections) == 0
+    assert handle.refresh().status is JobStatus.STARTED
+
+
+@pytest.mark.usefixtures("settled")
+def test_slow_sweeps_reap_all_the_same(connections: Connections) -> None:
+    slow = Connections(connections.settings.model_copy(update={"sweep_seconds": 60.0}))
+    started(connections)
+    let_leases_run_out(connections)
+    execute(connections, "UPDATE sweeps SET swept_at = now() - interval '60 seconds'")
+    try:
+        assert reap(slow) == 1
+    finally:
+        slow.close()
 
 
 @pytest.mark.usefixtures("settled")

@@ -205,7 +205,8 @@ def test_the_clock_goes_on_while_redis_is_away(connections: Connections, setting
         process.stop()
         own.close()
 
-    assert job.refresh().status is JobStatus.SCHEDULED
+    assert job.refresh().status is JobStatus.QUEUED
+    assert one_value(connections, "SELECT count(*) FROM job_statuses WHERE pushed_at IS NULL") == 1
 
 
 # -- schedules

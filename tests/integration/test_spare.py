@@ -80,6 +80,9 @@ class WorkHorse:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
+        self.wait_for_its_death()
+
+    def wait_for_its_death(self) -> None:
         os.waitpid(self.pid, 0)
         self._answer.close()
 
@@ -228,7 +231,7 @@ def test_the_message_that_a_killed_work_horse_had_begun_is_never_finished(
         os.kill(os.getpid(), signal.SIGKILL)
 
     before = WorkHorse(spare, session_of).wait()
-    os.waitpid(WorkHorse(spare, send_all_but_two_bytes_and_die).pid, 0)
+    WorkHorse(spare, send_all_but_two_bytes_and_die).wait_for_its_death()
 
     assert WorkHorse(spare, claim_and_complete(job.id)).wait()
     eventually(lambda: is_over(connections, before), what="the end of the session")
