@@ -58,14 +58,17 @@ def frozen(pid: int) -> Iterator[None]:
     """SIGSTOP for a server and all its children: the kernel still takes connections and data for them."""
     main = psutil.Process(pid)
     main.suspend()  # first, so that it starts no more children
-    everyone = [main, *main.children(recursive=True)]
-    for one in everyone[1:]:
-        one.suspend()
+    children = main.children(recursive=True)
+    for one in children:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a session that was just ending
+            one.suspend()
     try:
         yield
     finally:
-        for one in everyone:
-            one.resume()
+        main.resume()
+        for one in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.resume()
 
 
 def in_child(work: Callable[[], Any]) -> Any:

@@ -876,7 +876,7 @@ def cable(settings: Settings) -> Iterator[Cable]:
 def test_a_commit_whose_answer_was_lost_has_happened_once(cable: Cable) -> None:
     def work(job: Does) -> None:
         write(job)
-        cable.cut = ("after", b"COMMIT")
+        cable.cut = ("after", b"COMMIT\0")
 
     handle = Does.now(work)
 
@@ -888,7 +888,7 @@ def test_a_commit_whose_answer_was_lost_has_happened_once(cable: Cable) -> None:
 
 def test_what_a_job_dispatched_is_pushed_although_the_answer_to_its_commit_was_lost(cable: Cable) -> None:
     def work(job: Does) -> str:
-        cable.cut = ("after", b"COMMIT")
+        cable.cut = ("after", b"COMMIT\0")
         return str(Effect.dispatch(session=job.session).id)
 
     handle = Does.now(work, queue="high")
@@ -900,7 +900,7 @@ def test_what_a_job_dispatched_is_pushed_although_the_answer_to_its_commit_was_l
 def test_a_commit_that_never_arrived_has_not_happened(cable: Cable) -> None:
     def work(job: Does) -> None:
         write(job)
-        cable.cut = ("before", b"COMMIT")
+        cable.cut = ("before", b"COMMIT\0")
 
     handle = Does.now(work)
 

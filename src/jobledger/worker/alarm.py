@@ -4,6 +4,7 @@ The interrupts derive from BaseException, so `except Exception` in a job does no
 every second for as long as the job runs on.
 """
 
+import math
 import signal
 import threading
 import time
@@ -28,6 +29,8 @@ class FencedOut(Interrupt):
 class Alarm:
     """Raises `JobTimeout` in the main thread after a while, or any interrupt when asked by another thread.
 
+    The time runs from entering the context on.
+
     RQ has set the same alarm for its own timeout; leaving the context gives it back with the time that is left.
 
     Args:
@@ -36,13 +39,14 @@ class Alarm:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.deadline = time.monotonic() + seconds
+        self.deadline = math.inf
         self._pending: Interrupt | None = None
         self._armed = False
         self._thread = threading.get_ident()
         self._previous: tuple[Any, float, float] = (signal.SIG_DFL, 0.0, 0.0)
 
     def __enter__(self) -> Self:
+        self.deadline = time.monotonic() + self.seconds
         handler = signal.signal(signal.SIGALRM, self._ring)
         self._armed = True
         left, _ = signal.setitimer(signal.ITIMER_REAL, self.seconds, REPEAT_SECONDS)

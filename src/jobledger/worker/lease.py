@@ -81,6 +81,11 @@ class Lease:
             self._stopped = True
             self._changed.notify()
 
+    def begin(self) -> None:
+        """The job's own time has begun: take note of its deadline."""
+        with self._changed:
+            self._changed.notify()
+
     def finishing(self) -> None:
         """From now on a renewal that finds no row means nothing: the finishing statement may have closed it."""
         with self._changed:

@@ -121,9 +121,11 @@ class Run:
     def _perform_and_complete(self, connection: RunConnection, claim: Claim) -> Settled | None:
         self.alarm = Alarm(claim.timeout_seconds)
         with self._keep_lease(connection, claim, self.alarm) as self.lease:
+            job_class = self._load(claim)  # under the lease, and outside of the job's own time
             context = RunContext(claim, self.tail, connection, self.alarm, self.lease)
             with self.alarm:
-                result = _encode_result(self._load(claim).run(context))
+                self.lease.begin()
+                result = _encode_result(job_class.run(context))
                 context.flush()
             self.lease.finishing()
             settled = self._complete(connection, claim, context, result)
