@@ -837,22 +837,24 @@ class Cable:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(self.server)
-                threading.Thread(target=self._carry, args=[client, server], daemon=True).start()
-                threading.Thread(target=self._carry_back, args=[server, client], daemon=True).start()
+                lose_answer = threading.Event()
+                ends = [client, server, lose_answer]
+                threading.Thread(target=self._carry, args=ends, daemon=True).start()
+                threading.Thread(target=self._carry_back, args=ends, daemon=True).start()
 
-    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+    def _carry(self, client: socket.socket, server: socket.socket, lose_answer: threading.Event) -> None:
         with contextlib.suppress(OSError), client, server:
             while data := client.recv(65536):
                 if self.cut is not None and self.cut[1] in data:
                     (when, _), self.cut = self.cut, None
                     if when == "before":
                         return
-                    client.shutdown(socket.SHUT_RDWR)
+                    lose_answer.set()  # once it is there: what was asked has then happened for certain
                 server.sendall(data)
 
-    def _carry_back(self, server: socket.socket, client: socket.socket) -> None:
+    def _carry_back(self, client: socket.socket, server: socket.socket, lose_answer: threading.Event) -> None:
         with contextlib.suppress(OSError):
-            while data := server.recv(65536):
+            while (data := server.recv(65536)) and not lose_answer.is_set():
                 client.sendall(data)
         with contextlib.suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)

@@ -73,12 +73,14 @@ def frozen(own_servers: EmbeddedServers, name: str) -> Iterator[None]:
     main.suspend()  # first, so that it starts no more children
     everyone = [main, *main.children(recursive=True)]
     for one in everyone[1:]:
-        one.suspend()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            one.suspend()
     try:
         yield
     finally:
         for one in everyone:
-            one.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.resume()
 
 
 OUTAGES = pytest.mark.parametrize("outage", [stopped, frozen])

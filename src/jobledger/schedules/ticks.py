@@ -72,7 +72,8 @@ def _moments(connections: Connections, schedule: Schedule, row: ScheduleRow, now
 
 
 def _grace_seconds(connections: Connections, schedule: Schedule) -> float:
-    return schedule.grace_seconds or connections.settings.tick_grace_seconds
+    given = schedule.grace_seconds
+    return connections.settings.tick_grace_seconds if given is None else given
 
 
 def fire(connections: Connections, one: Due) -> bool:
