@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 from uuid6 import uuid7
 
-from jobledger.ledger import transitions
+from jobledger.ledger import dependencies, transitions
 from jobledger.ledger.direct import Executor
 from jobledger.ledger.rows import Evidence
 from jobledger.retry import Retry
@@ -124,7 +124,7 @@ def complete(
     ended = transitions.complete(connection, job_id, attempt, result, evidence)
     if ended is None:
         return None
-    wakes = transitions.release_children(connection, job_id) if ended.has_children else []
+    wakes = dependencies.release_children(connection, job_id) if ended.has_children else []
     return Settled(JobStatus.COMPLETED, wakes)
 
 
@@ -169,9 +169,13 @@ def settle(
     return Settled(JobStatus.FAILED, [failed.callback] if failed.callback else [])
 
 
-def cancel_descendants(connection: Connection, job_id: UUID) -> None:
-    """Cancel all that waits for this failed job, directly or through others, generation by generation."""
-    generation, how = [job_id], "failed"
+def cancel_descendants(connection: Connection, job_id: UUID, how: str = "failed") -> None:
+    """Cancel all that waits for this job, directly or through others, generation by generation.
+
+    Args:
+        how: what this job did, for the reason of its children: "failed" or "was canceled".
+    """
+    generation = [job_id]
     while generation:
-        generation = transitions.cancel_children(connection, generation, how)
+        generation = dependencies.cancel_children(connection, generation, how)
         how = "was canceled"

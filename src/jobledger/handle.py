@@ -5,7 +5,9 @@ import time
 from typing import Any, Final, Self
 from uuid import UUID
 
+from jobledger import control
 from jobledger.connections import Connections
+from jobledger.control import Answer
 from jobledger.errors import JobNotFound, WaitTimeout
 from jobledger.ledger import queries
 from jobledger.ledger.queries import AttemptRow, JobRow
@@ -66,6 +68,37 @@ class JobHandle:
             raise JobNotFound(f"Job {self.id} is not in the ledger: rolled back, not yet committed, or pruned.")
         self._row, self.status = row, row.status
         return self
+
+    def cancel(self, reason: str = "", by: str = "the application") -> Answer:
+        """Cancel the job, and all that waits for it, unless it has started or ended.
+
+        Args:
+            reason: why, for people.
+            by: who wants it.
+
+        Returns:
+            Whether it was canceled; if not, why not.
+
+        Raises:
+            LedgerUnavailable: Postgres is away.
+        """
+        return self._seen(control.cancel(self._connections, self.id, by, reason))
+
+    def retry(self, by: str = "the application") -> Answer:
+        """Run a failed or canceled job again, with all of its attempts before it.
+
+        Returns:
+            Whether it is queued now; if not, why not.
+
+        Raises:
+            LedgerUnavailable: Postgres is away.
+        """
+        return self._seen(control.retry(self._connections, self.id, by))
+
+    def _seen(self, answer: Answer) -> Answer:
+        if answer.status is not None:
+            self._row, self.status = None, answer.status  # what is known of the row is out of date
+        return answer
 
     def wait(self, timeout: float = 60) -> Self:
         """Wait until the job has ended, however it ended: look at `status`.

@@ -27,6 +27,9 @@ RQ_GRACE_SECONDS: Final = 30
 """RQ's own timeout comes after ours, and its worker kills the process 60 s after that (rq 3.0 worker_classes.py:88)."""
 
 RESULTS_KEY: Final = "rq:results:{}"  # rq 3.0 results.py:278
+WORKERS_KEY: Final = "rq:workers"  # rq 3.0 worker_registration.py:18
+WORKER_PREFIX: Final = "rq:worker:"
+HEARTBEAT_FORMAT: Final = "%Y-%m-%dT%H:%M:%S.%fZ"  # rq 3.0 utils.py, utcformat
 REPORT_LIMIT_BYTES: Final = 64 * 1024
 RESULT_TTL_SECONDS: Final = 500
 FAILURE_TTL_SECONDS: Final = 86400
@@ -95,6 +98,56 @@ def head(client: redis.Redis, queue: str) -> UUID | None:
     first: bytes | None = client.lindex(Queue(queue, connection=client).key, 0)  # type: ignore[assignment]
     try:
         return UUID(first.decode()) if first is not None else None
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """What an RQ worker says of itself.
+
+    Attributes:
+        heartbeat_at: its last sign of life, by its host's clock; idle, it gives one every few minutes. None if what
+            Redis holds is no time.
+    """
+
+    name: str
+    host: str
+    pid: int | None
+    heartbeat_at: datetime | None
+
+
+def workers(client: redis.Redis) -> list[WorkerRecord]:
+    """The RQ workers that are registered and have not said that they end.
+
+    Reads the hashes as they are: RQ's own `Worker.all` cleans its registries up, and a look must not change anything.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    keys = sorted(cast(set[bytes], client.smembers(WORKERS_KEY)))
+    with client.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.hmget(key, "hostname", "pid", "last_heartbeat", "death")
+        answers = pipeline.execute()
+    return [
+        WorkerRecord(_text(key).removeprefix(WORKER_PREFIX), _text(host), _number(pid), _moment(heartbeat))
+        for key, (host, pid, heartbeat, death) in zip(keys, answers, strict=True)
+        if host is not None and death is None
+    ]
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")
+
+
+def _number(value: bytes | None) -> int | None:
+    return int(value) if value is not None and value.isdigit() else None
+
+
+def _moment(value: bytes | None) -> datetime | None:
+    try:
+        return datetime.strptime(_text(value), HEARTBEAT_FORMAT).replace(tzinfo=UTC)
     except ValueError:
         return None
 

@@ -1,7 +1,7 @@
 """The words of the ledger: statuses, the one table of legal moves, and how an attempt can end.
 
-Each status says who moves a job in and who moves it out. `ledger.transitions` is the only writer; every
-function there is one row of `MOVES`.
+Each status says who moves a job in and who moves it out. `ledger.transitions` and `ledger.dependencies` are the only
+writers; every function there is a row of `MOVES`, or some.
 """
 
 from enum import StrEnum
@@ -12,19 +12,19 @@ class JobStatus(StrEnum):
     """Where a job stands. RQ's words where RQ has one."""
 
     DEFERRED = "deferred"
-    """Waits for its parents. In: dispatch. Out: the finish of the last parent."""
+    """Waits for its parents. In: dispatch. Out: the finish of the last parent; a person: cancel."""
     SCHEDULED = "scheduled"
-    """Waits for a time (delay, backoff). In: dispatch, finish, reaper. Out: relay, when due."""
+    """Waits for a time (delay, backoff). In: dispatch, finish, reaper. Out: relay, when due; a person: cancel."""
     QUEUED = "queued"
-    """May run now. In: dispatch, relay, finish of a parent. Out: claim."""
+    """May run now. In: dispatch, relay, finish of a parent; a person: retry. Out: claim; a person: cancel."""
     STARTED = "started"
     """An attempt holds the lease. In: claim. Out: finish, reaper."""
     COMPLETED = "completed"
     """Terminal; the result is kept. In: finish. Out: nobody."""
     FAILED = "failed"
-    """Terminal, with a reason: the dead-letter set. In: finish, reaper. Out: a person."""
+    """Terminal, with a reason: the dead-letter set. In: finish, reaper. Out: a person: retry."""
     CANCELED = "canceled"
-    """Terminal, with who and why. In: dispatch, or the end of a failed parent. Out: a person."""
+    """Terminal, with who and why. In: dispatch, the end of a parent; a person: cancel. Out: a person: retry."""
 
 
 TERMINAL: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELED})
@@ -49,6 +49,12 @@ MOVES: Final[frozenset[tuple[JobStatus | None, JobStatus]]] = frozenset(
         (JobStatus.STARTED, JobStatus.COMPLETED),
         (JobStatus.STARTED, JobStatus.SCHEDULED),
         (JobStatus.STARTED, JobStatus.FAILED),
+        # a person: cancel (and see above: deferred)
+        (JobStatus.SCHEDULED, JobStatus.CANCELED),
+        (JobStatus.QUEUED, JobStatus.CANCELED),
+        # a person: retry
+        (JobStatus.FAILED, JobStatus.QUEUED),
+        (JobStatus.CANCELED, JobStatus.QUEUED),
     }
 )
 """Every legal move of a status; `None` is a job that does not exist yet."""

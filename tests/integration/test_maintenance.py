@@ -28,7 +28,7 @@ from jobledger import (
     queues,
 )
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import leases, pushes, transitions
+from jobledger.ledger import dependencies, leases, pushes, transitions
 from jobledger.ledger.leases import Progress
 from jobledger.ledger.transitions import Evidence, Runner
 from jobledger.maintenance.prune import prune
@@ -486,7 +486,7 @@ def test_a_row_that_somebody_has_locked_stops_no_reaper(connections: Connections
     locked, other = started(connections), started(connections)
     let_leases_run_out(connections)
     with connections.engine.connect() as holder, holder.begin():
-        transitions.adopt(holder, [locked.id])
+        dependencies.adopt(holder, [locked.id])
 
         assert reap(connections) == 1
         assert other.refresh().status is JobStatus.SCHEDULED

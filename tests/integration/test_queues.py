@@ -4,23 +4,25 @@ import base64
 import contextlib
 import os
 import pickle
+import socket
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import redis
-from rq import Queue
+from rq import Queue, Worker
 from rq.job import Job
 
 from harness import Stack, eventually
 from jobledger import Connections
 from jobledger.connections import make_redis
 from jobledger.embedded import EmbeddedServers
-from jobledger.queues import head, push, reported_deaths, waiting
+from jobledger.queues import head, push, reported_deaths, waiting, workers
 from jobledger.wake import Wake
 from sample_jobs import Echo, Failing, Fails
 
@@ -293,3 +295,34 @@ def test_nothing_that_redis_holds_is_unpickled(client: redis.Redis, tmp_path: Pa
     assert not done.exists()
     pickle.loads(malice)
     assert done.exists()  # it would have worked
+
+
+# -- what workers say of themselves
+
+
+def test_a_registered_worker_is_read_and_nothing_is_changed(client: redis.Redis) -> None:
+    started = datetime.now(UTC)
+    worker = Worker(["default"], name="a:b", connection=client)
+    worker.register_birth()
+    client.sadd("rq:workers", "rq:worker:gone")  # RQ's own reader removes it
+
+    (record,) = workers(client)
+
+    assert (record.name, record.host, record.pid) == ("a:b", socket.gethostname(), os.getpid())
+    assert record.heartbeat_at is not None
+    assert abs((record.heartbeat_at - started).total_seconds()) < 60
+    assert client.sismember("rq:workers", "rq:worker:gone")
+
+    worker.register_death()
+    client.sadd("rq:workers", "rq:worker:a:b")
+    assert workers(client) == []
+
+
+def test_a_record_of_a_worker_that_makes_no_sense_is_no_error(client: redis.Redis) -> None:
+    client.sadd("rq:workers", "rq:worker:\ud800".encode("utf-8", "surrogatepass"))
+    key = next(iter(client.smembers("rq:workers")))
+    client.hset(key, mapping={"hostname": b"\xff", "pid": "many", "last_heartbeat": "yesterday"})
+
+    (record,) = workers(client)
+
+    assert (record.pid, record.heartbeat_at) == (None, None)

@@ -6,9 +6,13 @@ from jobledger import JobStatus
 from jobledger.status import MOVES, TERMINAL, UNFINISHED
 
 
-@pytest.mark.parametrize("status", sorted(TERMINAL))
-def test_nobody_leaves_a_terminal_status(status: JobStatus) -> None:
-    assert [after for before, after in MOVES if before is status] == []
+def test_a_completed_job_stays_so() -> None:
+    assert [after for before, after in MOVES if before is JobStatus.COMPLETED] == []
+
+
+@pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.CANCELED])
+def test_a_job_that_ended_otherwise_can_only_be_queued_again(status: JobStatus) -> None:
+    assert [after for before, after in MOVES if before is status] == [JobStatus.QUEUED]
 
 
 @pytest.mark.parametrize("status", sorted(JobStatus))

@@ -1,19 +1,29 @@
 """Brings the database's schema to this version of the code, with Alembic."""
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg2.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy.engine import Connection, Engine
 
-from jobledger.errors import ConfigurationError
+from jobledger.errors import ConfigurationError, SchemaLocked
+from jobledger.ledger.models import metadata
 
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
 _PLACES: Final = (_PACKAGE / "migrations", _PACKAGE.parent.parent / "migrations")
 """In an installed package the migrations lie inside it, in a checkout beside `src`."""
+
+WAIT_SECONDS: Final = 60.0
+_PAUSE_SECONDS: Final = 0.7
+_LONGEST_STATEMENT: Final = 80
 
 
 def alembic_config() -> Config:
@@ -30,18 +40,101 @@ def alembic_config() -> Config:
     raise ConfigurationError(f"No migrations found in {' or '.join(map(str, _PLACES))}: is the package complete?")
 
 
-def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Upgrade the schema. Two at once are harmless: the second waits for the first and finds nothing to do."""
+def upgrade(
+    engine: Engine,
+    revision: str = "head",
+    on_step: Callable[[str], None] | None = None,
+    wait_seconds: float = WAIT_SECONDS,
+) -> None:
+    """Upgrade the schema. Two at once are harmless: the second waits for the first and finds nothing to do.
+
+    Args:
+        on_step: called with each revision that was run, by this process.
+        wait_seconds: how long to try again when a table is locked by others.
+
+    Raises:
+        SchemaLocked: a table was locked for so long. Revisions that were run stay.
+    """
+
+    def applied(*, step: Any, **_: object) -> None:
+        if on_step is not None:
+            on_step(step.up_revision_id)
+
     config = alembic_config()
     config.attributes["engine"] = engine
-    command.upgrade(config, revision)
+    config.attributes["on_version_apply"] = applied
+    _again_while_locked(lambda: command.upgrade(config, revision), wait_seconds)
 
 
-def downgrade(engine: Engine, revision: str) -> None:
-    """Downgrade the schema; "base" drops everything, the jobs with it."""
+def downgrade(engine: Engine, revision: str, wait_seconds: float = WAIT_SECONDS) -> None:
+    """Downgrade the schema; "base" drops everything, the jobs with it.
+
+    Raises:
+        SchemaLocked: a table was locked for all of `wait_seconds`.
+    """
     config = alembic_config()
     config.attributes["engine"] = engine
-    command.downgrade(config, revision)
+    _again_while_locked(lambda: command.downgrade(config, revision), wait_seconds)
+
+
+def _again_while_locked(migrate: Callable[[], None], wait_seconds: float) -> None:
+    """Every try lets others go first; each revision is one transaction, or can be done again."""
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            return migrate()
+        except sa.exc.OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
+                raise
+            if time.monotonic() + _PAUSE_SECONDS > deadline:
+                raise SchemaLocked(
+                    f"Others had locked what the migration changes, for {wait_seconds:g} s. Nothing is half done: run "
+                    f"it again, when transactions are shorter or with more time. It stopped at: {_statement(error)}"
+                ) from None
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _statement(error: sa.exc.DBAPIError) -> str:
+    return " ".join((error.statement or "").split())[:_LONGEST_STATEMENT]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTransaction:
+    """A transaction that has used the ledger's tables and not ended; a migration may have to wait for it.
+
+    Attributes:
+        seconds: since it began.
+        state: "active", or "idle in transaction" if it does something else than SQL.
+    """
+
+    pid: int
+    application_name: str
+    state: str
+    seconds: float
+
+
+_OPEN: Final = sa.text("""
+SELECT pid, application_name, state, CAST(extract(epoch FROM clock_timestamp() - xact_start) AS float8) AS seconds
+  FROM pg_stat_activity a
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name <> :own
+   AND state IS NOT NULL AND xact_start < clock_timestamp() - make_interval(secs => :seconds)
+   AND (backend_xmin IS NOT NULL  -- whoever builds an index concurrently waits for older snapshots
+        OR EXISTS (SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+                    WHERE l.pid = a.pid AND l.granted AND c.relname = ANY(:tables)))
+ ORDER BY xact_start LIMIT :limit
+""")
+
+
+def open_transactions(connection: Connection, own: str, seconds: float, limit: int) -> list[OpenTransaction]:
+    """The transactions that a migration may have to wait for: those that began longest ago.
+
+    Args:
+        own: application name of the migration's sessions, which are left out.
+        seconds: only those that have been open for longer.
+        limit: at most so many.
+    """
+    rows = connection.execute(_OPEN, {"own": own, "seconds": seconds, "limit": limit, "tables": list(metadata.tables)})
+    return [OpenTransaction(**row._mapping) for row in rows]
 
 
 def revisions() -> tuple[str, ...]:

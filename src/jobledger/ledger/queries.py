@@ -21,17 +21,26 @@ class JobRow:
     id: UUID
     job_type: str
     title: str | None
+    owner: str | None
     queue: str
     status: JobStatus
+    held_by: str | None
     reason: str | None
     payload: dict[str, Any]
     result: Any
+    timeout_seconds: float
     attempt: int
     errors: int
     crashes: int
     losses: int
     max_attempts: int
+    waiting_parents: int
+    schedule_id: UUID | None
+    fire_at: datetime | None
     available_at: datetime
+    expires_at: datetime | None
+    pushed_at: datetime | None
+    push_count: int
     created_at: datetime
     queued_at: datetime | None
     started_at: datetime | None
@@ -42,6 +51,32 @@ class JobRow:
     def is_terminal(self) -> bool:
         """Whether the job has ended."""
         return self.status in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class JobSummary:
+    """One job in a list: what is short."""
+
+    id: UUID
+    job_type: str
+    title: str | None
+    queue: str
+    status: JobStatus
+    reason: str | None
+    attempt: int
+    created_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which jobs a list has; None and empty mean all."""
+
+    statuses: Sequence[JobStatus] = ()
+    job_type: str | None = None
+    queue: str | None = None
+    before: UUID | None = None
+    """Only jobs created before this one: the last of the page before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +115,36 @@ def jobs(connection: Connection, ids: Sequence[UUID]) -> list[JobRow]:
     """The jobs with these ids that exist, oldest first."""
     found = connection.execute(_JOB.where(job_statuses.c.id.in_(ids)).order_by(job_statuses.c.id))
     return [_job(row) for row in found]
+
+
+def newest(connection: Connection, wanted: Filter, limit: int) -> list[JobSummary]:
+    """The jobs that a filter lets through, newest first: ids are in the order of creation.
+
+    Each status is looked up on its own and its newest are taken, so that an index of `(status | job_type | queue, id)`
+    gives them in order. What two filters leave over is looked for along one of the indexes.
+    """
+    columns = [job_statuses.c[name] for name in JobSummary.__slots__]
+    page = sa.select(*columns).order_by(job_statuses.c.id.desc()).limit(limit)
+    if wanted.job_type is not None:
+        page = page.where(job_statuses.c.job_type == wanted.job_type)
+    if wanted.queue is not None:
+        page = page.where(job_statuses.c.queue == wanted.queue)
+    if wanted.before is not None:
+        page = page.where(job_statuses.c.id < wanted.before)
+    if wanted.statuses:
+        pages = [page.where(job_statuses.c.status == status).subquery().select() for status in set(wanted.statuses)]
+        together = sa.union_all(*pages).subquery()
+        page = sa.select(together).order_by(together.c.id.desc()).limit(limit)
+    rows = connection.execute(page)
+    return [JobSummary(**{**row._mapping, "status": JobStatus(row.status)}) for row in rows]
+
+
+def lock_status(connection: Connection, job_id: UUID) -> JobStatus | None:
+    """Where a job stands; nobody moves it before this transaction has ended. None if there is no such job."""
+    word = connection.execute(
+        sa.select(job_statuses.c.status).where(job_statuses.c.id == job_id).with_for_update(key_share=True)
+    ).scalar_one_or_none()
+    return JobStatus(word) if word is not None else None
 
 
 def _job(row: sa.Row[Any]) -> JobRow:

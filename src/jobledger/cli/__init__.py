@@ -1,0 +1,69 @@
+"""The command line: one module per command, imported when its command is asked for.
+
+exits            exit codes, and what an error says
+output           tables, JSON, progress bars; text from the ledger is shown, never interpreted
+parameters       kinds of arguments, and options that commands share
+configuration    what commands need before they begin: settings, connections, logs
+"""
+
+import importlib
+import io
+import sys
+from typing import Final
+
+import click
+from redis import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobledger import __version__
+from jobledger.cli.exits import EXIT_CODES, ExitCode, say_error
+from jobledger.errors import JobledgerError
+
+_COMMANDS: Final = {
+    "up": "Run everything here, with one command.",
+    "migrate": "Bring the database's schema to this version.",
+    "scheduler": "Run the clock: schedules, retries, repair. Any number may run.",
+    "worker": "Run jobs: RQ's worker with our settings. Any number may run.",
+    "api": "Serve the HTTP API: create jobs, follow them, /health and /docs.",
+    "schedules": "List, run, pause, resume and backfill schedules.",
+    "jobs": "List, show, retry and cancel jobs.",
+    "check": "Check the configuration, without any server.",
+    "health": "Say whether a process of this machine works, for health checks of containers.",
+}
+"""Each is the command of that name in the module of that name. The help stands here, so that no module is loaded to
+show it."""
+
+
+class _Commands(click.Group):
+    """Imports a command when it is asked for, and says errors in one line."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"jobledger.cli.{name}"), name)
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except click.UsageError as error:
+            say_error(context, ExitCode.WRONG, error, error.format_message(), aloud=False)
+            raise
+        except (JobledgerError, RedisError, SQLAlchemyError) as error:
+            context.exit(say_error(context, *ExitCode.of(error)))
+
+
+@click.group(cls=_Commands, epilog=EXIT_CODES)
+@click.version_option(__version__, prog_name="jobledger")
+def main() -> None:
+    """Background jobs on Redis Queue, with a ledger in Postgres that is always right."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever the locale: no text of a job may stop a command

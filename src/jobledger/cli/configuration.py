@@ -1,0 +1,58 @@
+"""What commands need before they begin: settings that make sense, the connections of the process, logs."""
+
+import logging.config
+from typing import Final
+
+import sqlalchemy as sa
+
+from jobledger.connections import Connections, configure, make_redis
+from jobledger.errors import ConfigurationError
+from jobledger.observe.log import logging_config, set_up_logging
+from jobledger.settings import Settings
+
+_DRIVER: Final = "postgresql+psycopg2"
+
+
+def connect(application_name: str, *, needs_redis: bool = False, is_service: bool = False) -> Connections:
+    """The process's default connections; nothing is connected yet.
+
+    Args:
+        application_name: what `pg_stat_activity` shows.
+        needs_redis: whether the command is of no use without a URL of Redis.
+        is_service: it runs until it is stopped, and logs as the settings say; other commands log warnings only.
+
+    Raises:
+        ConfigurationError: a setting is missing or wrong.
+    """
+    connections = configure()
+    connections.application_name = application_name
+    settings = connections.settings
+    if is_service:
+        set_up_logging(settings)
+    else:
+        logging.config.dictConfig(logging_config(settings, "WARNING"))
+    settings.require_database_url()
+    if needs_redis:
+        settings.require_redis_url()
+    for problem in wrong_urls(settings):
+        raise ConfigurationError(problem)
+    return connections
+
+
+def wrong_urls(settings: Settings) -> list[str]:
+    """What is wrong with the URLs that are set, by their looks. No password is shown."""
+    problems = []
+    if settings.database_url is not None:
+        try:
+            url = sa.make_url(settings.require_database_url())
+        except (sa.exc.ArgumentError, ValueError):
+            problems.append(f"JOBLEDGER_DATABASE_URL is no URL; say {_DRIVER}://user:password@host/name.")
+        else:
+            if url.drivername != _DRIVER:
+                problems.append(f"JOBLEDGER_DATABASE_URL names the driver {url.drivername!r}; say {_DRIVER}://….")
+    if settings.redis_url is not None:
+        try:
+            make_redis(settings.require_redis_url()).close()
+        except ValueError as error:
+            problems.append(f"JOBLEDGER_REDIS_URL: {error}")
+    return problems

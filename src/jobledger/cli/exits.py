@@ -1,0 +1,70 @@
+"""How a command ends: exit codes, and what an error says."""
+
+from enum import IntEnum
+from typing import Final, Self
+
+import click
+import psycopg2.errors
+from redis import RedisError
+from sqlalchemy.exc import DBAPIError
+
+from jobledger.cli.output import escaped, print_json
+from jobledger.cli.parameters import wants_json
+from jobledger.connections import is_connection_loss
+from jobledger.errors import ConfigurationError, DispatchRefused, LedgerUnavailable
+
+
+class ExitCode(IntEnum):
+    """What a shell is told."""
+
+    DONE = 0
+    FAILED = 1
+    """What was asked for is not so, or was not done."""
+    WRONG = 2
+    """The usage or the configuration is wrong."""
+    AWAY = 3
+    """A server is away."""
+
+    @classmethod
+    def of(cls, error: Exception) -> tuple[Self, Exception, str]:
+        """The code and the words for an error.
+
+        Returns:
+            The arguments of `say_error`.
+        """
+        if isinstance(error, DBAPIError):
+            first_line = str(error.orig).strip().split("\n")[0]
+            if isinstance(error.orig, psycopg2.errors.UndefinedTable | psycopg2.errors.UndefinedColumn):
+                hint = "the schema is missing or older than this version; run `python -m jobledger migrate`"
+                return cls(cls.WRONG), error, f"{hint} ({first_line})"
+            return cls(cls.AWAY if is_connection_loss(error) else cls.FAILED), error, f"Postgres says: {first_line}"
+        if isinstance(error, LedgerUnavailable | RedisError):
+            return cls(cls.AWAY), error, str(error)
+        if isinstance(error, ConfigurationError | DispatchRefused):
+            return cls(cls.WRONG), error, str(error)
+        return cls(cls.FAILED), error, str(error)
+
+
+EXIT_CODES: Final = """\b
+Exit codes:
+  0  done
+  1  what was asked for is not so, or was not done
+  2  the usage or the configuration is wrong
+  3  Postgres or Redis is away
+"""
+
+
+def say_error(context: click.Context, code: ExitCode, error: Exception, message: str, *, aloud: bool = True) -> int:
+    """Say an error in one line on standard error; with `--json` also as an object on standard output.
+
+    Args:
+        aloud: False if something else says it on standard error.
+
+    Returns:
+        The code.
+    """
+    if aloud:
+        click.echo(f"jobledger: {escaped(message)}", err=True)
+    if wants_json(context):
+        print_json({"error": {"type": type(error).__name__, "message": message, "exit_code": int(code)}})
+    return int(code)

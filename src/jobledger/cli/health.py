@@ -1,0 +1,126 @@
+"""`health`: exit code 0 or 1, and one line, as health checks of containers want it."""
+
+import http.client
+import json
+import os
+import socket
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from typing import Final
+
+import click
+import redis
+
+from jobledger.cli.configuration import connect
+from jobledger.cli.exits import ExitCode
+from jobledger.cli.output import print_json, say
+from jobledger.cli.parameters import DURATION, json_option
+from jobledger.connections import make_redis
+from jobledger.errors import LedgerUnavailable
+from jobledger.ledger import schedulers
+from jobledger.queues import WorkerRecord, workers
+from jobledger.settings import load_settings
+
+ANSWER_SECONDS: Final = 5.0
+LOOPBACK: Final = "127.0.0.1"
+_ANY_ADDRESS: Final = ("0.0.0.0", "::")  # noqa: S104 - what the API listens on; we do not
+
+
+@click.group()
+def health() -> None:
+    """Say whether a process of this machine works, for health checks of containers."""
+
+
+@health.command()
+@click.option("--name", help="RQ's name of the worker; any of this machine if not said.")
+@click.option("--pid", type=int, help="Its process id.")
+@click.option(
+    "--max-age",
+    type=DURATION,
+    default="8m",
+    show_default=True,
+    help="Longest silence; an idle worker gives a sign of life every 7 minutes, unless RQ was told otherwise.",
+)
+@json_option
+@click.pass_context
+def worker(context: click.Context, name: str | None, pid: int | None, max_age: float, as_json: bool) -> None:
+    """Whether an RQ worker of this machine runs and is known to Redis."""
+    try:
+        with make_redis(load_settings().require_redis_url(), ANSWER_SECONDS) as client:
+            records = [one for one in workers(client) if one.host == socket.gethostname()]
+    except redis.RedisError as error:
+        _say(context, False, f"Redis is away: {error}", as_json)
+        return
+    asked = [one for one in records if name in (None, one.name) and pid in (None, one.pid)]
+    found = [one for one in asked if _is_alive(one, max_age)]
+    if found:
+        _say(context, True, f"worker {found[0].name} (process {found[0].pid}) works", as_json)
+    elif asked:
+        _say(context, False, f"worker {asked[0].name} (process {asked[0].pid}) gives no sign of life", as_json)
+    else:
+        _say(context, False, "Redis knows no such worker of this machine", as_json)
+
+
+def _is_alive(record: WorkerRecord, max_age_seconds: float) -> bool:
+    """Whether a worker of this machine runs, as far as its heartbeat and the kernel know."""
+    if record.pid is None or record.heartbeat_at is None:
+        return False
+    if (datetime.now(UTC) - record.heartbeat_at).total_seconds() > max_age_seconds:
+        return False
+    try:
+        os.kill(record.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is there, and somebody else's
+        return True
+    return True
+
+
+@health.command()
+@click.option("--max-age", type=DURATION, default="30s", show_default=True, help="Longest silence.")
+@json_option
+@click.pass_context
+def scheduler(context: click.Context, max_age: float, as_json: bool) -> None:
+    """Whether a scheduler of this machine runs and reaches the ledger."""
+    try:
+        with connect("jobledger-cli").transaction(ANSWER_SECONDS) as connection:
+            found = [one for one in schedulers.everyone(connection) if one.host == socket.gethostname()]
+    except LedgerUnavailable as error:
+        _say(context, False, str(error), as_json)
+        return
+    if not found:
+        _say(context, False, "the ledger knows no scheduler of this machine", as_json)
+        return
+    newest = found[0]
+    words = f"scheduler {newest.name} was seen {newest.seen_seconds_ago:.0f} s ago"
+    _say(context, newest.seen_seconds_ago <= max_age, words, as_json)
+
+
+@health.command()
+@click.option("--port", type=click.IntRange(1, 65535), help="Of the API; JOBLEDGER_API_PORT if not said.")
+@json_option
+@click.pass_context
+def api(context: click.Context, port: int | None, as_json: bool) -> None:
+    """Whether the API of this machine answers that it accepts jobs."""
+    settings = load_settings()
+    host = settings.api_host if settings.api_host not in _ANY_ADDRESS else LOOPBACK
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port or settings.api_port}/health"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy, whatever the environment says
+    try:
+        with opener.open(url, timeout=ANSWER_SECONDS) as answer:
+            status = json.load(answer)["status"]
+    except urllib.error.HTTPError as error:
+        _say(context, False, f"{url} answers {error.code}", as_json)
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        _say(context, False, f"{url}: {error}", as_json)
+    else:
+        _say(context, True, f"the API is {status}", as_json)
+
+
+def _say(context: click.Context, healthy: bool, message: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"healthy": healthy, "message": message})
+    else:
+        say(message)
+    context.exit(ExitCode.DONE if healthy else ExitCode.FAILED)

@@ -1,0 +1,160 @@
+"""`jobs`: what the ledger says of jobs, and what people may ask for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+from uuid import UUID
+
+import click
+
+from jobledger import control
+from jobledger.cli.configuration import connect
+from jobledger.cli.exits import ExitCode
+from jobledger.cli.output import print_json, progress, say, say_block, show_table
+from jobledger.cli.parameters import json_option
+from jobledger.cli.person import who
+from jobledger.control import Answer
+from jobledger.errors import JobNotFound, LedgerUnavailable
+from jobledger.ledger import queries
+from jobledger.ledger.queries import AttemptRow, Filter
+from jobledger.status import JobStatus
+
+READ_SECONDS: Final = 15.0
+MANY: Final = 20
+"""From so many jobs on, a bar shows how far it is."""
+
+_STATUSES: Final = [status.value for status in JobStatus]  # of the members themselves click would take the names
+
+
+@click.group()
+def jobs() -> None:
+    """List, show, retry and cancel jobs."""
+
+
+@jobs.command("list")
+@click.option(
+    "--status", "statuses", multiple=True, type=click.Choice(_STATUSES), help="In this status; may be repeated."
+)
+@click.option("--type", "job_type", help="Of this type.")
+@click.option("--queue", help="Of this queue.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many.")
+@click.option("--before", type=click.UUID, metavar="ID", help="Created before this job: the last of the page before.")
+@json_option
+def list_jobs(
+    statuses: tuple[str, ...],
+    job_type: str | None,
+    queue: str | None,
+    limit: int,
+    before: UUID | None,
+    as_json: bool,
+) -> None:
+    """List jobs, newest first."""
+    wanted = Filter([JobStatus(one) for one in statuses], job_type, queue, before)
+    with connect("jobledger-cli").transaction(READ_SECONDS) as connection:
+        page = queries.newest(connection, wanted, limit + 1)
+    shown, more = page[:limit], len(page) > limit
+    if as_json:
+        print_json({"jobs": [asdict(one) for one in shown], "next": shown[-1].id if more else None})
+        return
+    show_table(
+        ("ID", "STATUS", "TYPE", "QUEUE", "ATTEMPT", "CREATED", "REASON", "TITLE"),
+        [
+            (one.id, one.status, one.job_type, one.queue, one.attempt, one.created_at, one.reason, one.title)
+            for one in shown
+        ],
+    )
+    if more:
+        click.echo(f"There are more: --before {shown[-1].id}", err=True)
+
+
+@jobs.command("show")
+@click.argument("job_id", metavar="ID", type=click.UUID)
+@click.option("--traceback", is_flag=True, help="With the traceback of each attempt; JSON always has it.")
+@click.option("--log", is_flag=True, help="With the last lines that each attempt logged; JSON always has them.")
+@json_option
+def show_job(job_id: UUID, traceback: bool, log: bool, as_json: bool) -> None:
+    """Show all that the ledger has of a job."""
+    with connect("jobledger-cli").transaction(READ_SECONDS) as connection:
+        row = queries.job(connection, job_id)
+        attempts = queries.attempts(connection, job_id)
+    if row is None:
+        raise JobNotFound(f"There is no job {job_id}: never dispatched, rolled back, or pruned.")
+    if as_json:
+        print_json({"job": asdict(row), "attempts": [asdict(one) for one in attempts]})
+        return
+    show_table(("FIELD", "VALUE"), list(asdict(row).items()))
+    if attempts:
+        say("")
+        show_table(
+            ("ATTEMPT", "OUTCOME", "STARTED", "SECONDS", "WORKER", "HOST", "PID", "PROGRESS", "ERROR"),
+            [_attempt_cells(one) for one in attempts],
+        )
+    for one in attempts:
+        if traceback and one.traceback is not None:
+            say_block(f"Traceback of attempt {one.number}", one.traceback)
+        if log and one.log_tail is not None:
+            say_block(f"Log of attempt {one.number}", one.log_tail)
+
+
+def _attempt_cells(one: AttemptRow) -> tuple[object, ...]:
+    took = (one.finished_at - one.started_at).total_seconds() if one.finished_at is not None else None
+    done = [str(part) for part in (one.progress_done, one.progress_total) if part is not None]
+    progress_made = " ".join(part for part in ("/".join(done), one.progress_note) if part) or None
+    error = f"{one.error_type or 'died'}: {one.error_message}" if one.error_message is not None else one.error_type
+    return (
+        one.number, one.outcome or "running", one.started_at, took, one.worker, one.host, one.pid, progress_made, error
+    )  # fmt: skip
+
+
+@jobs.command("retry")
+@click.argument("job_ids", metavar="ID…", type=click.UUID, nargs=-1, required=True)
+@json_option
+@click.pass_context
+def retry_jobs(context: click.Context, job_ids: tuple[UUID, ...], as_json: bool) -> None:
+    """Queue failed or canceled jobs again, with fresh budgets."""
+    connections = connect("jobledger-cli", needs_redis=True)
+    _ask_each(context, "Retrying", job_ids, lambda one: control.retry(connections, one, who()), as_json)
+
+
+@jobs.command("cancel")
+@click.argument("job_ids", metavar="ID…", type=click.UUID, nargs=-1, required=True)
+@click.option("--reason", default="", help="Why; kept with the job.")
+@json_option
+@click.pass_context
+def cancel_jobs(context: click.Context, job_ids: tuple[UUID, ...], reason: str, as_json: bool) -> None:
+    """Cancel jobs that have not started, and all that waits for them."""
+    connections = connect("jobledger-cli")
+    _ask_each(context, "Canceling", job_ids, lambda one: control.cancel(connections, one, who(), reason), as_json)
+
+
+def _ask_each(
+    context: click.Context, what: str, job_ids: Sequence[UUID], ask: Callable[[UUID], Answer], as_json: bool
+) -> None:
+    """Ask the same for each job, say what came of each, and end with 1 if it was not done for one of them.
+
+    If Postgres goes away meanwhile, what was done until then is said all the same.
+    """
+    ids = list(dict.fromkeys(job_ids))
+    answers: list[Answer] = []
+    away: LedgerUnavailable | None = None
+    with progress(what, len(ids), show=len(ids) > MANY) as advance:
+        for job_id in ids:
+            try:
+                answers.append(ask(job_id))
+            except LedgerUnavailable as error:
+                away = error
+                break
+            advance()
+    results: list[dict[str, Any]] = [
+        {"id": one.job_id, "result": one.verdict, "status": one.status, "message": one.message} for one in answers
+    ]
+    for job_id in ids[len(answers) :]:
+        results.append({"id": job_id, "result": "unknown", "status": None, "message": str(away)})
+    if as_json:
+        print_json({"results": results})
+    else:
+        show_table(("ID", "RESULT", "MESSAGE"), [(one["id"], one["result"], one["message"]) for one in results])
+    if away is not None:
+        click.echo(f"jobledger: {away}", err=True)
+        context.exit(ExitCode.AWAY)
+    context.exit(ExitCode.DONE if all(one.is_done for one in answers) else ExitCode.FAILED)

@@ -1,0 +1,120 @@
+"""What people ask for of a job: run it again, or cancel it. Refusals are answers, not errors."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+from uuid import UUID
+
+from jobledger.connections import Connections
+from jobledger.dispatch import push_quietly
+from jobledger.finish import cancel_descendants
+from jobledger.ledger import queries, transitions
+from jobledger.observe.log import get_logger
+from jobledger.payload import storable
+from jobledger.status import JobStatus
+
+log: Final = get_logger(__name__)
+
+DEADLINE_SECONDS: Final = 10.0
+"""Longest transaction: it may have to wait for one that holds the row, such as a dispatch with `after=`."""
+
+LONGEST_REASON: Final = 1000
+"""Characters that are kept of who canceled a job, and why."""
+
+
+class Verdict(StrEnum):
+    """What came of it."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    """The job stands where this cannot be done; nothing was changed."""
+    NOT_FOUND = "not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of asking something for one job.
+
+    Attributes:
+        status: where the job stands now; None if there is no such job.
+        message: the same for people: what was done, or why nothing was.
+    """
+
+    job_id: UUID
+    verdict: Verdict
+    status: JobStatus | None
+    message: str
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was done."""
+        return self.verdict is Verdict.DONE
+
+
+def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
+    """Queue a failed or canceled job again: now, with fresh budgets; its attempts go on being counted.
+
+    Jobs that were canceled because they waited for it stay canceled.
+
+    Args:
+        connections: the servers. If Redis is away, the relay pushes the job later.
+        job_id: of the job.
+        by: who asks, for the log.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        status = queries.lock_status(connection, job_id)
+        wake = transitions.retry(connection, job_id)
+    if wake is None:
+        return _refusal(job_id, status, _NO_RETRY)
+    push_quietly(connections, [wake])
+    log.info("Queued again", job_id=str(job_id), job_type=wake.job_type, was=status, by=by)
+    return Answer(job_id, Verdict.DONE, JobStatus.QUEUED, f"queued again; it was {status}")
+
+
+def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") -> Answer:
+    """Cancel a job that has not started, and all that waits for it, directly or through others.
+
+    Args:
+        connections: the servers; Redis is not needed.
+        job_id: of the job.
+        by: who asks; kept in the job's reason.
+        reason: why; kept there too.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    text = storable(f"canceled by {by}: {reason}" if reason else f"canceled by {by}")[:LONGEST_REASON]
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        status = queries.lock_status(connection, job_id)
+        ended = transitions.cancel(connection, job_id, text)
+        if ended is not None and ended.has_children:
+            cancel_descendants(connection, job_id, "was canceled")
+    if ended is None:
+        return _refusal(job_id, status, _NO_CANCEL)
+    log.info("Canceled", job_id=str(job_id), was=status, by=by)
+    return Answer(job_id, Verdict.DONE, JobStatus.CANCELED, f"canceled; it was {status}")
+
+
+_NO_RETRY: Final = {
+    JobStatus.DEFERRED: "it waits for its parents",
+    JobStatus.SCHEDULED: "it waits for its time",
+    JobStatus.QUEUED: "it is queued already",
+    JobStatus.STARTED: "it is running",
+    JobStatus.COMPLETED: "it has completed; dispatch a new job instead",
+}
+
+_NO_CANCEL: Final = {
+    JobStatus.STARTED: "it is running, and running jobs cannot be canceled yet",
+    JobStatus.COMPLETED: "it has completed",
+    JobStatus.FAILED: "it has failed",
+    JobStatus.CANCELED: "it is canceled already",
+}
+
+
+def _refusal(job_id: UUID, status: JobStatus | None, why: dict[JobStatus, str]) -> Answer:
+    if status is None:
+        return Answer(job_id, Verdict.NOT_FOUND, None, "there is no such job: never dispatched, rolled back, or pruned")
+    return Answer(job_id, Verdict.REFUSED, status, why[status])

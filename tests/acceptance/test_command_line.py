@@ -1,0 +1,468 @@
+"""Every command as a real process: what it prints, how it ends, and what it does when a server is away."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from harness import REPOSITORY, TESTS, Stack, eventually
+from jobledger import Connections, JobStatus
+from jobledger.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServers, free_port
+from jobledger.ledger.migrate import revisions
+from jobledger.worker import run_job
+from sample_jobs import Echo, Effect, Fails
+
+DONE, FAILED, WRONG, AWAY = 0, 1, 2, 3
+SECONDS = 60
+_numbers = count(1)
+
+Run = Callable[..., "Ended"]
+
+
+class Ended:
+    """A command that has ended."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def table(self) -> list[list[str]]:
+        """The words of each line."""
+        return [line.split() for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Run:
+    """Runs a command to its end."""
+
+    def start(*arguments: str, **changes: str) -> Ended:
+        path = os.pathsep.join([str(TESTS), str(REPOSITORY)])
+        done = subprocess.run(
+            [sys.executable, "-m", "jobledger", *arguments],
+            env={**os.environ, "PYTHONPATH": path, **environment, **changes},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            cwd=TESTS,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return Ended(done)
+
+    return start
+
+
+@pytest.fixture
+def nobody() -> str:
+    """The URL of a Postgres that is not there."""
+    return f"postgresql://nobody:secret@127.0.0.1:{free_port()}/none"
+
+
+@pytest.fixture
+def empty_database(servers: EmbeddedServers) -> Iterator[str]:
+    """The URL of a database with nothing in it."""
+    name = f"command_line_{next(_numbers)}"
+    servers.postgres.create_database(name)
+    yield servers.postgres.url_for(name)
+    servers.postgres.drop_database(name)
+
+
+def failed_job() -> Any:
+    handle = Fails.dispatch(error="KeyError")
+    with pytest.raises(KeyError):
+        run_job(str(handle.id))
+    return handle.refresh()
+
+
+# -- jobs
+
+
+def test_jobs_are_listed_newest_first_page_by_page(connections: Connections, run: Run) -> None:
+    ids = [str(one.id) for one in Echo.dispatch_many([{}] * 5)][::-1]
+
+    first = run("jobs", "list", "--limit", "3", "--json")
+    second = run("jobs", "list", "--limit", "3", "--json", "--before", first.json["next"])
+    table = run("jobs", "list", "--limit", "5")
+
+    assert (first.code, second.code, table.code) == (DONE, DONE, DONE)
+    assert [job["id"] for job in first.json["jobs"]] == ids[:3]
+    assert [job["id"] for job in second.json["jobs"]] == ids[3:]
+    assert second.json["next"] is None
+    assert table.table[0][0] == "ID"
+    assert [line[0] for line in table.table[1:]] == ids
+    assert f"--before {ids[2]}" in run("jobs", "list", "--limit", "3").err
+
+
+def test_jobs_are_listed_by_status_type_and_queue(connections: Connections, run: Run) -> None:
+    queued, elsewhere, later = Echo.dispatch(), Echo.dispatch(queue="low"), Effect.dispatch_in("1h")
+    failed = failed_job()
+
+    def listed(*arguments: str) -> list[str]:
+        return [job["id"] for job in run("jobs", "list", "--json", *arguments).json["jobs"]]
+
+    assert listed("--status", "failed") == [str(failed.id)]
+    assert listed("--status", "scheduled", "--status", "failed") == [str(failed.id), str(later.id)]
+    assert listed("--type", "Echo") == [str(elsewhere.id), str(queued.id)]
+    assert listed("--type", "Echo", "--queue", "low", "--status", "queued") == [str(elsewhere.id)]
+    assert listed("--type", "Nothing") == []
+
+
+def test_a_job_is_shown_with_its_attempts(connections: Connections, run: Run) -> None:
+    job = failed_job()
+
+    shown = run("jobs", "show", str(job.id))
+    more = run("jobs", "show", str(job.id), "--traceback", "--log")
+    whole = run("jobs", "show", str(job.id), "--json")
+
+    assert (shown.code, more.code, whole.code) == (DONE, DONE, DONE)
+    assert ["status", "failed"] in shown.table
+    assert "KeyError: 'as asked'" in shown.out
+    assert "Traceback (most recent call last)" not in shown.out
+    assert "    Traceback (most recent call last)" in more.out
+    assert whole.json["job"]["reason"] == "error"
+    assert [one["error_type"] for one in whole.json["attempts"]] == ["KeyError"]
+    assert "Traceback" in whole.json["attempts"][0]["traceback"]
+
+
+def test_what_a_job_says_of_itself_is_never_interpreted(connections: Connections, run: Run) -> None:
+    job = Echo.set(title="[red]x\x1b[31m\nID forged").dispatch(key="\u202e")
+
+    for arguments in (("jobs", "list"), ("jobs", "show", str(job.id)), ("jobs", "list", "--json")):
+        ended = run(*arguments)
+        assert "\x1b" not in ended.out
+        assert "\u202e" not in ended.out
+        assert not any(line.startswith("ID forged") for line in ended.out.splitlines())
+    assert r"[red]x\x1b[31m\nID forged" in run("jobs", "list").out
+
+
+def test_jobs_are_canceled_and_retried_each_with_an_answer(connections: Connections, run: Run) -> None:
+    waits, failed, unknown = Echo.dispatch(), failed_job(), str(uuid4())
+
+    canceled = run("jobs", "cancel", str(waits.id), str(failed.id), unknown, "--reason", "no need", "--json")
+    again = run("jobs", "retry", str(waits.id), str(failed.id))
+    table = run("jobs", "retry", str(waits.id), str(waits.id))
+
+    assert canceled.code == FAILED
+    assert [one["result"] for one in canceled.json["results"]] == ["done", "refused", "not_found"]
+    assert (again.code, [line[:2] for line in again.table[1:]]) == (
+        DONE,
+        [[str(waits.id), "done"], [str(failed.id), "done"]],
+    )
+    assert (table.code, [line[:2] for line in table.table[1:]]) == (FAILED, [[str(waits.id), "refused"]])
+    assert waits.refresh().status is JobStatus.QUEUED
+
+
+def test_a_canceled_job_says_who_did_it_and_why(connections: Connections, run: Run) -> None:
+    job = Echo.dispatch()
+
+    assert run("jobs", "cancel", str(job.id), "--reason", "no need", LOGNAME="ann").code == DONE
+
+    reason = job.refresh().reason
+    assert reason is not None
+    assert reason.startswith("canceled by ann@")
+    assert reason.endswith(": no need")
+
+
+def test_many_jobs_are_canceled_in_one_command(connections: Connections, run: Run) -> None:
+    ids = [str(one.id) for one in Echo.dispatch_many([{}] * 50)]
+
+    ended = run("jobs", "cancel", *ids)
+
+    assert (ended.code, ended.err) == (DONE, "")
+    assert [line[:2] for line in ended.table[1:]] == [[one, "done"] for one in ids]
+
+
+def test_what_cannot_be_done_has_an_exit_code_and_an_error_for_programs(
+    run: Run, nobody: str, empty_database: str
+) -> None:
+    job = str(uuid4())
+    for code, arguments, changes in [
+        (FAILED, ["jobs", "show", job], {}),
+        (WRONG, ["jobs", "show", "5"], {}),
+        (WRONG, ["jobs", "list", "--status", "lost"], {}),
+        (WRONG, ["jobs", "list"], {"JOBLEDGER_DATABASE_URL": "mysql://x"}),
+        (WRONG, ["jobs", "list"], {"JOBLEDGER_API_PORT": "many"}),
+        (WRONG, ["jobs", "list"], {"JOBLEDGER_DATABASE_URL": empty_database}),
+        (AWAY, ["jobs", "list"], {"JOBLEDGER_DATABASE_URL": nobody}),
+        (AWAY, ["jobs", "cancel", job], {"JOBLEDGER_DATABASE_URL": nobody}),
+    ]:
+        ended = run(*arguments, "--json", **changes)
+        assert ended.code == code, (arguments, changes, ended.err)
+        assert ended.err.splitlines()[-1].startswith("Error: " if "Usage:" in ended.err else "jobledger: ")
+        assert "secret" not in ended.err + ended.out
+        if arguments[1] == "cancel":
+            assert [one["result"] for one in ended.json["results"]] == ["unknown"]
+        else:
+            assert ended.json["error"]["exit_code"] == code
+            assert ended.json["error"]["message"] in ended.err
+
+
+def test_an_error_is_one_line_for_people(run: Run) -> None:
+    job = uuid4()
+
+    ended = run("jobs", "show", str(job))
+
+    assert (ended.code, ended.out) == (FAILED, "")
+    assert ended.err == f"jobledger: There is no job {job}: never dispatched, rolled back, or pruned.\n"
+
+
+# -- check
+
+
+def test_a_good_configuration_is_shown_without_any_server(run: Run, nobody: str) -> None:
+    changes = {"JOBLEDGER_DATABASE_URL": nobody, "JOBLEDGER_JOB_MODULES": "sample_jobs,sample_schedules"}
+
+    table, whole = run("check", **changes), run("check", "--json", **changes)
+
+    assert (table.code, whole.code) == (DONE, DONE)
+    echo = next(one for one in whole.json["job_types"] if one["type"] == "Echo")
+    assert (echo["queue"], echo["timeout_seconds"], echo["max_attempts"]) == ("default", 600, 1)
+    assert "every second" in [one["name"] for one in whole.json["schedules"]]
+    assert (whole.json["problems"], whole.json["warnings"]) == ([], [])
+    assert ["Echo", "default", "600", "s", "1"] in [line[:5] for line in table.table]
+
+
+def test_a_queue_without_workers_is_warned_about(run: Run) -> None:
+    ended = run("check", "--json", JOBLEDGER_QUEUES="high")
+
+    assert ended.code == DONE
+    assert any("Echo goes to the queue 'default'" in text for text in ended.json["warnings"])
+
+
+def test_each_job_module_that_cannot_be_loaded_is_a_problem(run: Run) -> None:
+    ended = run("check", "--json", JOBLEDGER_JOB_MODULES="no_such,sample_jobs,nor_this")
+
+    assert ended.code == FAILED
+    assert [word for text in ended.json["problems"] for word in ("no_such", "nor_this") if word in text] == [
+        "no_such",
+        "nor_this",
+    ]
+    assert "Echo" in [one["type"] for one in ended.json["job_types"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("JOBLEDGER_DATABASE_URL", "secret"),
+        ("JOBLEDGER_DATABASE_URL", "postgresql+asyncpg://ann:secret@db/jobs"),
+        ("JOBLEDGER_REDIS_URL", "http://:secret@redis"),
+        ("JOBLEDGER_REDIS_URL", "redis://:secret@redis:port/0"),
+    ],
+)
+def test_a_wrong_url_is_a_wrong_setting_and_its_password_is_not_shown(run: Run, name: str, value: str) -> None:
+    ended = run("check", **{name: value})
+
+    assert ended.code == WRONG
+    assert f"problem: {name}" in ended.out
+    assert "secret" not in ended.out + ended.err
+
+
+def test_a_wrong_setting_is_said_at_once(run: Run) -> None:
+    ended = run("check", "--json", JOBLEDGER_LEASE_SECONDS="0")
+
+    assert ended.code == WRONG
+    assert "JOBLEDGER_LEASE_SECONDS" in ended.json["error"]["message"]
+
+
+# -- migrate
+
+
+def test_two_migrations_at_once_are_one(empty_database: str, system: Stack, tmp_path: Path) -> None:
+    outputs = [tmp_path / f"{number}.json" for number in range(2)]
+    both = [
+        system.start(
+            "sh", "-c", f"exec {sys.executable} -m jobledger migrate --json >{out}", JOBLEDGER_DATABASE_URL=url
+        )
+        for out, url in zip(outputs, [empty_database] * 2, strict=True)
+    ]
+
+    assert [one.wait(SECONDS) for one in both] == [DONE, DONE], [one.output() for one in both]
+    said = [json.loads(out.read_text()) for out in outputs]
+    assert sorted(one["ran"] for one in said) == [[], list(revisions()[::-1])]
+    assert {one["to"] for one in said} == {revisions()[0]}
+
+
+def test_a_migration_says_what_it_did(run: Run, empty_database: str) -> None:
+    changes = {"JOBLEDGER_DATABASE_URL": empty_database}
+    newest, oldest = revisions()[0], revisions()[-1]
+
+    assert run("migrate", "--to", oldest, **changes).out == f"Migrated the schema from nothing to {oldest}.\n"
+    assert run("migrate", "--json", **changes).json["to"] == newest
+    again = run("migrate", **changes)
+    assert (again.code, again.out) == (DONE, f"Nothing to do: the schema is at {newest}.\n")
+
+
+def test_a_newer_schema_is_left_as_it_is(run: Run, connections: Connections) -> None:
+    with connections.transaction() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+
+    ended = run("migrate")
+
+    assert (ended.code, ended.out) == (
+        DONE,
+        "Nothing to do: the schema is at 9999, of a newer version than this one.\n",
+    )
+
+
+def test_a_migration_waits_for_postgres(tmp_path: Path, system: Stack) -> None:
+    postgres = EmbeddedPostgres(tmp_path / "postgres", persistent=False)
+    postgres.start()
+    url = postgres.url
+    postgres.stop()
+    try:
+        migration = system.start(sys.executable, "-m", "jobledger", "migrate", JOBLEDGER_DATABASE_URL=url)
+        eventually(lambda: "waiting up to 60 s" in migration.output(), what="it says that it waits")
+
+        postgres.restart()
+
+        assert migration.wait(SECONDS) == DONE, migration.output()
+    finally:
+        postgres.stop()
+    assert migration.output().count("waiting") == 1
+    assert "Migrated the schema from nothing" in migration.output()
+
+
+def test_a_migration_does_not_wait_longer_than_it_may(run: Run, nobody: str) -> None:
+    ended = run("migrate", "--wait", "1s", "--json", JOBLEDGER_DATABASE_URL=nobody)
+
+    assert ended.code == AWAY
+    assert ended.json["error"]["message"].startswith("No answer within 1 s. Postgres is away: ")
+
+
+@pytest.mark.parametrize("change", [("jobledger:", "nobody:"), ("/command_line", "/no_such")])
+def test_a_migration_does_not_wait_for_what_will_not_heal(
+    run: Run, empty_database: str, change: tuple[str, str]
+) -> None:
+    ended = run("migrate", JOBLEDGER_DATABASE_URL=empty_database.replace(*change))
+
+    assert ended.code == WRONG
+    assert ended.err.startswith("jobledger: JOBLEDGER_DATABASE_URL: ")
+    assert "waiting" not in ended.err
+
+
+def test_a_migration_to_nowhere_is_a_wrong_usage(run: Run) -> None:
+    assert run("migrate", "--to", "nowhere").code == WRONG
+    assert run("migrate", "--wait", "soon").code == WRONG
+
+
+# -- worker
+
+
+def test_a_worker_becomes_rq_s_with_our_settings(connections: Connections, system: Stack) -> None:
+    high, low = Echo.dispatch(queue="high", by="me"), Echo.dispatch(queue="low")
+
+    worker = system.start(
+        sys.executable, "-m", "jobledger", "worker", "high", "--", "--burst", "--name", "mine",
+        RQ_REDIS_URL=f"redis://127.0.0.1:{free_port()}",
+    )  # fmt: skip
+
+    assert worker.wait(SECONDS) == DONE, worker.output()
+    assert high.refresh().result == {"by": "me"}
+    assert [one.worker for one in high.attempts] == ["mine"]
+    assert low.refresh().status is JobStatus.QUEUED
+
+
+def test_a_worker_takes_from_the_queues_of_the_settings(connections: Connections, system: Stack) -> None:
+    jobs = [Echo.dispatch(queue=queue) for queue in ("special", "low")]
+
+    worker = system.start(
+        sys.executable, "-m", "jobledger", "worker", "--", "--burst", JOBLEDGER_QUEUES="special,other"
+    )
+
+    assert worker.wait(SECONDS) == DONE, worker.output()
+    assert [job.refresh().status for job in jobs] == [JobStatus.COMPLETED, JobStatus.QUEUED]
+
+
+def test_a_worker_waits_for_redis(tmp_path: Path, system: Stack, connections: Connections, run: Run) -> None:
+    redis = EmbeddedRedis(tmp_path / "redis", persistent=False)
+    redis.start()
+    url = redis.url
+    redis.stop()
+    try:
+        worker = system.start(sys.executable, "-m", "jobledger", "worker", JOBLEDGER_REDIS_URL=url)
+        eventually(lambda: "waiting for it" in worker.output(), what="it says that it waits")
+        assert worker.popen.poll() is None
+        away = run("health", "worker", JOBLEDGER_REDIS_URL=url)
+        assert (away.code, away.out.startswith("Redis is away")) == (FAILED, True)
+
+        redis.restart()
+
+        eventually(lambda: "Listening on" in worker.output() or worker.popen.poll() is not None, what="RQ's worker")
+        assert worker.output().count("waiting for it") == 1
+        here = run("health", "worker", "--pid", str(worker.pid), "--json", JOBLEDGER_REDIS_URL=url)
+        assert (here.code, here.json["healthy"]) == (DONE, True)
+        worker.signal(signal.SIGTERM)  # the process is the same one, and RQ's by now
+        assert worker.wait(SECONDS) == DONE
+    finally:
+        redis.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_waits_ends_when_it_is_told_to(system: Stack, number: signal.Signals) -> None:
+    url = f"redis://127.0.0.1:{free_port()}"
+    worker = system.start(sys.executable, "-m", "jobledger", "worker", JOBLEDGER_REDIS_URL=url)
+    eventually(lambda: "waiting for it" in worker.output(), what="it waits")
+
+    worker.signal(number)
+
+    assert worker.wait(SECONDS) == DONE
+    assert "Traceback" not in worker.output()
+
+
+def test_a_worker_with_wrong_settings_does_not_begin(run: Run, redis_url: str) -> None:
+    rest = redis_url.split("@")[1]
+    for arguments, changes, words in [
+        ([], {"JOBLEDGER_JOB_MODULES": "no_such"}, "no_such"),
+        ([], {"JOBLEDGER_REDIS_URL": "http://redis"}, "JOBLEDGER_REDIS_URL"),
+        ([], {"JOBLEDGER_REDIS_URL": f"redis://:wrong@{rest}"}, "JOBLEDGER_REDIS_URL: "),
+        ([], {"JOBLEDGER_REDIS_URL": f"redis://{rest}"}, "JOBLEDGER_REDIS_URL: "),
+        ([], {"JOBLEDGER_DATABASE_URL": "nothing"}, "JOBLEDGER_DATABASE_URL"),
+        (["--burst"], {}, "--burst"),
+    ]:
+        ended = run("worker", *arguments, **changes)
+        assert ended.code == WRONG, (changes, ended.err)
+        assert words in ended.err
+
+
+# -- health
+
+
+def test_a_worker_that_was_killed_is_not_healthy(run: Run, system: Stack) -> None:
+    assert run("health", "worker").out == "Redis knows no such worker of this machine\n"
+    worker = system.worker("--name", "mine")
+    assert run("health", "worker", "--name", "mine").code == DONE
+    assert run("health", "worker").code == DONE
+    assert run("health", "worker", "--name", "other").code == FAILED
+    assert run("health", "worker", "--max-age", "0").code == FAILED
+
+    worker.kill_tree()
+
+    ended = run("health", "worker")
+    assert (ended.code, ended.out) == (FAILED, f"worker mine (process {worker.pid}) gives no sign of life\n")
+
+
+def test_the_api_is_healthy_when_it_accepts_jobs(run: Run, system: Stack, nobody: str) -> None:
+    port = system.api().rsplit(":", 1)[1]
+    ended = run("health", "api", "--port", port, http_proxy="http://127.0.0.1:1")
+    assert (ended.code, ended.out) == (DONE, "the API is degraded\n")  # nobody repairs: no scheduler runs
+    assert run("health", "api", "--json", JOBLEDGER_API_PORT=port).json["healthy"] is True
+
+    port = system.api(JOBLEDGER_DATABASE_URL=nobody).rsplit(":", 1)[1]
+    ended = run("health", "api", "--port", port)
+    assert (ended.code, ended.out) == (FAILED, f"http://127.0.0.1:{port}/health answers 503\n")
+
+    ended = run("health", "api", "--port", str(free_port()))
+    assert (ended.code, len(ended.out.splitlines())) == (FAILED, 1)
