@@ -19,6 +19,10 @@ _numbers = itertools.count(1)
 TEMPLATE = "template_jobledger"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--clock-minutes", type=float, default=2.0, help="How long tests/chaos kills schedulers.")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_environment() -> None:
     """No setting of whoever runs the tests may leak in."""

@@ -1,7 +1,9 @@
 """Jobs that the tests run in real workers."""
 
 import asyncio
+import logging
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -118,3 +120,45 @@ class Locks(BaseJob):
         if self.attempt == 1:
             self.progress(note="locked")
             time.sleep(60)
+
+
+class Ticked(BaseJob):
+    """Gives back the tick that dispatched it."""
+
+    def _perform(self) -> object:
+        tick = self.tick
+        if tick is None:
+            return None
+        return {
+            "schedule": tick.schedule,
+            "logical_time": tick.logical_time.isoformat(),
+            "previous": tick.previous.isoformat() if tick.previous else None,
+        }
+
+
+LIBRARY = logging.getLogger("some.library")
+
+
+class Logs(BaseJob):
+    """Says the same in each way that there is, and fails the first time."""
+
+    title = "Logs {text}"
+    retry = Retry(3, backoff="fixed", base=0.2, jitter=False)
+
+    def _perform(self, text: str, fail: bool = False) -> None:
+        text += "\x00\ud800"  # what a payload cannot hold
+        self.log.info("by the job", text=text)
+        LIBRARY.info("by a library: %s", text)
+        thread = threading.Thread(target=LIBRARY.info, args=("in a thread: %s", text))
+        thread.start()
+        thread.join()
+        if self.attempt == 1 or fail:
+            raise RuntimeError(text)
+
+
+class LogsAsync(BaseJob):
+    """Its library logs in a coroutine and in a thread."""
+
+    async def _perform(self) -> None:
+        LIBRARY.info("in a coroutine")
+        await asyncio.to_thread(LIBRARY.info, "in the coroutine's thread")

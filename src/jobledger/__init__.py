@@ -13,16 +13,20 @@ from jobledger.errors import (
     ParentNotFound,
     PayloadError,
     ScheduleError,
+    ScheduleNotFound,
+    SchemaLocked,
     UnknownJobType,
     WaitTimeout,
 )
 from jobledger.handle import JobHandle
 from jobledger.job import BaseJob, Failure
 from jobledger.retry import Retry
+from jobledger.schedules import schedule
 from jobledger.settings import Settings
 from jobledger.status import JobStatus, Outcome, Reason
+from jobledger.tick import Tick
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BaseJob",
@@ -44,8 +48,12 @@ __all__ = [
     "Reason",
     "Retry",
     "ScheduleError",
+    "ScheduleNotFound",
+    "SchemaLocked",
     "Settings",
+    "Tick",
     "UnknownJobType",
     "WaitTimeout",
     "configure",
+    "schedule",
 ]

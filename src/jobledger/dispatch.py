@@ -4,6 +4,7 @@ The row is written in the caller's transaction, in that of a schedule's tick, or
 the commit; if Redis is away the row says so, and the relay pushes it later.
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,7 +24,7 @@ from uuid6 import uuid7
 from jobledger import queues
 from jobledger.connections import Connections, default_connections
 from jobledger.errors import LedgerUnavailable, OptionError, ParentNotFound
-from jobledger.ledger import pushes, transitions
+from jobledger.ledger import dependencies, pushes, transitions
 from jobledger.ledger.rows import NewJob
 from jobledger.observe.log import get_logger
 from jobledger.options import Options
@@ -59,15 +60,20 @@ class _Tick:
     session: Session
     schedule_id: UUID
     fire_at: datetime
+    jitter_seconds: float
 
 
 _tick: ContextVar[_Tick | None] = ContextVar("jobledger_tick", default=None)
 
 
 @contextmanager
-def joining_tick(session: Session, schedule_id: UUID, fire_at: datetime) -> Iterator[None]:
-    """Let every dispatch inside that names no session join this one, marked with the schedule and its fire time."""
-    token = _tick.set(_Tick(session, schedule_id, fire_at))
+def joining_tick(session: Session, schedule_id: UUID, fire_at: datetime, jitter_seconds: float = 0.0) -> Iterator[None]:
+    """Let every dispatch inside that names no session join this one, marked with the schedule and its fire time.
+
+    Args:
+        jitter_seconds: each job waits a random time up to this, so that many do not begin at the same moment.
+    """
+    token = _tick.set(_Tick(session, schedule_id, fire_at, jitter_seconds))
     try:
         yield
     finally:
@@ -138,7 +144,7 @@ def _new_job(request: Request, connections: Connections, tick: _Tick | None) -> 
         timeout_seconds=options.timeout_seconds or connections.settings.default_timeout_seconds,
         max_attempts=options.max_attempts or 1,
         has_on_failed=request.has_on_failed,
-        delay_seconds=options.delay_seconds,
+        delay_seconds=options.delay_seconds + (random.uniform(0, tick.jitter_seconds) if tick else 0.0),  # noqa: S311
         available_at_epoch=options.available_at_epoch,
         schedule_id=tick.schedule_id if tick else None,
         fire_at_epoch=tick.fire_at.timestamp() if tick else None,
@@ -151,12 +157,12 @@ def _write(connection: Connection, rows: list[NewJob], requests: Sequence[Reques
         rows = _as_children(connection, rows, parents)
     by_id = {one.id: one for one in transitions.insert(connection, rows)}
     if parents:
-        transitions.link(connection, parents, [row.id for row in rows])
+        dependencies.link(connection, parents, [row.id for row in rows])
     return [by_id[row.id] for row in rows]
 
 
 def _as_children(connection: Connection, rows: list[NewJob], parents: Sequence[UUID]) -> list[NewJob]:
-    statuses = transitions.adopt(connection, parents)
+    statuses = dependencies.adopt(connection, parents)
     missing = [str(one) for one in parents if one not in statuses]
     if missing:
         raise ParentNotFound(

@@ -12,6 +12,8 @@ JobledgerError
 │   └── JobRefused             the job itself refuses this payload
 ├── LedgerUnavailable          Postgres is away, or did not answer in time
 ├── JobNotFound                no such row (any more)
+├── SchemaLocked               a migration could not lock a table in time
+├── ScheduleNotFound           no such schedule, or it is not defined any more
 └── WaitTimeout                `handle.wait()` ran out of time; also a TimeoutError
 """
 
@@ -60,8 +62,16 @@ class LedgerUnavailable(JobledgerError):
     """Postgres is away, or did not answer in time. Nothing can be said about the last statement."""
 
 
+class SchemaLocked(JobledgerError):
+    """A migration could not lock a table in time. What it had done stays; the next one goes on from there."""
+
+
 class JobNotFound(JobledgerError):
     """The ledger has no such job: never dispatched, rolled back, or pruned."""
+
+
+class ScheduleNotFound(JobledgerError):
+    """The ledger has no such schedule, or no running scheduler defines it any more."""
 
 
 class WaitTimeout(JobledgerError, TimeoutError):

@@ -22,6 +22,7 @@ from jobledger.options import DISPATCH_OPTIONS, RESERVED_NAMES, Duration, Option
 from jobledger.payload import Payload
 from jobledger.registry import registry
 from jobledger.retry import Retry
+from jobledger.tick import Tick
 from jobledger.wake import Accepted
 from jobledger.worker.context import RunContext
 
@@ -257,6 +258,15 @@ class BaseJob:
     def attempt(self) -> int:
         """The number of this attempt, from 1."""
         return self._running.attempt
+
+    @property
+    def tick(self) -> Tick | None:
+        """The fire time of the schedule that dispatched this job, with the one before it; None if no schedule did.
+
+        Raises:
+            LedgerUnavailable: Postgres is away.
+        """
+        return self._running.tick
 
     @property
     def log(self) -> structlog.stdlib.BoundLogger:

@@ -99,10 +99,13 @@ def test_the_nightly_import_fires_once_with_two_schedulers(system: Stack, connec
     system.worker()
     assert demo(system).popen.returncode == 0  # the tables have to be there
     for _ in range(2):
-        system.scheduler(JOBLEDGER_TICK_GRACE_SECONDS="86400")
+        system.scheduler()
     eventually(lambda: one_value(connections, "SELECT count(*) FROM schedules") == 1, what="the schedule's row")
     with connections.transaction() as connection:  # as if it had been there last night, and no scheduler had run
-        connection.exec_driver_sql("UPDATE schedules SET created_at = now() - interval '2 days'")
+        connection.exec_driver_sql(
+            "UPDATE schedules SET created_at = created_at - interval '2 days', "
+            "decided_until = decided_until - interval '2 days'"
+        )
     completed = "SELECT count(*) FROM job_statuses WHERE schedule_id IS NOT NULL AND status = 'completed'"
     eventually(lambda: one_value(connections, completed) == 11, 60, "the nightly import")
     assert one_value(connections, "SELECT count(*) FROM schedule_ticks") == 1

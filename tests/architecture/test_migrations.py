@@ -21,7 +21,8 @@ _numbers = count(1)
 
 CATALOG = {
     "columns": """
-        SELECT c.relname, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+        SELECT c.relname, row_number() OVER (PARTITION BY c.oid ORDER BY a.attnum), a.attname,
+               format_type(a.atttypid, a.atttypmod), a.attnotnull,
                pg_get_expr(d.adbin, d.adrelid), col_description(a.attrelid, a.attnum), a.attidentity, a.attgenerated
           FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
           LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -138,7 +139,8 @@ def test_two_upgrades_at_once_are_one(empty_database: Callable[[], Engine], tmp_
         # Holds them up until both are there.
         connection.execute(sa.text(f"CREATE TABLE {sorted(metadata.tables)[0]} ()"))
         both = [system.start(sys.executable, "-m", "jobledger", "migrate") for _ in range(2)]
-        eventually(lambda: sessions_that_wait(engine) == 2, what="both wait")
+        eventually(lambda: sessions_that_wait(engine) == 1, what="one waits for the table")
+        eventually(lambda: asks_for_its_turn(engine), what="the other waits for the one")
         connection.rollback()
         for one in both:
             assert one.wait() == 0, one.output()
@@ -151,6 +153,14 @@ def sessions_that_wait(engine: Engine) -> int:
     with engine.connect() as connection:
         here = "datname = current_database() AND wait_event_type = 'Lock'"
         return int(connection.execute(sa.text(f"SELECT count(*) FROM pg_stat_activity WHERE {here}")).scalar_one())
+
+
+def asks_for_its_turn(engine: Engine) -> bool:
+    """Whether a session's last statement was to try for the lock that one has."""
+    with engine.connect() as connection:
+        asked = "state = 'idle' AND query LIKE '%pg_try_advisory_lock%' OR query = 'ROLLBACK'"
+        here = f"datname = current_database() AND application_name = 'jobledger-migrate' AND ({asked})"
+        return bool(connection.execute(sa.text(f"SELECT count(*) FROM pg_stat_activity WHERE {here}")).scalar_one())
 
 
 # -- a lease is renewed often

@@ -30,3 +30,20 @@ def prune_finished(connection: Connection, completed_seconds: float, failed_seco
     return connection.execute(
         _PRUNE, {"completed_seconds": completed_seconds, "failed_seconds": failed_seconds, "limit": limit}
     ).rowcount
+
+
+_PRUNE_TICKS: Final = sa.text("""
+DELETE FROM schedule_ticks
+ WHERE (schedule_id, fire_at) IN (SELECT schedule_id, fire_at FROM schedule_ticks
+                                   WHERE created_at < now() - make_interval(secs => :seconds) AND outcome <> 'waiting'
+                                   ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+""")
+
+
+def prune_ticks(connection: Connection, seconds: float, limit: int) -> int:
+    """Forget fire times that were decided long ago; a backfill over them would fire them again.
+
+    Returns:
+        How many were deleted.
+    """
+    return connection.execute(_PRUNE_TICKS, {"seconds": seconds, "limit": limit}).rowcount

@@ -1,9 +1,12 @@
-"""Deletes jobs that ended long ago, in small batches."""
+"""Deletes what is over its age in the settings, in small batches."""
 
+from collections.abc import Callable
 from typing import Final
 
+from sqlalchemy.engine import Connection
+
 from jobledger.connections import Connections
-from jobledger.ledger.prune import prune_finished
+from jobledger.ledger.prune import prune_finished, prune_ticks
 
 BATCH: Final = 1000
 DAY_SECONDS: Final = 86400.0
@@ -11,24 +14,26 @@ DEADLINE_SECONDS: Final = 30.0
 
 
 def prune(connections: Connections) -> int:
-    """Delete ended jobs over the age in the settings, with their attempts; ticks of schedules stay.
+    """Delete ended jobs with their attempts, and the ticks of schedules, which are kept for longer.
 
     Returns:
-        How many jobs were deleted.
+        How many rows were deleted.
 
     Raises:
         LedgerUnavailable: Postgres is away.
     """
     settings = connections.settings
+    completed, failed = settings.keep_completed_days * DAY_SECONDS, settings.keep_failed_days * DAY_SECONDS
+    jobs = _in_batches(connections, lambda connection: prune_finished(connection, completed, failed, BATCH))
+    kept = settings.keep_ticks_days * DAY_SECONDS
+    return jobs + _in_batches(connections, lambda connection: prune_ticks(connection, kept, BATCH))
+
+
+def _in_batches(connections: Connections, delete: Callable[[Connection], int]) -> int:
     total = 0
     while True:
         with connections.transaction(DEADLINE_SECONDS) as connection:
-            deleted = prune_finished(
-                connection,
-                settings.keep_completed_days * DAY_SECONDS,
-                settings.keep_failed_days * DAY_SECONDS,
-                BATCH,
-            )
+            deleted = delete(connection)
         total += deleted
         if deleted < BATCH:
             return total

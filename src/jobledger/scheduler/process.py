@@ -3,12 +3,15 @@
 Any number of these processes may run: every chore is made of guarded statements.
 """
 
+import contextlib
+import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from itertools import groupby
 from types import FrameType
@@ -17,19 +20,28 @@ from typing import Final
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from jobledger.connections import Connections
+from jobledger.errors import LedgerUnavailable
+from jobledger.ledger import schedulers, schedules
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import reconcile
 from jobledger.maintenance.relay import relay_due, relay_unpushed
 from jobledger.observe.log import get_logger
 from jobledger.schedules import ticks
-from jobledger.schedules.schedule import ScheduleBook
-from jobledger.schedules.ticks import Due
+from jobledger.schedules.book import ScheduleBook
+from jobledger.schedules.ticks import DEADLINE_SECONDS, Due
 
 log: Final = get_logger(__name__)
 
 TICK_LOOK_SECONDS: Final = 1.0
 PRUNE_SECONDS: Final = 3600.0
+PRESENCE_SECONDS: Final = 10.0
+REMOVED_SECONDS: Final = 60.0
+"""A schedule that no running scheduler has defined for so long is removed; one that runs for so long says so."""
+
+STOP_SECONDS: Final = 10.0
+"""How long a function that is dispatching is waited for at the end; what it did not commit is due again elsewhere."""
+
 LONGEST_BACKOFF_SECONDS: Final = 30.0
 FIRING_THREADS: Final = 10
 
@@ -81,8 +93,8 @@ class SchedulerProcess:
         )
         self._firing = ThreadPoolExecutor(FIRING_THREADS, thread_name_prefix="jobledger-tick")
         self._firings: dict[str, Chore] = {}
-        self._busy: set[str] = set()
-        self._defined = False
+        self._busy: dict[str, Future[None]] = {}
+        self._started = time.monotonic()
 
     def start(self) -> None:
         """Begin, in background threads."""
@@ -94,6 +106,7 @@ class SchedulerProcess:
             ("reconcile", lambda: reconcile(self._connections), settings.sweep_seconds),
             ("prune", lambda: prune(self._connections), PRUNE_SECONDS),
             ("tick", self._tick, TICK_LOOK_SECONDS),
+            ("presence", self._say_present, PRESENCE_SECONDS),
         ]
         for name, action, pause in chores:
             self._clock.add_job(
@@ -107,14 +120,22 @@ class SchedulerProcess:
         self._clock.start()
         log.info("Scheduler started", pid=os.getpid(), schedules=len(list(self._book)))
 
-    def stop(self) -> None:
-        """End after what is being done is done."""
+    def stop(self) -> bool:
+        """End after what is being done is done.
+
+        Returns:
+            False if a schedule's function did not come to its end in time.
+        """
         self._clock.shutdown(wait=True)
-        self._firing.shutdown(wait=True, cancel_futures=True)
-        log.info("Scheduler stopped", pid=os.getpid())
+        self._firing.shutdown(wait=False, cancel_futures=True)
+        _, stuck = wait([one for one in self._busy.values() if not one.cancelled()], STOP_SECONDS)
+        with contextlib.suppress(LedgerUnavailable), self._connections.transaction(DEADLINE_SECONDS) as connection:
+            schedulers.forget(connection, ticks.this_scheduler())
+        log.info("Scheduler stopped", pid=os.getpid(), stuck=len(stuck))
+        return not stuck
 
     def run_until_signal(self) -> None:
-        """Start, wait for SIGTERM or SIGINT, stop."""
+        """Start, wait for SIGTERM or SIGINT, stop; a function that is stuck is left behind, and its work undone."""
         asked = threading.Event()
 
         def ask(_signal: int, _frame: FrameType | None) -> None:
@@ -124,22 +145,31 @@ class SchedulerProcess:
             signal.signal(number, ask)
         self.start()
         asked.wait()
-        self.stop()
+        if not self.stop():
+            logging.shutdown()
+            os._exit(0)
+
+    def _say_present(self) -> None:
+        settings = self._connections.settings
+        with self._connections.transaction(DEADLINE_SECONDS) as connection:
+            schedulers.see(connection, ticks.this_scheduler(), socket.gethostname(), os.getpid(), settings.code_version)
+            if time.monotonic() - self._started > REMOVED_SECONDS:
+                for name in schedules.mark_removed(connection, REMOVED_SECONDS):
+                    log.warning("Removed: no running scheduler defines it", schedule=name)
 
     def _tick(self) -> None:
         """Fire what is due, each schedule in a thread, so that a slow function holds up none but itself."""
-        if not self._defined:
-            ticks.write_definitions(self._connections, self._book)
-            self._defined = True
-        due = ticks.due(self._connections, (s for s in self._book if s.name not in self._busy))
-        for name, moments in groupby(due, key=lambda one: one.schedule.name):
-            self._busy.add(name)
-            self._firing.submit(self._fire, name, list(moments))
+        self._busy = {name: firing for name, firing in self._busy.items() if not firing.done()}
+        due = ticks.due(self._connections, self._book, busy=self._busy)
+        for name, moments in groupby(due, key=lambda one: one.row.name):
+            self._busy[name] = self._firing.submit(self._fire, name, list(moments))
 
     def _fire(self, name: str, moments: list[Due]) -> None:
-        """Fire one schedule's moments in their order, up to the first that fails."""
+        """Decide one schedule's moments in their order, up to the first that is not for us or fails."""
         chore = self._firings.setdefault(name, Chore(f"tick of {name}"))
-        try:
-            chore.do(lambda: sum(ticks.fire(self._connections, one) for one in moments))
-        finally:
-            self._busy.discard(name)
+        chore.do(lambda: self._decide(moments))
+
+    def _decide(self, moments: list[Due]) -> None:
+        for one in moments:
+            if not ticks.fire(self._connections, one):
+                return

@@ -1,11 +1,11 @@
-"""What should fire when, and firing it once. `scheduler` is where schedules are defined:
+"""What should fire when, and firing it once.
 
-from jobledger.schedules import scheduler
+from jobledger.schedules import schedule
 
-@scheduler.scheduled_job("cron", hour=2)
-def nightly(): ...
+@schedule("0 2 * * mon-fri", tz="Europe/Prague")
+def nightly(tick): ...
 """
 
-from jobledger.schedules.schedule import Schedule, ScheduleBook, scheduler
+from jobledger.schedules.book import Schedule, ScheduleBook, schedule, scheduler
 
-__all__ = ["Schedule", "ScheduleBook", "scheduler"]
+__all__ = ["Schedule", "ScheduleBook", "schedule", "scheduler"]

@@ -1,102 +1,304 @@
-"""Fires schedules: a fire time is a row that can be written once, in the transaction that its dispatches join."""
+"""Fires schedules: a fire time is a row that can be written once, in the transaction that its dispatches join.
 
+What is due is computed from the definitions in the ledger. The schedule's `decided_until` is the fence of a firing:
+whoever finds it moved has been overtaken by another scheduler, and looks again.
+"""
+
+import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
+from zoneinfo import ZoneInfo
 
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 from uuid6 import uuid7
 
 from jobledger.connections import Connections, unavailable_as_error
 from jobledger.dispatch import joining_tick
+from jobledger.errors import LedgerUnavailable, ScheduleError
+from jobledger.ledger import schedules as rows
 from jobledger.ledger import ticks
-from jobledger.ledger.ticks import ScheduleRow
+from jobledger.ledger.schedules import NewDefinition, ScheduleRow
+from jobledger.ledger.ticks import NewTick
 from jobledger.observe.log import get_logger
-from jobledger.schedules.schedule import Schedule
+from jobledger.payload import storable
+from jobledger.schedules.book import Schedule
+from jobledger.schedules.definition import Definition, Overlap
+from jobledger.schedules.policy import MOST_AT_ONCE, judge
+from jobledger.schedules.triggers import Trigger, previous
+from jobledger.tick import Tick, TickKind, TickOutcome
 
 log: Final = get_logger(__name__)
 
 DEADLINE_SECONDS: Final = 10.0
+SEE_SECONDS: Final = 10.0
+LONGEST_SILENCE_SECONDS: Final = 300.0
+"""A function that dispatches must not be silent for longer: its transaction is ended, and another scheduler fires."""
 
-
-def write_definitions(connections: Connections, schedules: Iterable[Schedule]) -> None:
-    """Write the schedules that are defined in code into the database.
-
-    Raises:
-        LedgerUnavailable: Postgres is away.
-    """
-    zone = connections.settings.timezone
-    with connections.transaction(DEADLINE_SECONDS) as connection:
-        for schedule in sorted(schedules, key=lambda one: one.name):  # one order, so that two at once cannot deadlock
-            timezone = str(schedule.arguments.get("timezone") or zone)
-            ticks.upsert_schedule(connection, uuid7(), schedule.name, schedule.expression, timezone)
+MOST_QUEUED: Final = 1000
+MOST_ERRORS: Final = 5
+LONGEST_ERROR: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A schedule's fire time that has come and was not fired yet, as far as was seen."""
+    """A fire time that should be fired, as far as was seen.
+
+    Attributes:
+        schedule: what this process calls.
+        definition: the ledger's.
+        row: the schedule's, as it was read.
+        trigger: of the definition.
+        fire_at: the fire time.
+        after: the schedule's `decided_until` as it must be for this one to be next; None for a tick that waits.
+        kind: why it is fired.
+        previous_at: the fire time before it, if it is known already.
+    """
 
     schedule: Schedule
+    definition: Definition
     row: ScheduleRow
+    trigger: Trigger
     fire_at: datetime
+    after: datetime | None = None
+    kind: TickKind = TickKind.SCHEDULED
+    previous_at: datetime | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is a row for it already."""
+        return self.after is None
 
 
-def due(connections: Connections, schedules: Iterable[Schedule]) -> list[Due]:
-    """The fire times that should be fired now, by the database's clock.
+def write_definitions(connections: Connections, schedules: Iterable[Schedule]) -> None:
+    """Write the schedules that are defined in code into the ledger, see `ledger.schedules.replace`.
 
     Raises:
         LedgerUnavailable: Postgres is away.
     """
-    by_name = {schedule.name: schedule for schedule in schedules}
-    if not by_name:
-        return []
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        window = max(_grace_seconds(connections, schedule) for schedule in by_name.values())
-        now, rows = ticks.schedules(connection, list(by_name), window)
-    found: list[Due] = []
-    for name, row in rows.items():
-        schedule = by_name[name]
-        moments = list(_moments(connections, schedule, row, now))
-        wanted = moments[-1:] if schedule.coalesce else moments
-        found += [Due(schedule, row, at) for at in wanted if at not in row.fired]
+        _defined(connection, connections, schedules)
+
+
+def due(connections: Connections, schedules: Iterable[Schedule], busy: Collection[str] = ()) -> list[Due]:
+    """The fire times that should be fired now, by the database's clock; those of each schedule in their order.
+
+    Args:
+        schedules: those that this process can fire.
+        busy: names of schedules that it is firing, which are left alone.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        own = {one.name: one for one in schedules}
+        if not own:
+            return []
+        now = rows.now(connection)
+        found: list[Due] = []
+        for row in _defined(connection, connections, own.values()).values():
+            if row.name not in busy and row.removed_at is None:
+                with _complaining(row.name):
+                    found += _due(connection, connections, own[row.name], row, now)
     return found
 
 
-def _moments(connections: Connections, schedule: Schedule, row: ScheduleRow, now: datetime) -> Iterable[datetime]:
-    since = max(row.created_at, now - timedelta(seconds=_grace_seconds(connections, schedule)))
-    return schedule.fire_times(connections.settings.zone, row.created_at, since, now)
+def _due(
+    connection: Connection, connections: Connections, schedule: Schedule, row: ScheduleRow, now: datetime
+) -> list[Due]:
+    definition, trigger = read(row)
+    found: list[Due] = []
+    if not row.is_paused:
+        decided_until = max(filter(None, (row.decided_until, row.paused_until)))
+        grace = connections.settings.tick_grace_seconds
+        verdict = judge(trigger, definition.catch_up, definition.max_lateness_seconds, decided_until, now, grace)
+        after = row.decided_until
+        if verdict.given_up_until is not None:
+            after = verdict.given_up_until
+            rows.decide_until(connection, row.id, after)
+            if row.error is None:  # of a function that fails, the log has enough
+                times = {"since": row.decided_until.isoformat(), "until": after.isoformat()}
+                log.warning("Missed fire times are not made up for", schedule=row.name, **times)
+        for fire_at in verdict.fire:
+            found.append(Due(schedule, definition, row, trigger, fire_at, after))
+            after = fire_at
+    waiting = ticks.waiting(connection, [row.id], MOST_AT_ONCE)
+    return found + [
+        Due(schedule, definition, row, trigger, one.fire_at, None, one.kind, one.previous_at)
+        for one in waiting
+        if one.kind is TickKind.MANUAL or not row.is_paused
+    ]
 
 
-def _grace_seconds(connections: Connections, schedule: Schedule) -> float:
-    given = schedule.grace_seconds
-    return connections.settings.tick_grace_seconds if given is None else given
+def read(row: ScheduleRow) -> tuple[Definition, Trigger]:
+    """The definition in a row, and its trigger.
+
+    Raises:
+        ScheduleError: it is not understood by this version.
+    """
+    if row.definition is None:
+        raise ScheduleError(f"Schedule {row.name!r} was defined by an older jobledger only; it is not data yet.")
+    definition = Definition.from_json(row.name, row.definition)
+    return definition, definition.when.trigger(row.created_at)
+
+
+@contextlib.contextmanager
+def _complaining(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ScheduleError as error:
+        log.error("A schedule cannot be read", schedule=name, error=str(error))
+
+
+def _defined(connection: Connection, connections: Connections, schedules: Iterable[Schedule]) -> dict[str, ScheduleRow]:
+    """The rows of these schedules, after what their definitions in code change about them."""
+    settings = connections.settings
+    own = {one.name: one.in_zone(settings.timezone).definition for one in schedules}
+    names = sorted(own)  # one order, so that two at once cannot deadlock
+    found = rows.named(connection, names)
+    changed = False
+    for name in names:
+        row, definition = found.get(name), own[name]
+        when = definition.when
+        new = NewDefinition(name, when.text, when.timezone, definition.as_json(), definition.fingerprint)
+        if row is None:
+            rows.insert(connection, uuid7(), new)
+            changed = True
+        elif row.fingerprint == new.fingerprint and row.removed_at is None:
+            continue
+        elif not _is_pending(connection, row, settings.tick_grace_seconds) and rows.replace(connection, row, new):
+            log.info("Defined anew", schedule=name, expression=new.trigger, timezone=new.timezone)
+            changed = True
+    seen = [row.id for row in found.values() if _is_own(row, own) and row.seen_seconds_ago > SEE_SECONDS]
+    if seen:
+        rows.see(connection, seen)
+    return rows.named(connection, names) if changed else found
+
+
+def _is_own(row: ScheduleRow, own: dict[str, Definition]) -> bool:
+    return row.fingerprint == own[row.name].fingerprint
+
+
+def _is_pending(connection: Connection, row: ScheduleRow, grace_seconds: float) -> bool:
+    """Whether a fire time of the row's definition has just come: it is fired before the definition changes."""
+    if row.definition is None or row.removed_at is not None or row.is_paused or row.error is not None:
+        return False
+    now = rows.now(connection)
+    try:
+        coming = read(row)[1].next_after(row.decided_until)
+    except ScheduleError:
+        return False
+    return coming is not None and now - timedelta(seconds=grace_seconds) < coming <= now
 
 
 def fire(connections: Connections, one: Due) -> bool:
-    """Fire a fire time: take its tick, call the function, commit; the jobs that it dispatched are pushed then.
+    """Decide one fire time: take its tick, call the function, commit; the jobs that it dispatched are pushed then.
 
     Returns:
-        False if another scheduler has fired it.
+        False if it is not for this process to decide it now: another scheduler is at it or was, or a tick that waits
+        has to wait on. What was due after it must be looked at again.
 
     Raises:
         Exception: what the function raised. There is no tick then, and it will be due again.
         LedgerUnavailable: Postgres is away.
     """
     started = time.monotonic()
-    with unavailable_as_error(), Session(connections.engine) as session:
-        if not ticks.take_tick(session.connection(), one.row.id, one.fire_at, f"{socket.gethostname()}:{os.getpid()}"):
-            return False
-        with joining_tick(session, one.row.id, one.fire_at):
-            one.schedule.function(*one.schedule.args, **one.schedule.kwargs)
-        session.commit()
-    log.info(
-        "Fired",
-        schedule=one.schedule.name,
-        fire_at=one.fire_at.isoformat(),
-        seconds=round(time.monotonic() - started, 3),
+    try:
+        with unavailable_as_error(), Session(connections.engine) as session:
+            outcome = _fire(session, one)
+            session.commit()
+    except LedgerUnavailable:
+        raise
+    except Exception as error:
+        _note_failure(connections, one, error)
+        raise
+    if outcome is not None:
+        log.info(
+            outcome.capitalize(),
+            schedule=one.row.name,
+            fire_at=one.fire_at.isoformat(),
+            kind=str(one.kind),
+            seconds=round(time.monotonic() - started, 3),
+        )
+    return outcome is not None
+
+
+def _fire(session: Session, one: Due) -> TickOutcome | None:
+    connection = session.connection()
+    if not ticks.take_turn(connection, one.row.id, LONGEST_SILENCE_SECONDS) or not _is_next(connection, one):
+        return None
+    outcome, reason = _outcome(connection, one)
+    if outcome is TickOutcome.WAITING and one.waits:
+        return None
+    previous_at = one.previous_at or previous(one.trigger, one.fire_at)
+    if one.waits:
+        taken = ticks.take_waiting(connection, one.row.id, one.fire_at, this_scheduler(), outcome, reason)
+    else:
+        timezone = one.definition.when.timezone
+        new = NewTick(one.row.id, one.fire_at, previous_at, timezone, this_scheduler(), outcome, reason)
+        taken = ticks.take(connection, new)
+    if taken and outcome is TickOutcome.FIRED:
+        with joining_tick(session, one.row.id, one.fire_at, one.definition.jitter_seconds):
+            one.schedule.call(one.definition, _tick(connection, one, previous_at))
+    rows.note_success(connection, one.row.id)
+    if not one.waits:
+        rows.decide_until(connection, one.row.id, one.fire_at)
+    return outcome if taken else TickOutcome.SKIPPED
+
+
+def _is_next(connection: Connection, one: Due) -> bool:
+    """Whether the schedule is still as it was when the fire time was found due."""
+    row = rows.named(connection, [one.row.name]).get(one.row.name)
+    if row is None or row.removed_at is not None or row.fingerprint != one.row.fingerprint:
+        return False
+    if one.waits:
+        return one.kind is TickKind.MANUAL or not row.is_paused
+    return not row.is_paused and row.decided_until == one.after
+
+
+def _outcome(connection: Connection, one: Due) -> tuple[TickOutcome, str | None]:
+    """What becomes of a fire time, by the schedule's policy."""
+    limit = one.definition.max_lateness_seconds
+    if one.waits and one.kind is TickKind.SCHEDULED and limit is not None:
+        late = rows.now(connection) - one.fire_at
+        if late > timedelta(seconds=limit):
+            return TickOutcome.SKIPPED, "too late: earlier jobs had not ended"
+    overlap = one.definition.overlap
+    if overlap is Overlap.ALLOW:
+        return TickOutcome.FIRED, None
+    queued = 0 if one.waits or overlap is Overlap.SKIP else ticks.count_queued(connection, one.row.id, MOST_QUEUED)
+    if not queued and not ticks.has_unfinished_jobs(connection, one.row.id):
+        return TickOutcome.FIRED, None
+    if one.waits or (overlap is Overlap.QUEUE and queued < MOST_QUEUED):
+        return TickOutcome.WAITING, None
+    return TickOutcome.SKIPPED, "earlier jobs had not ended"
+
+
+def _tick(connection: Connection, one: Due, previous_at: datetime | None) -> Tick:
+    zone = ZoneInfo(one.definition.when.timezone)
+    return Tick(
+        schedule=one.row.name,
+        logical_time=one.fire_at.astimezone(zone),
+        previous=previous_at.astimezone(zone) if previous_at is not None else None,
+        fired_at=rows.now(connection).astimezone(zone),
+        kind=one.kind,
     )
-    return True
+
+
+def _note_failure(connections: Connections, one: Due, error: Exception) -> None:
+    """Keep the error for people; if Postgres went away meanwhile, the log has it."""
+    text = storable(f"{type(error).__name__}: {error}")[:LONGEST_ERROR]
+    with contextlib.suppress(LedgerUnavailable), connections.transaction(DEADLINE_SECONDS) as connection:
+        rows.note_error(connection, one.row.id, text)
+        if one.waits:
+            ticks.note_failure(connection, one.row.id, one.fire_at, this_scheduler(), text, MOST_ERRORS)
+
+
+def this_scheduler() -> str:
+    """host:pid of this process."""
+    return f"{socket.gethostname()}:{os.getpid()}"

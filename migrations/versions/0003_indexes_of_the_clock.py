@@ -1,0 +1,60 @@
+"""Indexes of the clock, built while jobs run, and checks that the revision before left unvalidated.
+
+Nothing here locks out writers, and every step may be done again: a build that was interrupted leaves an invalid index,
+which the next try drops first. Building waits for the transactions that were open when it began, such as those of
+long jobs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+INDEXES = {
+    "ix_job_statuses_unfinished_of_schedule": (
+        "job_statuses (schedule_id) WHERE schedule_id IS NOT NULL AND finished_at IS NULL"
+    ),
+    "ix_schedule_ticks_waiting": "schedule_ticks (schedule_id, fire_at) WHERE outcome = 'waiting'",
+    "ix_schedule_ticks_created_at": "schedule_ticks (created_at)",
+}
+TICK_CHECKS = ("kind_known", "outcome_known", "fired_has_time", "unfired_has_reason")
+
+
+def upgrade() -> None:
+    with op.get_context().autocommit_block():
+        with _no_lock_timeout():
+            for name, definition in INDEXES.items():
+                _drop_invalid(name)
+                op.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {definition}")
+        for name in TICK_CHECKS:
+            op.execute(f"ALTER TABLE schedule_ticks VALIDATE CONSTRAINT ck_schedule_ticks_{name}")
+
+
+def downgrade() -> None:
+    with op.get_context().autocommit_block(), _no_lock_timeout():
+        for name in INDEXES:
+            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+
+
+@contextmanager
+def _no_lock_timeout() -> Iterator[None]:
+    """Waiting for long transactions is no reason to give up here, and nobody waits for whoever waits so."""
+    limit = op.get_bind().execute(sa.text("SHOW lock_timeout")).scalar_one()
+    op.execute("SET lock_timeout = 0")
+    yield
+    op.execute(f"SET lock_timeout = '{limit}'")
+
+
+def _drop_invalid(name: str) -> None:
+    invalid = sa.text(
+        "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+        " WHERE c.relname = :name AND NOT i.indisvalid AND pg_table_is_visible(c.oid)"
+    )
+    if op.get_bind().execute(invalid, {"name": name}).scalar():
+        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")

@@ -1,0 +1,64 @@
+"""Which of the fire times that have come are fired. Pure."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from jobledger.schedules.definition import CatchUp
+from jobledger.schedules.triggers import INSTANT, Trigger, between, last_between
+
+MOST_AT_ONCE: Final = 100
+"""Fire times that one look fires of one schedule; what is more waits for the next look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is to be done about a schedule now.
+
+    Attributes:
+        fire: these fire times, in this order.
+        given_up_until: missed fire times up to this moment are not fired; None if there are none.
+    """
+
+    fire: tuple[datetime, ...] = ()
+    given_up_until: datetime | None = None
+
+
+def judge(
+    trigger: Trigger,
+    catch_up: CatchUp,
+    max_lateness_seconds: float | None,
+    decided_until: datetime,
+    now: datetime,
+    grace_seconds: float,
+) -> Verdict:
+    """Decide about the fire times after `decided_until` up to `now`.
+
+    A fire time is on time for `grace_seconds`, in which a busy or restarting scheduler may come to it; then it is
+    missed, and the policy decides.
+
+    Args:
+        trigger: knows the fire times.
+        catch_up: the schedule's policy.
+        max_lateness_seconds: no fire time is fired later than this; None for no limit.
+        decided_until: everything up to this moment was decided before.
+        now: by the database's clock.
+        grace_seconds: how long a fire time is on time.
+    """
+    first = trigger.next_after(decided_until)
+    if first is None or first > now:
+        return Verdict()
+    oldest = decided_until
+    if max_lateness_seconds is not None:
+        oldest = max(oldest, now - timedelta(seconds=max_lateness_seconds) - INSTANT)
+    missed_until = max(oldest, now - timedelta(seconds=grace_seconds) - INSTANT)
+    if catch_up is CatchUp.ALL:
+        fire = tuple(between(trigger, oldest, now, MOST_AT_ONCE))
+    else:
+        fire = tuple(between(trigger, missed_until, now, MOST_AT_ONCE))
+        if not fire and catch_up is CatchUp.LATEST:
+            latest = last_between(trigger, oldest, missed_until)
+            fire = (latest,) if latest is not None else ()
+    if not fire:
+        return Verdict(given_up_until=missed_until)
+    return Verdict(fire, fire[0] - INSTANT if first < fire[0] else None)
