@@ -9,13 +9,14 @@ import gc
 
 from jobledger.connections import configure
 from jobledger.jobs.rehearsal import Rehearsal
-from jobledger.observe.log import logging_config
+from jobledger.observe.log import logging_config, set_up_logging
 from jobledger.registry import load_job_modules
 from jobledger.settings import load_settings
 from jobledger.worker.rehearsal import rehearse
 from jobledger.worker.spare import SpareConnection
 
 _settings = load_settings()
+set_up_logging(_settings)
 load_job_modules(_settings.job_modules)
 _connections = configure(_settings)
 rehearse(_connections, Rehearsal.job_type, {"number": 1})
@@ -25,4 +26,4 @@ gc.freeze()  # what is loaded stays; a work-horse's collections then touch, and 
 
 REDIS_URL = _settings.require_redis_url()
 QUEUES = list(_settings.queues)
-DICT_CONFIG = logging_config(_settings.log_level)
+DICT_CONFIG = logging_config(_settings)

@@ -1,7 +1,8 @@
 """Settings, from the environment (`JOBLEDGER_*`) or a `.env` file; made by the entry points, never at import."""
 
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -36,10 +37,11 @@ class Settings(BaseSettings):
     )
     relay_seconds: float = Field(1, ge=0.1, le=60, description="Pause between two looks for due and never pushed jobs.")
     tick_grace_seconds: float = Field(
-        60, ge=1, le=86400, description="How late a schedule's fire time may still be fired."
+        15, ge=1, le=86400, description="A fire time that is later than this was missed: its `catch_up` decides."
     )
     keep_completed_days: float = Field(7, gt=0, description="Completed and canceled jobs are pruned after this.")
     keep_failed_days: float = Field(90, gt=0, description="Failed jobs are pruned after this.")
+    keep_ticks_days: float = Field(400, gt=0, description="Fire times of schedules are remembered for this long.")
     timezone: str = Field("UTC", description="Time zone of schedules that name none.")
     data_dir: Path = Field(Path("data"), description="LoadCsv reads files below this directory only.")
     truncatable_tables: Names = Field(
@@ -50,7 +52,12 @@ class Settings(BaseSettings):
     api_port: int = Field(8000, ge=0, le=65535, description="Port of the API.")
     dashboard_port: int = Field(9181, ge=0, le=65535, description="Port of rq-dashboard under `up`.")
     code_version: str = Field("", description="Version of your code; kept with each attempt.")
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="text for people, or json: one object on each line."
+    )
 
     @field_validator("job_modules", "queues", "truncatable_tables", "loadable_tables", mode="before")
     @classmethod
@@ -59,10 +66,20 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_capitals(cls, value: object) -> object:
+        return value.strip().upper() if isinstance(value, str) else value
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _in_small_letters(cls, value: object) -> object:
+        return value.strip().lower() if isinstance(value, str) else value
+
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
-        if value not in available_timezones():
+        if value not in zone_names():
             raise ValueError(f"{value!r} is no time zone of the IANA database, such as Europe/Prague")
         return value
 
@@ -95,6 +112,12 @@ class Settings(BaseSettings):
         if self.redis_url is None:
             raise ConfigurationError("JOBLEDGER_REDIS_URL is not set; say redis://:password@host:6379/0.")
         return self.redis_url.get_secret_value()
+
+
+@cache
+def zone_names() -> frozenset[str]:
+    """The time zones that mean the same everywhere; the database also has names for what a machine is set to."""
+    return frozenset(available_timezones()) - {"localtime", "Factory"}  # walks through directories
 
 
 def load_settings(**overrides: object) -> Settings:

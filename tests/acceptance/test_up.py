@@ -175,7 +175,7 @@ def test_all_of_it_runs_in_one_directory_and_ends_with_ctrl_c(start_up: StartUp,
 
     before = urls.read_text()
     second = start_up()
-    assert second.process.wait(START_SECONDS) == 2
+    assert second.process.wait(START_SECONDS) == 1
     assert f"already running: process {up.process.pid}" in second.output()
     assert urls.read_text() == before
     assert up.process.poll() is None

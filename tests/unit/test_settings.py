@@ -102,3 +102,22 @@ def test_passwords_do_not_show() -> None:
     )
 
     assert "secret" not in f"{settings!r} {settings}"
+
+
+def test_words_for_logs_are_read_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBLEDGER_LOG_LEVEL", "warning")
+    monkeypatch.setenv("JOBLEDGER_LOG_FORMAT", "JSON")
+
+    settings = load_settings()
+
+    assert (settings.log_level, settings.log_format) == ("WARNING", "json")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("LOG_LEVEL", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"), ("LOG_FORMAT", "'text' or 'json'")]
+)
+def test_a_wrong_word_for_logs_is_refused(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"JOBLEDGER_{name}", "loud")
+
+    with pytest.raises(ConfigurationError, match=f"JOBLEDGER_{name}='LOUD|loud': Input should be {words}"):
+        load_settings()

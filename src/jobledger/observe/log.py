@@ -1,90 +1,170 @@
-"""Logs: how a process sets them up, and the texts of what happens to jobs."""
+"""Logs: how a process sets them up, and the loggers of what happens to jobs.
+
+Every record of a process, ours and those of libraries, goes through one formatter (`log_lines`), to standard error.
+"""
 
 import logging
-from collections import deque
-from collections.abc import MutableMapping
+import logging.config
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from types import TracebackType
 from typing import Any, Final
 
 import structlog
+from structlog.stdlib import BoundLogger, ProcessorFormatter
 
-from jobledger.payload import storable
+from jobledger.observe.log_lines import Event, LineFormatter, event_text
+from jobledger.observe.log_run import current_run
+from jobledger.observe.log_tail import LogTail
+from jobledger.settings import Settings
 
-LOG_TAIL_BYTES: Final = 64 * 1024
-"""What is kept of the log lines of one attempt; the oldest lines go first."""
+JOB_LOGGER: Final = "jobledger.job"
 
-_FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+log: Final = logging.getLogger(__name__)
 
 
-def logging_config(level: str) -> dict[str, Any]:
-    """How the logs of a process are set up, for `logging.config.dictConfig`: on standard error, by level.
+def logging_config(settings: Settings, level: str | None = None) -> dict[str, Any]:
+    """How the logs of a process are set up, for `logging.config.dictConfig`: on standard error.
+
+    What libraries log inside a run, at INFO and above, is also kept with the attempt, as far as the level lets it.
 
     Args:
-        level: DEBUG, INFO, WARNING or ERROR.
+        settings: their `log_level` and `log_format`.
+        level: instead of the settings'.
     """
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"line": {"format": _FORMAT}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-        "root": {"level": level.upper(), "handlers": ["stderr"]},
-        "loggers": {"apscheduler": {"level": "WARNING"}},  # it reports every look at the clock
+        "formatters": {
+            "line": {"()": LineFormatter, "layout": settings.log_format},
+            "tail": {"()": LineFormatter, "layout": "tail"},
+        },
+        "handlers": {
+            "stderr": {"()": LineHandler, "formatter": "line"},
+            "tail": {"()": TailHandler, "formatter": "tail", "level": "INFO"},
+        },
+        "root": {"level": level or settings.log_level, "handlers": ["stderr", "tail"]},
+        "loggers": {
+            "apscheduler": {"level": "WARNING"},  # it reports every look at the clock
+            "rq.worker": {"propagate": True},  # a worker without our configuration has given them handlers
+            "rq.job": {"propagate": True},
+        },
     }
 
 
-def get_logger(name: str, **bound: Any) -> structlog.stdlib.BoundLogger:
+def set_up_logging(settings: Settings) -> None:
+    """Set up the logs of this process: for an entry point, before it does anything else.
+
+    Also warnings, and exceptions that nobody catches, become records.
+    """
+    logging.config.dictConfig(logging_config(settings))
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    if not structlog.is_configured():  # for libraries that log with structlog
+        structlog.configure(
+            processors=_PROCESSORS, wrapper_class=BoundLogger, logger_factory=structlog.stdlib.LoggerFactory()
+        )
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """What is logged inside is made into lines that go nowhere; for a process that has no other threads yet."""
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, LineHandler)]
+    streams = [handler.setStream(StringIO()) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, streams, strict=True):
+            handler.setStream(stream)
+
+
+def get_logger(name: str, **bound: Any) -> BoundLogger:
     """A logger that takes an event and named values, and writes through the standard library's `logging`."""
-    return _wrap(name, [], bound)
+    return _wrap(name, _PROCESSORS, bound)
 
 
-class LogTail:
-    """The last lines that an attempt logged."""
-
-    def __init__(self) -> None:
-        self._lines: deque[str] = deque()
-        self._bytes = 0
-
-    def append(self, line: str) -> None:
-        """Keep a line, and forget the oldest ones over the limit."""
-        line = storable(line)
-        self._lines.append(line)
-        self._bytes += len(line.encode()) + 1
-        while self._bytes > LOG_TAIL_BYTES and len(self._lines) > 1:
-            self._bytes -= len(self._lines.popleft().encode()) + 1
-
-    def text(self) -> str | None:
-        """The lines, as one text; None if there are none."""
-        return "\n".join(tuple(self._lines)) or None
-
-
-def get_job_logger(tail: LogTail, **bound: Any) -> structlog.stdlib.BoundLogger:
+def get_job_logger(tail: LogTail, **bound: Any) -> BoundLogger:
     """The logger of one attempt: every line is also kept with the attempt."""
 
-    def keep(_: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    def keep(_: Any, method: str, event: Event) -> Event:
         shown = {key: value for key, value in event.items() if key not in bound}
-        tail.append(f"{method.upper()} {_as_text(shown)}")
+        tail.append(f"{method.upper()} {event_text(shown)}")
         return event
 
-    return _wrap("jobledger.job", [keep], bound)
+    *prepare, hand_over = _PROCESSORS[1:]  # a line below the level is kept all the same
+    return _wrap(JOB_LOGGER, [*prepare, keep, hand_over], bound)
 
 
-def _wrap(name: str, processors: list[Any], bound: dict[str, Any]) -> structlog.stdlib.BoundLogger:
-    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-        logging.getLogger(name),
-        processors=[
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            structlog.processors.format_exc_info,
-            *processors,
-            lambda _logger, _method, event: _as_text(event),
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
+class LineHandler(logging.StreamHandler[Any]):
+    """Writes to standard error, and says so in one record if a record cannot be shown."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Called while an exception of `emit` is handled."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):  # nobody reads us any more
+            return
+        instead = logging.LogRecord(record.name, record.levelno, record.pathname, record.lineno, _UNSHOWN, (), None)
+        instead.__dict__.update(template=repr(record.msg), error=repr(error), at=f"{record.pathname}:{record.lineno}")
+        self.stream.write(self.format(instead) + self.terminator)
+
+
+class TailHandler(logging.Handler):
+    """Keeps the record with the attempt that runs, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the record."""
+        run = current_run()
+        if run is None or run.is_over or record.name == JOB_LOGGER:  # that one keeps its lines itself
+            return
+        try:
+            run.tail.append(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Nothing: the handler of standard error has met the same, and says it."""
+
+
+class _Event(dict[str, Any]):
+    """An event on its way through `logging`; a formatter that is not ours sees it as text."""
+
+    def __str__(self) -> str:
+        return event_text(self)
+
+
+def _hand_over(logger: Any, method: str, event: Event) -> Any:
+    return ProcessorFormatter.wrap_for_formatter(logger, method, _Event(event))
+
+
+def _wrap(name: str, processors: list[Any], bound: dict[str, Any]) -> BoundLogger:
+    logger: BoundLogger = structlog.wrap_logger(
+        logging.getLogger(name), processors=processors, wrapper_class=BoundLogger
     )
     return logger.bind(**bound)
 
 
-def _as_text(event: MutableMapping[str, Any]) -> str:
-    """One line whatever the values hold: a text with a line break must not look like a second record."""
-    values = dict(event)
-    trace = values.pop("exception", "")
-    words = [str(values.pop("event", "")).replace("\n", "\\n").replace("\r", "\\r")]
-    words += [f"{key}={value!r}" for key, value in values.items()]
-    return " ".join(words) + (f"\n{trace}" if trace else "")
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, Exception):  # Ctrl-C is not ours to report
+        sys.__excepthook__(kind, error, trace)
+        return
+    log.critical("Uncaught exception", exc_info=(kind, error, trace))
+
+
+def _log_uncaught_in_thread(what: threading.ExceptHookArgs) -> None:
+    if what.exc_value is None or isinstance(what.exc_value, SystemExit):
+        return
+    name = what.thread.name if what.thread is not None else "unknown"
+    log.error("Uncaught exception in thread %s", name, exc_info=(what.exc_type, what.exc_value, what.exc_traceback))
+
+
+_UNSHOWN: Final = "A record cannot be shown"
+_PROCESSORS: Final[list[Any]] = [
+    structlog.stdlib.filter_by_level,
+    structlog.stdlib.PositionalArgumentsFormatter(),
+    structlog.processors.format_exc_info,
+    _hand_over,
+]

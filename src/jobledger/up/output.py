@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import IO, Final, Self
 
+from jobledger.observe.log_lines import labelled_json
+
 _READ_BYTES: Final = 65536
 _LONGEST_LINE_BYTES: Final = 65536
 _COLOURS: Final = (36, 33, 32, 35, 34)
@@ -29,10 +31,12 @@ class Output:
     Args:
         width: of the column of names.
         log_file: where the children's lines are appended to, instead of being shown.
+        as_json: each line is a JSON object, with the name as its `program`; a line that was none becomes its `event`.
     """
 
-    def __init__(self, width: int, log_file: Path | None = None) -> None:
+    def __init__(self, width: int, log_file: Path | None = None, *, as_json: bool = False) -> None:
         self._width = width
+        self._as_json = as_json
         self._selector = selectors.DefaultSelector()
         self._sink: IO[bytes] = log_file.open("ab", buffering=0) if log_file else sys.stdout.buffer
         self._owns_sink = log_file is not None
@@ -77,11 +81,16 @@ class Output:
             stream.pipe.close()
 
     def _write(self, sink: IO[bytes], name: str, lines: list[bytes]) -> None:
+        # The terminal may be gone, or whoever read us; that must not keep us from stopping in good order.
+        with contextlib.suppress(OSError):
+            sink.write(b"".join(self._labelled(sink, name, lines)))
+            sink.flush()
+
+    def _labelled(self, sink: IO[bytes], name: str, lines: list[bytes]) -> list[bytes]:
+        if self._as_json:
+            return [f"{labelled_json(name, line.decode(errors='backslashreplace'))}\n".encode() for line in lines]
         prefix = f"{name:{self._width}} | ".encode()
         if sink.isatty() and "NO_COLOR" not in os.environ:
             colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
             prefix = b"\x1b[%dm%b\x1b[0m" % (colour, prefix)
-        # The terminal may be gone, or whoever read us; that must not keep us from stopping in good order.
-        with contextlib.suppress(OSError):
-            sink.write(b"".join(prefix + line + b"\n" for line in lines))
-            sink.flush()
+        return [prefix + line + b"\n" for line in lines]

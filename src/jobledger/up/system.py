@@ -57,7 +57,8 @@ def up(settings: Settings, plan: Plan) -> int:
 def _prepared(settings: Settings, plan: Plan, signals: StopSignals, cleanup: contextlib.ExitStack) -> "_System":
     """Do all that comes before the first program."""
     cleanup.enter_context(taken(plan.directory))
-    output = cleanup.enter_context(Output(max(len("dashboard"), len(f"worker-{plan.workers}")), plan.log_file))
+    width = max(len("dashboard"), len(f"worker-{plan.workers}"))
+    output = cleanup.enter_context(Output(width, plan.log_file, as_json=settings.log_format == "json"))
     if plan.log_file:
         output.say(f"Starting. The processes log to {plan.log_file}.")
     supervisor = Supervisor(output)

@@ -1,7 +1,6 @@
 """What a running job sees: its id, its session, its log, its progress."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -10,10 +9,13 @@ import structlog
 from sqlalchemy.orm import Session
 
 from jobledger.dispatch import HeldWakes, hold_wakes
+from jobledger.ledger import ticks
 from jobledger.ledger.leases import Progress
 from jobledger.ledger.rows import Claim
-from jobledger.observe.log import LogTail, get_job_logger
+from jobledger.observe.log import get_job_logger
+from jobledger.observe.log_tail import LogTail
 from jobledger.payload import storable
+from jobledger.tick import Tick
 from jobledger.worker.alarm import Alarm
 from jobledger.worker.connection import RunConnection
 from jobledger.worker.lease import Lease
@@ -36,6 +38,7 @@ class RunContext:
     _log: structlog.stdlib.BoundLogger | None = None
     _session: Session | None = None
     _held: HeldWakes | None = None
+    _tick: Tick | None = None
 
     def on_behalf_of(self, job_id: UUID, payload: dict[str, Any]) -> "RunContext":
         """The same run, seen as by another job: for its `on_failed`."""
@@ -65,9 +68,12 @@ class RunContext:
         return self._log
 
     @property
-    def fire_at(self) -> datetime | None:
-        """The fire time of the schedule that dispatched this job."""
-        return self.claim.fire_at
+    def tick(self) -> Tick | None:
+        """The tick of the schedule that dispatched this job, looked up when first asked for; None if none did."""
+        if self._tick is None and self.claim.fire_at is not None:
+            row = ticks.of_job(self._connection.direct, self.claim.id)
+            self._tick = row.as_tick() if row is not None else None
+        return self._tick
 
     @property
     def session(self) -> Session:

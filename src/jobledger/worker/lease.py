@@ -18,7 +18,8 @@ from uuid import UUID
 from jobledger.connections import Connections
 from jobledger.ledger import leases
 from jobledger.ledger.leases import Progress
-from jobledger.observe.log import LogTail, get_logger
+from jobledger.observe.log import get_logger
+from jobledger.observe.log_tail import LogTail
 from jobledger.worker.alarm import Alarm, FencedOut
 
 log: Final = get_logger(__name__)

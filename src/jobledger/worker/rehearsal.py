@@ -13,7 +13,7 @@ import psycopg2
 from jobledger.connections import Connections
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger.rows import Claim
-from jobledger.observe.log import get_logger
+from jobledger.observe.log import get_logger, muted
 from jobledger.worker.run import Run
 
 log: Final = get_logger(__name__)
@@ -35,8 +35,9 @@ def rehearse(connections: Connections, job_type: str, payload: dict[str, Any]) -
     now = datetime.now(UTC)
     claim = Claim(NOBODY, 0, job_type, "default", payload, 60.0, 1, 0, 0, 0, now, None)
     try:
-        for _ in range(REHEARSALS):
-            Run(connections, NOBODY).rehearse(claim)
+        with muted():
+            for _ in range(REHEARSALS):
+                Run(connections, NOBODY).rehearse(claim)
     except (LedgerUnavailable, psycopg2.Error) as error:
         log.warning("No rehearsal", error=str(error).strip())
     finally:

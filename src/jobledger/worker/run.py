@@ -4,6 +4,7 @@ Effects and `completed` commit together: what a job writes through its session c
 finishing statement, which is guarded by the fence. Failures are written on a fresh connection.
 """
 
+import logging
 import time
 import traceback
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from jobledger.errors import ConfigurationError, LedgerUnavailable, PayloadError
 from jobledger.finish import Settled
 from jobledger.ledger import leases, queries, transitions
 from jobledger.ledger.rows import Claim, Evidence
-from jobledger.observe.log import LogTail, get_logger
+from jobledger.observe.log import get_logger, set_up_logging
+from jobledger.observe.log_run import LoggedRun
+from jobledger.observe.log_tail import LogTail
 from jobledger.payload import MAX_RESULT_BYTES, storable, to_json
 from jobledger.registry import load_job_modules, registry
 from jobledger.retry import Retry
@@ -71,7 +74,10 @@ def run_job(job_id: str) -> str:
     """
     if is_work_horse(job_id):
         die_with_parent()
-    return Run(default_connections(), UUID(job_id)).execute()
+    connections = default_connections()
+    if not logging.getLogger().handlers:  # a worker that was started without our configuration, or any other
+        set_up_logging(connections.settings)
+    return Run(connections, UUID(job_id)).execute()
 
 
 class Run:
@@ -84,6 +90,7 @@ class Run:
         self.retry = Retry()
         self.lease: Lease | None = None
         self.alarm: Alarm | None = None
+        self.logged: LoggedRun | None = None
 
     def execute(self) -> str:
         """The steps, in order."""
@@ -91,20 +98,23 @@ class Run:
         if claim is None:
             connection.release()
             return "nothing to do: a duplicate delivery, or the job was canceled, held or has expired"
-        try:
-            settled = self._perform_and_complete(connection, claim)
-        except BaseException as error:  # whatever a job raises is an outcome, also SystemExit
-            settled = self._conclude(connection, claim, error)
-            if settled is not None and settled.status is JobStatus.FAILED:
-                raise
-        else:
-            connection.release()
-        return _in_words(settled)
+        with self._log_as(claim):
+            try:
+                settled = self._perform_and_complete(connection, claim)
+            except BaseException as error:  # whatever a job raises is an outcome, also SystemExit
+                settled = self._conclude(connection, claim, error)
+                if settled is not None and settled.status is JobStatus.FAILED:
+                    raise
+            else:
+                connection.release()
+                self._log_end(settled)
+            return _in_words(settled)
 
     def rehearse(self, claim: Claim) -> None:
         """The same steps for a row that is not there: see `worker.rehearsal`."""
         connection, _ = self._claim()
-        self._perform_and_complete(connection, claim)
+        with self._log_as(claim):
+            self._log_end(self._perform_and_complete(connection, claim))
         connection.release()
 
     def _claim(self) -> tuple[RunConnection, Claim | None]:
@@ -204,6 +214,7 @@ class Run:
         outcome = self._classify(error, connection)
         connection.cut()  # its effects and locks are gone before the job runs again
         if isinstance(error, FencedOut):
+            self._log_end(None)
             return None
         return self._write_end(claim, outcome, error, self._evidence(error, _trace(error)))
 
@@ -235,6 +246,7 @@ class Run:
         settled = self._patiently(write, END_PATIENCE_SECONDS)
         if settled is not None:
             push_quietly(self.connections, settled.wakes)
+        self._log_end(settled, outcome, evidence)
         return settled
 
     def _write_stuck(self, claim: Claim) -> None:
@@ -243,6 +255,37 @@ class Run:
             f"The attempt ran longer than its timeout of {claim.timeout_seconds:g} s and could not be interrupted."
         )
         self._write_end(claim, Outcome.TIMEOUT, error, self._evidence(error, None))
+
+    def _log_as(self, claim: Claim) -> LoggedRun:
+        """From here to the end of the run, each log line says whose it is."""
+        job_id = str(claim.id)
+        self.logged = LoggedRun(
+            job_id, claim.job_type, claim.attempt, claim.queue, self.tail, whole_process=is_work_horse(job_id)
+        )
+        return self.logged
+
+    def _log_end(
+        self, settled: Settled | None, outcome: Outcome = Outcome.COMPLETED, evidence: Evidence | None = None
+    ) -> None:
+        """One line for the end of a run. RQ shows the traceback of a job that failed for good, and of no other."""
+        if self.logged is not None:
+            self.logged.ended(settled.status.value if settled is not None else "fenced_out")
+        if not log.isEnabledFor(logging.INFO):
+            return
+        if settled is None:
+            log.info("Fenced out: another attempt ends this job")
+        elif settled.status is JobStatus.COMPLETED or evidence is None:
+            log.info("Completed")
+        elif settled.status is JobStatus.FAILED:
+            log.info("Failed", outcome=outcome.value, error_type=evidence.error_type, error=evidence.error_message)
+        else:
+            log.info(
+                "Will run again",
+                outcome=outcome.value,
+                wait_seconds=settled.wait_seconds,
+                error_type=evidence.error_type,
+                exception=evidence.traceback,
+            )
 
     def _evidence(self, error: BaseException | None = None, trace: str | None = None) -> Evidence:
         progress = self.lease.progress if self.lease is not None else None

@@ -1,0 +1,86 @@
+"""The attempt that runs here: each log line says it, whoever wrote the line.
+
+A work-horse is a process for one attempt, so the attempt is set for the whole of it: for all threads, and until the
+process ends, so that RQ's last lines say it too. A process that lives on (RQ's SimpleWorker) sets it for the context
+(`contextvars`) of the run and takes it back: coroutines and `asyncio.to_thread` see it there, other threads that the
+job starts do not.
+"""
+
+import time
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Final, Self
+
+from jobledger.observe.log_tail import LogTail
+
+RUNNING: Final = "started"
+
+
+class LoggedRun:
+    """One attempt, as its log lines say it. A context manager: the lines inside are the run's.
+
+    Args:
+        job_id: id of the row.
+        job_type: of the job.
+        attempt: its number.
+        queue: that the job waited in.
+        tail: takes what libraries log.
+        whole_process: this process was made for this attempt and ends with it.
+
+    Attributes:
+        tail: the lines that are kept with the attempt.
+    """
+
+    def __init__(
+        self, job_id: str, job_type: str, attempt: int, queue: str, tail: LogTail, *, whole_process: bool
+    ) -> None:
+        self.tail = tail
+        self._known = {"job_id": job_id, "job_type": job_type, "attempt": attempt, "queue": queue}
+        self._status = RUNNING
+        self._since = time.monotonic()
+        self._until: float | None = None
+        self._whole_process = whole_process
+        self._token: Token[LoggedRun | None] | None = None
+
+    def __enter__(self) -> Self:
+        if self._whole_process:
+            _process.run = self
+        else:
+            self._token = _run.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._token is not None:
+            _run.reset(self._token)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its end is known."""
+        return self._until is not None
+
+    def ended(self, status: str) -> None:
+        """The run is over; later lines say what it came to, and how long it took."""
+        self._until = time.monotonic()
+        self._status = status
+
+    def fields(self) -> dict[str, Any]:
+        """job_id, job_type, attempt, queue, duration_seconds until now (or until its end) and status."""
+        until = time.monotonic() if self._until is None else self._until
+        return {**self._known, "duration_seconds": round(until - self._since, 3), "status": self._status}
+
+
+class _Process:
+    """What is one per process."""
+
+    run: LoggedRun | None = None
+
+
+_process: Final = _Process()
+_run: Final[ContextVar[LoggedRun | None]] = ContextVar("jobledger_run", default=None)
+
+
+def current_run() -> LoggedRun | None:
+    """The attempt that runs in this context; None outside of one."""
+    return _run.get() or _process.run
