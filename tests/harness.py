@@ -33,11 +33,11 @@ def eventually(condition: Callable[[], T], seconds: float = 20.0, what: str = "t
 class Process:
     """A child process in a session of its own, with its output in a file."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path, directory: Path = TESTS) -> None:
         self.log = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=TESTS
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=directory
             )
         self.pid = self.popen.pid
 
