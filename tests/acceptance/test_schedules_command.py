@@ -2,15 +2,16 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from harness import Stack, eventually, one_value
-from jobledger import Connections
+from harness import Stack, eventually, one_value, stack
+from jobledger import Connections, Settings
+from jobledger.embedded import EmbeddedServers
 
-MODULES = {"JOBLEDGER_JOB_MODULES": "sample_jobs,command_schedules"}
 PRAGUE = "nightly in Prague"
 
 
@@ -18,10 +19,10 @@ class Commands:
     """Runs `python -m jobledger schedules …` to its end."""
 
     def __init__(self, system: Stack) -> None:
-        self._system = system
+        self.system = system
 
     def __call__(self, *words: str, expect: int = 0) -> str:
-        process = self._system.start(sys.executable, "-m", "jobledger", "schedules", *words)
+        process = self.system.start(sys.executable, "-m", "jobledger", "schedules", *words)
         assert process.wait(60) == expect, process.output()
         return process.output()
 
@@ -29,12 +30,42 @@ class Commands:
         return json.loads(self(*words, "--json", expect=expect))
 
 
-@pytest.fixture
-def schedules(system: Stack, connections: Connections) -> Commands:
-    """With a scheduler that has defined them."""
-    system.scheduler(**MODULES)
-    eventually(lambda: one_value(connections, "SELECT count(*) FROM schedules") == 2, what="the definitions")
-    return Commands(system)
+@pytest.fixture(scope="module")
+def connections(servers: EmbeddedServers) -> Iterator[Connections]:
+    """One database for all tests of this module."""
+    servers.postgres.create_database("schedules_command", template="template_jobledger")
+    url = servers.postgres.url_for("schedules_command")
+    made = Connections(Settings(database_url=url, redis_url=servers.redis.url))
+    yield made
+    made.close()
+    servers.postgres.drop_database("schedules_command")
+
+
+@pytest.fixture(scope="module")
+def commands(connections: Connections, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    settings = connections.settings
+    environment = {
+        "JOBLEDGER_DATABASE_URL": settings.require_database_url(),
+        "JOBLEDGER_REDIS_URL": settings.require_redis_url(),
+        "JOBLEDGER_JOB_MODULES": "sample_jobs,command_schedules",
+    }
+    with stack(environment, tmp_path_factory.mktemp("schedules_command")) as system:
+        first = system.scheduler()
+        eventually(lambda: one_value(connections, "SELECT count(*) FROM schedules") == 2, what="the definitions")
+        first.stop()
+        yield Commands(system)
+
+
+@pytest.fixture(scope="module")
+def schedules(commands: Commands) -> Commands:
+    """With a scheduler that runs."""
+    commands.system.scheduler()
+    return commands
+
+
+def test_without_a_scheduler_it_says_that_nothing_will_fire(commands: Commands) -> None:
+    assert "No scheduler was seen lately" in commands("list")
+    assert "No scheduler was seen lately" in commands("run", "hourly", "--wait", "1s", expect=1)
 
 
 def test_a_list_says_in_words_when_they_fire(schedules: Commands) -> None:
@@ -67,7 +98,8 @@ def test_run_fires_now(schedules: Commands, connections: Connections) -> None:
 
     (tick,) = answer["ticks"]
     assert (tick["kind"], tick["outcome"], tick["fire_at"]) == ("manual", "fired", answer["fire_at"])
-    assert one_value(connections, "SELECT count(*) FROM job_statuses WHERE schedule_id IS NOT NULL") == 1
+    dispatched = 'SELECT count(*) FROM job_statuses WHERE fire_at = :at AND payload = \'{"from": "the schedule"}\''
+    assert one_value(connections, dispatched, at=tick["fire_at"]) == 1
 
 
 def test_pause_and_resume(schedules: Commands, connections: Connections) -> None:
@@ -104,13 +136,3 @@ def test_what_is_not_there_or_makes_no_sense_is_said_in_one_line(schedules: Comm
     assert '"exit_code": 1' in schedules("run", "daily", "--json", expect=1)
     assert "is no date or time" in schedules("backfill", PRAGUE, "--from", "spring", "--to", "2026-01-01", expect=2)
     assert "no time zone" in schedules("pause", PRAGUE, "--until", "2099-01-01", "--tz", "Mars", expect=2)
-
-
-def test_without_a_scheduler_it_says_that_nothing_will_fire(system: Stack, connections: Connections) -> None:
-    scheduler = system.scheduler(**MODULES)
-    eventually(lambda: one_value(connections, "SELECT count(*) FROM schedules") == 2, what="the definitions")
-    scheduler.stop()
-    commands = Commands(system)
-
-    assert "No scheduler was seen lately" in commands("list")
-    assert "No scheduler was seen lately" in commands("run", PRAGUE, "--wait", "1s", expect=1)

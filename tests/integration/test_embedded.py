@@ -370,6 +370,22 @@ def test_binaries_of_the_distribution_serve_too(on_path: bool, tmp_path: Path, m
             assert client.ping()
 
 
+def test_a_redis_server_is_run_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's is a link to redis-check-rdb, one program that looks at the name by which it was called."""
+    shutil.copy2(embedded.find_redis_server(), tmp_path / "redis-check-rdb")
+    (tmp_path / "redis-server").symlink_to("redis-check-rdb")
+    without_wheels(monkeypatch)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    server = EmbeddedRedis(tmp_path / "data", persistent=False)
+    server.start()
+    try:
+        with redis_client(server.url) as client:
+            assert client.ping()
+    finally:
+        server.stop()
+
+
 def test_missing_binaries_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_wheels(monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -297,7 +297,7 @@ def test_what_is_later_than_its_grace_is_not_fired(connections: Connections, def
 def test_the_settings_say_how_long_a_fire_time_is_on_time(
     connections: Connections, settings: Settings, define: Define
 ) -> None:
-    schedule = define(Echo.dispatch, "interval", "65 minutes", minutes=10, coalesce=False, misfire_grace_time=0)
+    schedule = define(Echo.dispatch, "interval", "65 minutes", minutes=10, coalesce=False)
     skipping = replace(
         schedule, definition=replace(schedule.definition, catch_up=CatchUp.SKIP, max_lateness_seconds=None)
     )

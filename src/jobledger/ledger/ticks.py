@@ -131,10 +131,14 @@ SELECT w.* FROM unnest(CAST(:ids AS uuid[])) AS s(id)
 """)
 
 
-def waiting(connection: Connection, schedule_ids: Sequence[UUID], limit: int) -> list[WaitingTick]:
+def waiting(connection: Connection, schedule_ids: Sequence[UUID], limit: int) -> dict[UUID, list[WaitingTick]]:
     """Ticks that wait: for each schedule what was asked for now, then the oldest fire times; at most `limit`."""
     rows = connection.execute(_WAITING, {"ids": [str(one) for one in schedule_ids], "limit": limit})
-    return [WaitingTick(row.schedule_id, row.fire_at, TickKind(row.kind), row.previous_at) for row in rows]
+    found: dict[UUID, list[WaitingTick]] = {}
+    for row in rows:
+        tick = WaitingTick(row.schedule_id, row.fire_at, TickKind(row.kind), row.previous_at)
+        found.setdefault(row.schedule_id, []).append(tick)
+    return found
 
 
 _FAILED: Final = sa.text("""

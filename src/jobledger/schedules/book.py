@@ -127,7 +127,6 @@ class ScheduleBook:
 
         def define(target: Target) -> Target:
             called = name or targets.name_of(target)
-            targets.refuse_unfit(called, target, (), {})
             job_payload, job_options = targets.for_dispatch(called, target, payload, options)
             definition = Definition(
                 name=called,

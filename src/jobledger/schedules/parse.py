@@ -4,9 +4,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
-from functools import cache
 from typing import Any, Final
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from jobledger.errors import OptionError, ScheduleError
 from jobledger.options import Duration, seconds
@@ -18,6 +17,7 @@ from jobledger.schedules.definition import (
 )
 from jobledger.schedules.triggers import INSTANT, in_words
 from jobledger.schedules.wall_clock import moment_of
+from jobledger.settings import zone_names
 
 _NICKNAMES: Final = {
     "@yearly": "0 0 1 1 *",
@@ -40,7 +40,6 @@ _CRON_FIELD_PART: Final = re.compile(
 
 _INTERVAL_PARTS: Final = ("weeks", "days", "hours", "minutes", "seconds")
 _YEARS: Final = range(1970, 9999)
-_MACHINE_ZONES: Final = frozenset({"localtime", "Factory"})
 """What these names mean differs from machine to machine."""
 
 _SOME_TIME: Final = datetime(2000, 1, 1, tzinfo=UTC)
@@ -187,11 +186,6 @@ def zone_name(value: object) -> str:
         ScheduleError: the IANA database does not have it.
     """
     name = str(value) if isinstance(value, str | tzinfo) else ""
-    if name not in _zone_names():
+    if name not in zone_names():
         raise ScheduleError(f"{value!r:.60} is no time zone of the IANA database, such as Europe/Prague.")
     return name
-
-
-@cache
-def _zone_names() -> frozenset[str]:
-    return frozenset(available_timezones()) - _MACHINE_ZONES  # walks through directories

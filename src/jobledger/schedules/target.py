@@ -107,13 +107,14 @@ def _wants_tick(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 def for_dispatch(
     name: str, target: Any, payload: Mapping[str, Any] | None, options: dict[str, Any]
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The payload and options of a job class as JSON has them; what could not be dispatched is refused.
+    """The payload and options of a job class as JSON has them, none of a function; what is unfit is refused.
 
     What only the class itself can check (`check_payload`) may need a server, and is checked at each dispatch.
 
     Raises:
-        ScheduleError: payload or options do not fit the class, or it is a function.
+        ScheduleError: the target cannot be called, or payload or options do not fit it.
     """
+    refuse_unfit(name, target, (), {})
     where = f"Schedule {name!r}"
     if not is_job_class(target):
         if payload is not None or options:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -24,7 +25,7 @@ from jobledger.errors import LedgerUnavailable, ScheduleError
 from jobledger.ledger import schedules as rows
 from jobledger.ledger import ticks
 from jobledger.ledger.schedules import NewDefinition, ScheduleRow
-from jobledger.ledger.ticks import NewTick
+from jobledger.ledger.ticks import NewTick, WaitingTick
 from jobledger.observe.log import get_logger
 from jobledger.payload import storable
 from jobledger.schedules.book import Schedule
@@ -100,35 +101,45 @@ def due(connections: Connections, schedules: Iterable[Schedule], busy: Collectio
         if not own:
             return []
         now = rows.now(connection)
+        active = [
+            row
+            for row in _defined(connection, connections, own.values()).values()
+            if row.name not in busy and row.removed_at is None
+        ]
+        waiting = ticks.waiting(connection, [row.id for row in active], MOST_AT_ONCE)
+        grace = connections.settings.tick_grace_seconds
         found: list[Due] = []
-        for row in _defined(connection, connections, own.values()).values():
-            if row.name not in busy and row.removed_at is None:
-                with _complaining(row.name):
-                    found += _due(connection, connections, own[row.name], row, now)
+        for row in active:
+            with _complaining(row.name):
+                found += _come(connection, own[row.name], row, now, grace)
+                found += _waiting(own[row.name], row, waiting.get(row.id, ()))
     return found
 
 
-def _due(
-    connection: Connection, connections: Connections, schedule: Schedule, row: ScheduleRow, now: datetime
+def _come(
+    connection: Connection, schedule: Schedule, row: ScheduleRow, now: datetime, grace_seconds: float
 ) -> list[Due]:
+    """The fire times that have come; those that are not made up for are noted as decided."""
+    if row.is_paused:
+        return []
     definition, trigger = read(row)
-    found: list[Due] = []
-    if not row.is_paused:
-        decided_until = max(filter(None, (row.decided_until, row.paused_until)))
-        grace = connections.settings.tick_grace_seconds
-        verdict = judge(trigger, definition.catch_up, definition.max_lateness_seconds, decided_until, now, grace)
-        after = row.decided_until
-        if verdict.given_up_until is not None:
-            after = verdict.given_up_until
-            rows.decide_until(connection, row.id, after)
-            if row.error is None:  # of a function that fails, the log has enough
-                times = {"since": row.decided_until.isoformat(), "until": after.isoformat()}
-                log.warning("Missed fire times are not made up for", schedule=row.name, **times)
-        for fire_at in verdict.fire:
-            found.append(Due(schedule, definition, row, trigger, fire_at, after))
-            after = fire_at
-    waiting = ticks.waiting(connection, [row.id], MOST_AT_ONCE)
-    return found + [
+    since = max(filter(None, (row.decided_until, row.paused_until)))
+    verdict = judge(trigger, definition.catch_up, definition.max_lateness_seconds, since, now, grace_seconds)
+    after = row.decided_until
+    if verdict.given_up_until is not None:
+        after = verdict.given_up_until
+        rows.decide_until(connection, row.id, after)
+        if row.error is None:  # of a function that fails, the log has enough
+            times = {"since": row.decided_until.isoformat(), "until": after.isoformat()}
+            log.warning("Missed fire times are not made up for", schedule=row.name, **times)
+    come = [after, *verdict.fire]
+    return [Due(schedule, definition, row, trigger, fire_at, before) for before, fire_at in pairwise(come)]
+
+
+def _waiting(schedule: Schedule, row: ScheduleRow, waiting: Iterable[WaitingTick]) -> list[Due]:
+    """The ticks that wait and may be tried; a pause stops all but what a person wants now."""
+    definition, trigger = read(row)
+    return [
         Due(schedule, definition, row, trigger, one.fire_at, None, one.kind, one.previous_at)
         for one in waiting
         if one.kind is TickKind.MANUAL or not row.is_paused

@@ -63,7 +63,8 @@ class CronText:
 
     @property
     def words(self) -> str:
-        return CronSim(self.text, _SOME_WALL).explain()
+        cron = CronSim(self.text, _SOME_WALL)
+        return f"{cron.explain()}, whichever comes" if not cron.day_and else str(cron.explain())
 
     def next_after(self, wall: datetime) -> datetime | None:
         return next(CronSim(self.text, wall), None)
