@@ -72,7 +72,8 @@ def labelled_json(program: str, line: str) -> str:
         said = None
     if not isinstance(said, dict):
         said = {"time": _moment(time.time()), "event": line}
-    return _as_json({"program": program}, said)
+    known = {"program": program}
+    return _as_json(known, _own(said, known))
 
 
 def written_out(text: str) -> str:

@@ -269,7 +269,7 @@ class Run:
     ) -> None:
         """One line for the end of a run. RQ shows the traceback of a job that failed for good, and of no other."""
         if self.logged is not None:
-            self.logged.ended(settled.status.value if settled is not None else "fenced_out")
+            self.logged.ended(settled.status if settled is not None else "fenced_out")
         if not log.isEnabledFor(logging.INFO):
             return
         if settled is None:
