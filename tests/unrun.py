@@ -73,6 +73,7 @@ NOT_RUN: Final[dict[str, Callable[[list[str]], str | None]]] = {
     "pip": _installs_us,
     "scripts/demo": _is_script,
     "scripts/test": _is_script,
+    "scripts/test-pythons": _is_script,
     "scripts/check": _is_script,
     "scripts/lock": _is_script,
     "scripts/settings-page": _is_script,

@@ -54,7 +54,8 @@ class Answer:
 def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
     """Queue a failed or canceled job again: now, with fresh budgets; its attempts go on being counted.
 
-    Jobs that were canceled because they waited for it stay canceled.
+    Jobs that were canceled because they waited for it stay canceled. Each of them can be retried in its turn, when its
+    parents have ended: it runs then, however they ended.
 
     Args:
         connections: the servers. If Redis is away, the relay pushes the job later.
@@ -66,6 +67,10 @@ def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
     """
     with connections.transaction(DEADLINE_SECONDS) as connection:
         status = queries.lock_status(connection, job_id)
+        parent = queries.unended_parent(connection, job_id)
+        if parent is not None and status in (JobStatus.FAILED, JobStatus.CANCELED):
+            why = f"its parent {parent[0]} is {parent[1]}; retry it when that has completed"
+            return Answer(job_id, Verdict.REFUSED, status, why)
         wake = transitions.retry(connection, job_id)
     if wake is None:
         return _refusal(job_id, status, _NO_RETRY)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from harness import eventually, one_value
-from jobledger import Connections, ScheduleError, ScheduleNotFound, Settings, Tick
+from jobledger import Connections, LedgerUnavailable, ScheduleError, ScheduleNotFound, Settings, Tick
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import schedules as rows
 from jobledger.maintenance.prune import prune
@@ -241,9 +242,11 @@ def test_a_long_row_of_waiting_fire_times_has_an_end(
 def test_a_paused_schedule_fires_nothing_and_makes_up_for_nothing(
     connections: Connections, define: Define, name: str
 ) -> None:
-    schedule = define(Echo, every="1h", catch_up="all", seconds_ago=3 * 3600)
+    schedule = define(Echo, every="1h", catch_up="all")
 
     control.pause(connections, name, ME, reason="the source is being moved")
+    ago(connections, name, 3 * 3600)
+    change(connections, "UPDATE schedules SET paused_at = created_at WHERE name = :name", name=name)
     assert due(connections, [schedule]) == []
     row = row_of(connections, name)
     assert (row.is_paused, row.paused_by, row.pause_reason) == (True, ME, "the source is being moved")
@@ -256,9 +259,10 @@ def test_a_paused_schedule_fires_nothing_and_makes_up_for_nothing(
 
 
 def test_a_pause_may_end_by_itself(connections: Connections, define: Define, name: str) -> None:
-    schedule = define(Echo, every="1h", catch_up="all", seconds_ago=3 * 3600 + 60)
+    schedule = define(Echo, every="1h", catch_up="all")
 
     control.pause(connections, name, ME, until=datetime.now(UTC) + timedelta(hours=1))
+    ago(connections, name, 3 * 3600 + 60)
     assert due(connections, [schedule]) == []
     change(
         connections,
@@ -270,6 +274,17 @@ def test_a_pause_may_end_by_itself(connections: Connections, define: Define, nam
     assert [one.fire_at for one in due(connections, [schedule])] == [
         row_of(connections, name).created_at + timedelta(hours=number) for number in (2, 3)
     ]
+
+
+def test_what_had_come_before_a_pause_waits_for_its_end(connections: Connections, define: Define, name: str) -> None:
+    schedule = define(Echo, every="1h", catch_up="all", seconds_ago=3 * 3600 + 60)
+
+    control.pause(connections, name, ME)
+    assert look(connections, schedule) == []
+    control.resume(connections, name)
+
+    assert look(connections, schedule) == [True] * 3
+    assert look(connections, schedule) == []
 
 
 def test_a_pause_that_has_passed_is_refused(connections: Connections, define: Define, name: str) -> None:
@@ -504,10 +519,12 @@ def test_a_deployment_that_is_rolled_back_brings_its_definition_back(
 ) -> None:
     old = define(Echo, every="1h")
     write_definitions(connections, [other_code(Echo, every="2h", name=name)])
-    change(connections, "UPDATE schedules SET seen_at = now() - interval '31 s' WHERE name = :name", name=name)
+    change(connections, "UPDATE schedules SET seen_at = now() - interval '91 s' WHERE name = :name", name=name)
 
-    write_definitions(connections, [old])
+    due(connections, [old], in_touch=False)  # it may have been this process that was away
+    assert row_of(connections, name).trigger == "every 2 hours"
 
+    due(connections, [old], in_touch=True)
     assert row_of(connections, name).trigger == "every 1 hour"
 
 
@@ -517,20 +534,31 @@ def test_a_new_expression_begins_now_and_a_new_policy_does_not(
     define(Echo, every="1h", catch_up="all", seconds_ago=3 * 3600 + 60)
     assert len(due(connections, [other_code(Echo, every="1h", catch_up="all", overlap="skip", name=name)])) == 3
 
-    assert due(connections, [other_code(Echo, every="90m", catch_up="all", overlap="skip", name=name)]) == []
+    found = due(connections, [other_code(Echo, every="90m", catch_up="all", overlap="skip", name=name)])
+    assert [one for one in found if not one.waits] == []
 
 
-def test_a_fire_time_that_has_just_come_is_fired_before_its_definition_changes(
+def test_fire_times_that_have_come_are_fired_although_their_definition_changes(
     connections: Connections, define: Define, name: str
 ) -> None:
-    define(Echo, every="1h", seconds_ago=3600 + 1)
-    new = other_code(Echo, every="2h", name=name)
+    define(Echo, every="1h", catch_up="all", payload={"version": "old"}, seconds_ago=3 * 3600 + 60)
+    new = other_code(Echo, every="100m", catch_up="all", payload={"version": "new"}, name=name)
 
     look(connections, new)
-    assert (len(jobs_of(connections, name)), row_of(connections, name).trigger) == (1, "every 1 hour")
 
-    look(connections, new)
-    assert row_of(connections, name).trigger == "every 2 hours"
+    assert row_of(connections, name).trigger == "every 1 hour 40 minutes"
+    assert outcomes(connections, name) == ["fired"] * 3
+    assert [job.payload for job in jobs_of(connections, name)] == [{"version": "new"}] * 3
+
+
+def test_a_schedule_of_every_second_takes_its_new_definition_too(
+    connections: Connections, define: Define, name: str
+) -> None:
+    define(Echo, every="1s", seconds_ago=5)
+
+    look(connections, other_code(Echo, every="2s", name=name))
+
+    assert row_of(connections, name).trigger == "every 2 seconds"
 
 
 def test_a_schedule_that_nobody_defines_any_more_is_marked_and_comes_back_when_it_is(
@@ -539,14 +567,19 @@ def test_a_schedule_that_nobody_defines_any_more_is_marked_and_comes_back_when_i
     schedule = define(Echo, every="1h", catch_up="all", seconds_ago=3 * 3600 + 60)
     change(connections, "UPDATE schedules SET seen_at = now() - interval '2 minutes' WHERE name = :name", name=name)
     with connections.transaction() as connection:
-        assert name in rows.mark_removed(connection, 60)
+        assert name not in rows.mark_removed(connection, [name], 60)
+        assert name in rows.mark_removed(connection, [], 60)
     overview = control.overview(connections, name)
     assert (overview.state, overview.next_times) == ("removed", ())
     with pytest.raises(ScheduleNotFound, match="is removed: no running scheduler"):
         control.run_now(connections, name, ME)
 
-    assert due(connections, [schedule]) == []  # and it begins anew: months of fire times do not fire at once
+    assert len(due(connections, [schedule])) == 3  # soon after, as after an outage
     assert control.overview(connections, name).state == "active"
+
+    removed = "UPDATE schedules SET removed_at = now() - interval '2 hours' WHERE name = :name"
+    change(connections, removed, name=name)
+    assert due(connections, [schedule]) == []  # and anew later: months of fire times do not fire at once
 
 
 def test_a_running_scheduler_s_schedules_are_seen(connections: Connections, define: Define, name: str) -> None:
@@ -569,6 +602,29 @@ def test_a_definition_that_only_a_newer_version_understands_is_left_alone(
     assert due(connections, [schedule]) == []
     assert "cannot be read" in caplog.text
     assert control.overview(connections, name).words == "every 1 hour"
+
+
+def test_what_a_version_without_definitions_has_fired_is_not_looked_at_again(
+    connections: Connections, define: Define, name: str
+) -> None:
+    schedule = define(recording([]), every="1s", catch_up="all", seconds_ago=300.5)
+    change(
+        connections,
+        "UPDATE schedules SET definition = NULL, fingerprint = NULL, known_fingerprints = '{}' WHERE name = :name",
+        name=name,
+    )
+    change(
+        connections,
+        """INSERT INTO schedule_ticks (schedule_id, fire_at, scheduler)
+           SELECT id, created_at + make_interval(secs => second), 'old'
+             FROM schedules, generate_series(1, 299) AS second
+            WHERE name = :name""",
+        name=name,
+    )
+
+    first = due(connections, [schedule])[0]
+
+    assert first.fire_at == row_of(connections, name).created_at + timedelta(seconds=300)
 
 
 # -- a scheduler that is stuck
@@ -596,3 +652,47 @@ def test_a_function_that_is_silent_for_too_long_is_undone_and_fired_elsewhere(
     assert len(jobs_of(connections, name)) == 1
     first.close()
     other.close()
+
+
+@pytest.mark.parametrize("broken", ['{"every_seconds": "5"}', '{"every_seconds": 0}', '{"timezone": 5}'])
+def test_one_row_that_cannot_be_read_stops_no_other_schedule(
+    connections: Connections, define: Define, name: str, broken: str
+) -> None:
+    schedule = define(Echo, every="1h", seconds_ago=3700)
+    other = other_code(Echo, every="1h", name=f"{name} beside it"[-200:])
+    write_definitions(connections, [other])
+    ago(connections, other.name, 3700)
+    spoilt = """UPDATE schedules SET definition = jsonb_set(definition, '{when}', (definition -> 'when') || :broken)
+                 WHERE name = :name"""
+    change(connections, spoilt.replace(":broken", "CAST(:broken AS jsonb)"), broken=broken, name=name)
+
+    assert [one.row.name for one in due(connections, [schedule, other])] == [other.name]
+
+
+def test_no_fire_time_is_fired_later_than_its_limit(connections: Connections, define: Define, name: str) -> None:
+    schedule = define(Echo, every="1h", catch_up="all", max_lateness="3h", seconds_ago=2 * 3600 + 60)
+    first, second = due(connections, [schedule])
+    fire(connections, first)
+    late = replace(second, definition=replace(second.definition, max_lateness_seconds=30.0))  # as if it had waited
+
+    assert fire(connections, late)
+
+    assert outcomes(connections, name) == ["fired", "skipped"]
+    assert "too late, by" in ticks_of(connections, name)[1].reason
+
+
+def test_a_function_that_meets_another_database_s_absence_has_failed(
+    connections: Connections, define: Define, name: str
+) -> None:
+    def elsewhere() -> None:
+        raise LedgerUnavailable("the warehouse is away")
+
+    schedule = define(elsewhere, every="1h")
+    control.run_now(connections, name, ME)
+
+    for _ in range(ticks.MOST_ERRORS):
+        with pytest.raises(LedgerUnavailable):
+            look(connections, schedule)
+
+    assert outcomes(connections, name) == ["failed"]
+    assert "the warehouse is away" in (row_of(connections, name).error or "")

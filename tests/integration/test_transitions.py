@@ -476,7 +476,8 @@ IMPOSSIBLE_ELSEWHERE = {
     "ck_schedule_ticks_kind_known": f"{NEW_TICK}, kind) SELECT id, now(), 'whim' FROM new",
     "ck_schedule_ticks_outcome_known": f"{NEW_TICK}, outcome, fired_at) SELECT id, now(), 'lost', NULL FROM new",
     "ck_schedule_ticks_fired_has_time": f"{NEW_TICK}, fired_at) SELECT id, now(), NULL FROM new",
-    "ck_schedule_ticks_unfired_has_reason": f"{NEW_TICK}, outcome, fired_at) SELECT id, now(), 'skipped', NULL FROM new",
+    "ck_schedule_ticks_unfired_has_reason": f"{NEW_TICK}, outcome, fired_at)"
+    " SELECT id, now(), 'skipped', NULL FROM new",
 }
 
 

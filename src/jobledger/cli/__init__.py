@@ -56,7 +56,7 @@ class _Commands(click.Group):
         except click.UsageError as error:
             say_error(context, ExitCode.WRONG, error, error.format_message(), aloud=False)
             raise
-        except (JobledgerError, RedisError, SQLAlchemyError) as error:
+        except (JobledgerError, RedisError, SQLAlchemyError, UnicodeError) as error:
             context.exit(say_error(context, *ExitCode.of(error)))
 
 

@@ -42,6 +42,8 @@ class ExitCode(IntEnum):
             return cls(cls.AWAY), error, str(error)
         if isinstance(error, ConfigurationError | DispatchRefused):
             return cls(cls.WRONG), error, str(error)
+        if isinstance(error, UnicodeError):
+            return cls(cls.WRONG), error, "an argument is no UTF-8 text"
         return cls(cls.FAILED), error, str(error)
 
 

@@ -6,11 +6,12 @@ from typing import Any, Final
 from uuid import UUID
 
 import click
+from sqlalchemy.exc import SQLAlchemyError
 
 from jobledger import control
 from jobledger.cli.configuration import connect
 from jobledger.cli.exits import ExitCode
-from jobledger.cli.output import print_json, progress, say, say_block, show_table
+from jobledger.cli.output import escaped, print_json, progress, say, say_block, show_table
 from jobledger.cli.parameters import json_option
 from jobledger.cli.person import who
 from jobledger.control import Answer
@@ -136,25 +137,26 @@ def _ask_each(
     """
     ids = list(dict.fromkeys(job_ids))
     answers: list[Answer] = []
-    away: LedgerUnavailable | None = None
+    failure: Exception | None = None
     with progress(what, len(ids), show=len(ids) > MANY) as advance:
         for job_id in ids:
             try:
                 answers.append(ask(job_id))
-            except LedgerUnavailable as error:
-                away = error
+            except (LedgerUnavailable, SQLAlchemyError) as error:
+                failure = error
                 break
             advance()
     results: list[dict[str, Any]] = [
         {"id": one.job_id, "result": one.verdict, "status": one.status, "message": one.message} for one in answers
     ]
     for job_id in ids[len(answers) :]:
-        results.append({"id": job_id, "result": "unknown", "status": None, "message": str(away)})
+        results.append({"id": job_id, "result": "unknown", "status": None, "message": str(failure)})
     if as_json:
         print_json({"results": results})
     else:
         show_table(("ID", "RESULT", "MESSAGE"), [(one["id"], one["result"], one["message"]) for one in results])
-    if away is not None:
-        click.echo(f"jobledger: {away}", err=True)
-        context.exit(ExitCode.AWAY)
+    if failure is not None:
+        code, _, message = ExitCode.of(failure)
+        click.echo(f"jobledger: {escaped(message)}", err=True)
+        context.exit(code)
     context.exit(ExitCode.DONE if all(one.is_done for one in answers) else ExitCode.FAILED)

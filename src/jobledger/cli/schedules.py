@@ -72,7 +72,10 @@ def next_times(name: str, count: int, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def run(context: click.Context, name: str, wait_seconds: float, as_json: bool) -> None:
-    """Fire a schedule now, also if it is paused; a running scheduler does it within a second or two."""
+    """Fire a schedule now, also if it is paused; a running scheduler does it within a second or two.
+
+    If its overlap is skip or queue, it waits until earlier jobs have ended.
+    """
     connections = connect("jobledger-cli")
     fire_at = control.run_now(connections, name, who())
     _follow(context, connections, name, (fire_at,), wait_seconds, as_json, {"fire_at": fire_at})

@@ -180,16 +180,28 @@ def outcome_of(connection: Connection, job_id: UUID, attempt: int) -> Outcome | 
 
 
 _UNKNOWN_SINCE: Final = sa.text("""
-SELECT extract(epoch FROM now() - min(started_at)) FROM job_attempts
- WHERE job_id = CAST(:id AS uuid)
-   AND number > (SELECT coalesce(max(number), 0) FROM job_attempts
+SELECT extract(epoch FROM now() - min(a.started_at)) FROM job_attempts a JOIN job_statuses j ON j.id = a.job_id
+ WHERE a.job_id = CAST(:id AS uuid) AND (j.retried_at IS NULL OR a.started_at >= j.retried_at)
+   AND a.number > (SELECT coalesce(max(number), 0) FROM job_attempts
                   WHERE job_id = CAST(:id AS uuid) AND outcome <> 'unknown_type')
 """)
 
 
 def seconds_of_unknown_type(connection: Connection, job_id: UUID) -> float:
-    """For how long, without a break, workers have not known the type of this job."""
+    """For how long, without a break and since a person last retried it, workers have not known this job's type."""
     return float(connection.execute(_UNKNOWN_SINCE, {"id": str(job_id)}).scalar_one() or 0)
+
+
+_UNENDED_PARENT: Final = sa.text("""
+SELECT p.id, p.status FROM job_dependencies d JOIN job_statuses p ON p.id = d.parent_id
+ WHERE d.child_id = CAST(:id AS uuid) AND p.finished_at IS NULL ORDER BY p.id LIMIT 1
+""")
+
+
+def unended_parent(connection: Connection, job_id: UUID) -> tuple[UUID, JobStatus] | None:
+    """A job that this one waits for and that has not ended, with its status."""
+    row = connection.execute(_UNENDED_PARENT, {"id": str(job_id)}).one_or_none()
+    return (row.id, JobStatus(row.status)) if row is not None else None
 
 
 _QUEUES: Final = sa.text("""

@@ -10,8 +10,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-UNSEEN_SECONDS: Final = 30.0
-"""A definition that no running scheduler has is known to be so after this long."""
+UNSEEN_SECONDS: Final = 90.0
+"""A definition that no running scheduler has is known to be so after this long, longer than any backs off."""
+
+GONE_FOR_GOOD_SECONDS: Final = 3600.0
+"""A schedule that comes back later than this after its removal begins anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +82,20 @@ ON CONFLICT (name) DO NOTHING
 """)
 _REPLACE: Final = sa.text("""
 UPDATE schedules s
-   SET decided_until = CASE WHEN s.removed_at IS NOT NULL
+   SET decided_until = CASE WHEN s.removed_at < now() - make_interval(secs => :gone_seconds)
                               OR s.definition -> 'when' <> CAST(:definition AS jsonb) -> 'when'
-                            THEN greatest(s.decided_until, now()) ELSE s.decided_until END,
+                            THEN greatest(s.decided_until, now())
+                            WHEN s.fingerprint IS NULL  -- code without definitions fires in order, and notes ticks only
+                            THEN greatest(s.decided_until, (SELECT max(t.fire_at) FROM schedule_ticks t
+                                                             WHERE t.schedule_id = s.id AND t.fire_at <= now()))
+                            ELSE s.decided_until END,
        trigger = :trigger, timezone = :timezone, definition = CAST(:definition AS jsonb), fingerprint = :fingerprint,
        known_fingerprints = array_append(array_remove(s.known_fingerprints, CAST(:fingerprint AS text)),
                                          CAST(:fingerprint AS text)),
        removed_at = NULL, seen_at = now(), updated_at = now()
  WHERE s.id = CAST(:id AS uuid) AND s.fingerprint IS NOT DISTINCT FROM CAST(:replaced AS text)
    AND (s.fingerprint IS NULL OR s.removed_at IS NOT NULL
-        OR s.seen_at < now() - make_interval(secs => :unseen_seconds)
+        OR (:in_touch AND s.seen_at < now() - make_interval(secs => :unseen_seconds))
         OR NOT CAST(:fingerprint AS text) = ANY(s.known_fingerprints))
 RETURNING s.id
 """)
@@ -110,18 +117,27 @@ def insert(connection: Connection, new_id: UUID, one: NewDefinition) -> None:
     connection.execute(_INSERT, {"id": str(new_id), **_parameters(one)})
 
 
-def replace(connection: Connection, row: ScheduleRow, one: NewDefinition) -> bool:
+def replace(connection: Connection, row: ScheduleRow, one: NewDefinition, *, in_touch: bool) -> bool:
     """Put another definition in the place of the row's, or bring a removed schedule back.
 
     A definition that was never in the row takes its place at once: it is newer. One that was there before comes back
     only when no running scheduler has the row's: so an old process that restarts in the middle of a deployment changes
-    nothing, and a deployment that is rolled back does, soon after the newer processes have gone. New fire times begin
-    now, and so do those of a schedule that comes back.
+    nothing, and a deployment that is rolled back does, soon after the newer processes have gone. New fire times
+    begin now, and so do those of a schedule that was gone for an hour.
+
+    Args:
+        in_touch: whether this process has looked without a break for so long that it would have seen the others.
 
     Returns:
         False if the row's definition stays.
     """
-    parameters = {"id": str(row.id), "replaced": row.fingerprint, "unseen_seconds": UNSEEN_SECONDS}
+    parameters = {
+        "id": str(row.id),
+        "replaced": row.fingerprint,
+        "unseen_seconds": UNSEEN_SECONDS,
+        "gone_seconds": GONE_FOR_GOOD_SECONDS,
+        "in_touch": in_touch,
+    }
     return connection.execute(_REPLACE, {**parameters, **_parameters(one)}).one_or_none() is not None
 
 
@@ -141,7 +157,8 @@ UPDATE schedules SET seen_at = now()
 """)
 _REMOVE: Final = sa.text("""
 UPDATE schedules SET removed_at = now(), updated_at = now()
- WHERE removed_at IS NULL AND seen_at < now() - make_interval(secs => :unseen_seconds)
+ WHERE removed_at IS NULL AND name <> ALL(CAST(:own AS text[]))
+   AND seen_at < now() - make_interval(secs => :unseen_seconds)
 RETURNING name
 """)
 
@@ -151,13 +168,17 @@ def see(connection: Connection, ids: Sequence[UUID]) -> None:
     connection.execute(_SEE, {"ids": [str(one) for one in ids]})
 
 
-def mark_removed(connection: Connection, unseen_seconds: float) -> list[str]:
+def mark_removed(connection: Connection, own: Sequence[str], unseen_seconds: float) -> list[str]:
     """Mark the schedules that no running scheduler has defined for a while; they fire no more, and stay to be seen.
+
+    Args:
+        own: names of those that this process defines.
+        unseen_seconds: for which nobody said so; whoever asks has been in touch for as long.
 
     Returns:
         Their names.
     """
-    return sorted(connection.execute(_REMOVE, {"unseen_seconds": unseen_seconds}).scalars())
+    return sorted(connection.execute(_REMOVE, {"own": list(own), "unseen_seconds": unseen_seconds}).scalars())
 
 
 _DECIDE: Final = sa.text("""

@@ -158,6 +158,7 @@ def note_failure(
     connection.execute(_FAILED, {**parameters, "error": error, "most_errors": most_errors})
 
 
+_SHORT_LOCK_WAIT: Final = sa.text("SET LOCAL lock_timeout = '3s'")
 _REQUEST: Final = sa.text("""
 INSERT INTO schedule_ticks AS t
        (schedule_id, fire_at, previous_at, timezone, kind, outcome, requested_by, fired_at, scheduler)
@@ -176,9 +177,11 @@ def request(
     moments: Sequence[tuple[datetime, datetime | None]],
     timezone: str,
     kind: TickKind,
-    by: str,
+    by: str | None,
 ) -> list[datetime]:
-    """Have ticks fired that a person asks for; those that were fired, or wait, stay what they are.
+    """Have ticks fired later, such as those that a person asks for; those that were fired, or wait, stay what they are.
+
+    A tick that is being fired is waited for, a few seconds; then Postgres says that a lock is not available.
 
     Args:
         moments: fire times, each with the one before it.
@@ -194,6 +197,7 @@ def request(
         "kind": kind,
         "by": by,
     }
+    connection.execute(_SHORT_LOCK_WAIT)
     return sorted(connection.execute(_REQUEST, parameters).scalars())
 
 

@@ -3,6 +3,7 @@
 Every record of a process, ours and those of libraries, goes through one formatter (`log_lines`), to standard error.
 """
 
+import contextlib
 import logging
 import logging.config
 import sys
@@ -16,7 +17,7 @@ from typing import Any, Final
 import structlog
 from structlog.stdlib import BoundLogger, ProcessorFormatter
 
-from jobledger.observe.log_lines import Event, LineFormatter, event_text
+from jobledger.observe.log_lines import Event, LineFormatter, event_text, represented
 from jobledger.observe.log_run import current_run
 from jobledger.observe.log_tail import LogTail
 from jobledger.settings import Settings
@@ -108,8 +109,10 @@ class LineHandler(logging.StreamHandler[Any]):
         if isinstance(error, OSError):  # nobody reads us any more
             return
         instead = logging.LogRecord(record.name, record.levelno, record.pathname, record.lineno, _UNSHOWN, (), None)
-        instead.__dict__.update(template=repr(record.msg), error=repr(error), at=f"{record.pathname}:{record.lineno}")
-        self.stream.write(self.format(instead) + self.terminator)
+        at = f"{record.pathname}:{record.lineno}"
+        instead.__dict__.update(template=represented(record.msg), error=represented(error), at=at)
+        with contextlib.suppress(Exception):  # whoever logs must never fail by it
+            self.stream.write(self.format(instead) + self.terminator)
 
 
 class TailHandler(logging.Handler):

@@ -169,9 +169,7 @@ def _own(event: Event, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return "".join(
-        f" {key if key.isidentifier() else repr(key)}={_represented(value)}" for key, value in values.items()
-    )
+    return "".join(f" {key if key.isidentifier() else repr(key)}={represented(value)}" for key, value in values.items())
 
 
 def _one_record(line: str, trace: Any) -> str:
@@ -186,7 +184,7 @@ def _as_json(known: dict[str, Any], own: dict[str, Any]) -> str:
     try:
         line = _encoder.encode({**known, **own})
     except (TypeError, ValueError, RecursionError):  # a key that is no text, a number without end, a circle
-        shown = {key: value if isinstance(value, str) else _represented(value) for key, value in own.items()}
+        shown = {key: value if isinstance(value, str) else represented(value) for key, value in own.items()}
         line = _encoder.encode({**known, **shown})
     if not line.isascii() or "\x7f" in line:
         line = _NOT_ASCII.sub(lambda found: _json_literal(found[0]), line)
@@ -197,7 +195,7 @@ def _in_words(value: Any) -> str:
     """What JSON has no form for."""
     if isinstance(value, date):
         return value.isoformat()
-    return _printed(value) if isinstance(value, UUID | Decimal | PurePath) else _represented(value)
+    return _printed(value) if isinstance(value, UUID | Decimal | PurePath) else represented(value)
 
 
 def _printed(value: Any) -> str:
@@ -208,7 +206,8 @@ def _printed(value: Any) -> str:
         return f"<{type(value).__name__} that cannot be printed: {type(unprintable).__name__}>"
 
 
-def _represented(value: Any) -> str:
+def represented(value: Any) -> str:
+    """`repr` of anything, also of what cannot be represented."""
     try:
         return repr(value)
     except Exception as unprintable:

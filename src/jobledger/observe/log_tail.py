@@ -20,7 +20,7 @@ class LogTail:
 
     def append(self, line: str) -> None:
         """Keep a line, and forget the oldest ones over the limit."""
-        line = storable(line)
+        line = storable(line)[-LOG_TAIL_BYTES:]
         with self._lock:
             self._lines.append(line)
             self._bytes += len(line.encode()) + 1

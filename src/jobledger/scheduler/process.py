@@ -22,6 +22,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from jobledger.connections import Connections
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import schedulers, schedules
+from jobledger.ledger.schedules import UNSEEN_SECONDS
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import reconcile
@@ -36,8 +37,11 @@ log: Final = get_logger(__name__)
 TICK_LOOK_SECONDS: Final = 1.0
 PRUNE_SECONDS: Final = 3600.0
 PRESENCE_SECONDS: Final = 10.0
-REMOVED_SECONDS: Final = 60.0
-"""A schedule that no running scheduler has defined for so long is removed; one that runs for so long says so."""
+REMOVED_SECONDS: Final = 180.0
+"""A schedule that no running scheduler has defined for so long is removed, says one that looked all that time."""
+
+LONGEST_GAP_SECONDS: Final = 10.0
+"""Between two looks that went well, for a scheduler to be in touch with the ledger."""
 
 STOP_SECONDS: Final = 10.0
 """How long a function that is dispatching is waited for at the end; what it did not commit is due again elsewhere."""
@@ -94,7 +98,7 @@ class SchedulerProcess:
         self._firing = ThreadPoolExecutor(FIRING_THREADS, thread_name_prefix="jobledger-tick")
         self._firings: dict[str, Chore] = {}
         self._busy: dict[str, Future[None]] = {}
-        self._started = time.monotonic()
+        self._looked_at = self._in_touch_since = time.monotonic()
 
     def start(self) -> None:
         """Begin, in background threads."""
@@ -150,24 +154,43 @@ class SchedulerProcess:
             os._exit(0)
 
     def _say_present(self) -> None:
+        if time.monotonic() - self._looked_at > LONGEST_GAP_SECONDS:
+            return  # whoever watches over this process shall see that it does not get to its work
         settings = self._connections.settings
         with self._connections.transaction(DEADLINE_SECONDS) as connection:
             schedulers.see(connection, ticks.this_scheduler(), socket.gethostname(), os.getpid(), settings.code_version)
-            if time.monotonic() - self._started > REMOVED_SECONDS:
-                for name in schedules.mark_removed(connection, REMOVED_SECONDS):
+            if self._in_touch_seconds() > REMOVED_SECONDS:
+                for name in schedules.mark_removed(connection, [one.name for one in self._book], REMOVED_SECONDS):
                     log.warning("Removed: no running scheduler defines it", schedule=name)
 
+    def _in_touch_seconds(self) -> float:
+        """For how long this process has looked without a break; only then the absence of others means something."""
+        now = time.monotonic()
+        return now - self._in_touch_since if now - self._looked_at <= LONGEST_GAP_SECONDS else 0.0
+
     def _tick(self) -> None:
-        """Fire what is due, each schedule in a thread, so that a slow function holds up none but itself."""
+        """Fire what is due, each schedule in a thread, so that a slow function does not hold up the others."""
         self._busy = {name: firing for name, firing in self._busy.items() if not firing.done()}
-        due = ticks.due(self._connections, self._book, busy=self._busy)
+        in_touch = self._in_touch_seconds() > UNSEEN_SECONDS
+        due = ticks.due(self._connections, self._book, busy=self._busy, in_touch=in_touch)
+        now = time.monotonic()
+        if now - self._looked_at > LONGEST_GAP_SECONDS:
+            self._in_touch_since = now
+        self._looked_at = now
+        if len(self._busy) >= FIRING_THREADS:
+            log.warning("All threads that fire schedules are busy: others wait", busy=sorted(self._busy))
         for name, moments in groupby(due, key=lambda one: one.row.name):
             self._busy[name] = self._firing.submit(self._fire, name, list(moments))
 
     def _fire(self, name: str, moments: list[Due]) -> None:
-        """Decide one schedule's moments in their order, up to the first that is not for us or fails."""
-        chore = self._firings.setdefault(name, Chore(f"tick of {name}"))
-        chore.do(lambda: self._decide(moments))
+        """Decide one schedule's moments in their order, up to the first that is not for us or fails.
+
+        What a person asked for has its own row: it does not stand behind a fire time that fails, nor the other way.
+        """
+        for kind, group in groupby(moments, key=lambda one: "waiting tick" if one.waits else "tick"):
+            chore = self._firings.setdefault(f"{kind} {name}", Chore(f"{kind} of {name}"))
+            some = list(group)
+            chore.do(lambda some=some: self._decide(some))  # type: ignore[misc]
 
     def _decide(self, moments: list[Due]) -> None:
         for one in moments:

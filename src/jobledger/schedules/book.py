@@ -68,6 +68,8 @@ class Schedule:
             Exception: what the function raised.
             ScheduleError: the function has not run, because it is `async`.
         """
+        if definition.target != self.definition.target:
+            definition = self.definition  # the ledger's is of something else that had this name
         if targets.is_job_class(self.target):
             self.target.set(**definition.options).dispatch_many([definition.payload or {}])
         else:

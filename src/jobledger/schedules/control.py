@@ -7,6 +7,7 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import OperationalError
 
 from jobledger.connections import Connections
 from jobledger.errors import ScheduleError, ScheduleNotFound
@@ -14,11 +15,12 @@ from jobledger.ledger import schedulers, ticks
 from jobledger.ledger import schedules as rows
 from jobledger.ledger.schedules import ScheduleRow
 from jobledger.ledger.ticks import TickRow
-from jobledger.schedules.ticks import read
+from jobledger.schedules.ticks import keep_what_has_come, read
 from jobledger.schedules.triggers import INSTANT, between, previous
 from jobledger.tick import TickKind
 
 DEADLINE_SECONDS: Final = 10.0
+LOCK_NOT_AVAILABLE: Final = "55P03"
 LARGEST_BACKFILL: Final = 10_000
 GONE_SECONDS: Final = 30.0
 """A scheduler that has not been seen for so long is gone."""
@@ -112,15 +114,20 @@ def pause(
 ) -> None:
     """Let a schedule fire no more, until a moment or until it is resumed; fire times within are not made up for.
 
+    What had come before, and was to be made up for, waits for the end of the pause.
+
     Raises:
         ScheduleNotFound: there is none of this name, or it is removed.
         ScheduleError: the moment has passed.
         LedgerUnavailable: Postgres is away.
     """
+    grace_seconds = connections.settings.tick_grace_seconds
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        _active_row(connection, name)
+        row = _active_row(connection, name)
         if until is not None and until <= rows.now(connection):
             raise ScheduleError(f"Schedule {name!r} cannot be paused until {until.isoformat()}: that has passed.")
+        if keep_what_has_come(connection, row, grace_seconds, by):
+            rows.decide_until(connection, row.id, rows.now(connection))
         rows.pause(connection, name, until, by, reason)
 
 
@@ -185,7 +192,12 @@ def backfill(
             return Backfill(tuple(moments), ())
         with_previous = list(pairwise([previous(trigger, moments[0]), *moments]))
         wanted = [(after, before) for before, after in with_previous if after is not None]
-        added = ticks.request(connection, row.id, wanted, definition.when.timezone, TickKind.BACKFILL, by)
+        try:
+            added = ticks.request(connection, row.id, wanted, definition.when.timezone, TickKind.BACKFILL, by)
+        except OperationalError as error:
+            if getattr(error.orig, "pgcode", None) != LOCK_NOT_AVAILABLE:
+                raise
+            raise ScheduleError(f"A fire time of {name!r} in this range is being fired now; try again.") from error
     return Backfill(tuple(moments), tuple(added))
 
 

@@ -31,6 +31,7 @@ def judge(
     decided_until: datetime,
     now: datetime,
     grace_seconds: float,
+    most: int = MOST_AT_ONCE,
 ) -> Verdict:
     """Decide about the fire times after `decided_until` up to `now`.
 
@@ -44,6 +45,7 @@ def judge(
         decided_until: everything up to this moment was decided before.
         now: by the database's clock.
         grace_seconds: how long a fire time is on time.
+        most: fire times at once.
     """
     first = trigger.next_after(decided_until)
     if first is None or first > now:
@@ -53,9 +55,9 @@ def judge(
         oldest = max(oldest, now - timedelta(seconds=max_lateness_seconds) - INSTANT)
     missed_until = max(oldest, now - timedelta(seconds=grace_seconds) - INSTANT)
     if catch_up is CatchUp.ALL:
-        fire = tuple(between(trigger, oldest, now, MOST_AT_ONCE))
+        fire = tuple(between(trigger, oldest, now, most))
     else:
-        fire = tuple(between(trigger, missed_until, now, MOST_AT_ONCE))
+        fire = tuple(between(trigger, missed_until, now, most))
         if not fire and catch_up is CatchUp.LATEST:
             latest = last_between(trigger, oldest, missed_until)
             fire = (latest,) if latest is not None else ()

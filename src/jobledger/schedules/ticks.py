@@ -83,15 +83,18 @@ def write_definitions(connections: Connections, schedules: Iterable[Schedule]) -
         LedgerUnavailable: Postgres is away.
     """
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        _defined(connection, connections, schedules)
+        _defined(connection, connections, schedules, in_touch=False)
 
 
-def due(connections: Connections, schedules: Iterable[Schedule], busy: Collection[str] = ()) -> list[Due]:
+def due(
+    connections: Connections, schedules: Iterable[Schedule], busy: Collection[str] = (), *, in_touch: bool = False
+) -> list[Due]:
     """The fire times that should be fired now, by the database's clock; those of each schedule in their order.
 
     Args:
         schedules: those that this process can fire.
         busy: names of schedules that it is firing, which are left alone.
+        in_touch: see `ledger.schedules.replace`.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -103,7 +106,7 @@ def due(connections: Connections, schedules: Iterable[Schedule], busy: Collectio
         now = rows.now(connection)
         active = [
             row
-            for row in _defined(connection, connections, own.values()).values()
+            for row in _defined(connection, connections, own.values(), in_touch=in_touch).values()
             if row.name not in busy and row.removed_at is None
         ]
         waiting = ticks.waiting(connection, [row.id for row in active], MOST_AT_ONCE)
@@ -111,8 +114,8 @@ def due(connections: Connections, schedules: Iterable[Schedule], busy: Collectio
         found: list[Due] = []
         for row in active:
             with _complaining(row.name):
-                found += _come(connection, own[row.name], row, now, grace)
                 found += _waiting(own[row.name], row, waiting.get(row.id, ()))
+                found += _come(connection, own[row.name], row, now, grace)
     return found
 
 
@@ -162,11 +165,13 @@ def read(row: ScheduleRow) -> tuple[Definition, Trigger]:
 def _complaining(name: str) -> Iterator[None]:
     try:
         yield
-    except ScheduleError as error:
+    except (ScheduleError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         log.error("A schedule cannot be read", schedule=name, error=str(error))
 
 
-def _defined(connection: Connection, connections: Connections, schedules: Iterable[Schedule]) -> dict[str, ScheduleRow]:
+def _defined(
+    connection: Connection, connections: Connections, schedules: Iterable[Schedule], *, in_touch: bool
+) -> dict[str, ScheduleRow]:
     """The rows of these schedules, after what their definitions in code change about them."""
     settings = connections.settings
     own = {one.name: one.in_zone(settings.timezone).definition for one in schedules}
@@ -182,7 +187,7 @@ def _defined(connection: Connection, connections: Connections, schedules: Iterab
             changed = True
         elif row.fingerprint == new.fingerprint and row.removed_at is None:
             continue
-        elif not _is_pending(connection, row, settings.tick_grace_seconds) and rows.replace(connection, row, new):
+        elif _replace(connection, row, new, settings.tick_grace_seconds, in_touch):
             log.info("Defined anew", schedule=name, expression=new.trigger, timezone=new.timezone)
             changed = True
     seen = [row.id for row in found.values() if _is_own(row, own) and row.seen_seconds_ago > SEE_SECONDS]
@@ -191,20 +196,43 @@ def _defined(connection: Connection, connections: Connections, schedules: Iterab
     return rows.named(connection, names) if changed else found
 
 
+def _replace(
+    connection: Connection, row: ScheduleRow, new: NewDefinition, grace_seconds: float, in_touch: bool
+) -> bool:
+    """Put a definition into its row, if it is the newer one; fire times of the old one that have come are kept."""
+    with connection.begin_nested() as savepoint:
+        if not rows.replace(connection, row, new, in_touch=in_touch):
+            return False
+        moves = row.definition is not None and row.definition.get("when") != new.definition["when"]
+        if not moves or keep_what_has_come(connection, row, grace_seconds, None):
+            return True
+        savepoint.rollback()
+    return False
+
+
 def _is_own(row: ScheduleRow, own: dict[str, Definition]) -> bool:
     return row.fingerprint == own[row.name].fingerprint
 
 
-def _is_pending(connection: Connection, row: ScheduleRow, grace_seconds: float) -> bool:
-    """Whether a fire time of the row's definition has just come: it is fired before the definition changes."""
-    if row.definition is None or row.removed_at is not None or row.is_paused or row.error is not None:
+def keep_what_has_come(connection: Connection, row: ScheduleRow, grace_seconds: float, by: str | None) -> bool:
+    """Have the fire times that are due fired later, as ticks that wait, because the schedule is about to change.
+
+    Returns:
+        False if another scheduler is firing the schedule at this moment; nothing was kept.
+    """
+    if not ticks.take_turn(connection, row.id, LONGEST_SILENCE_SECONDS):
         return False
-    now = rows.now(connection)
-    try:
-        coming = read(row)[1].next_after(row.decided_until)
-    except ScheduleError:
-        return False
-    return coming is not None and now - timedelta(seconds=grace_seconds) < coming <= now
+    if row.definition is None or row.removed_at is not None or row.is_paused:
+        return True
+    with _complaining(row.name):
+        definition, trigger = read(row)
+        since = max(filter(None, (row.decided_until, row.paused_until)))
+        limit = definition.max_lateness_seconds
+        now = rows.now(connection)
+        come = judge(trigger, definition.catch_up, limit, since, now, grace_seconds, MOST_QUEUED).fire
+        moments = [(one, previous(trigger, one)) for one in come]
+        ticks.request(connection, row.id, moments, definition.when.timezone, TickKind.SCHEDULED, by)
+    return True
 
 
 def fire(connections: Connections, one: Due) -> bool:
@@ -223,9 +251,7 @@ def fire(connections: Connections, one: Due) -> bool:
         with unavailable_as_error(), Session(connections.engine) as session:
             outcome = _fire(session, one)
             session.commit()
-    except LedgerUnavailable:
-        raise
-    except Exception as error:
+    except Exception as error:  # also a LedgerUnavailable: a function may have met another database's absence
         _note_failure(connections, one, error)
         raise
     if outcome is not None:
@@ -256,7 +282,8 @@ def _fire(session: Session, one: Due) -> TickOutcome | None:
     if taken and outcome is TickOutcome.FIRED:
         with joining_tick(session, one.row.id, one.fire_at, one.definition.jitter_seconds):
             one.schedule.call(one.definition, _tick(connection, one, previous_at))
-    rows.note_success(connection, one.row.id)
+    if outcome is TickOutcome.FIRED:
+        rows.note_success(connection, one.row.id)
     if not one.waits:
         rows.decide_until(connection, one.row.id, one.fire_at)
     return outcome if taken else TickOutcome.SKIPPED
@@ -275,10 +302,10 @@ def _is_next(connection: Connection, one: Due) -> bool:
 def _outcome(connection: Connection, one: Due) -> tuple[TickOutcome, str | None]:
     """What becomes of a fire time, by the schedule's policy."""
     limit = one.definition.max_lateness_seconds
-    if one.waits and one.kind is TickKind.SCHEDULED and limit is not None:
+    if one.kind is TickKind.SCHEDULED and limit is not None:
         late = rows.now(connection) - one.fire_at
         if late > timedelta(seconds=limit):
-            return TickOutcome.SKIPPED, "too late: earlier jobs had not ended"
+            return TickOutcome.SKIPPED, f"too late, by {late.total_seconds() - limit:.1f} s"
     overlap = one.definition.overlap
     if overlap is Overlap.ALLOW:
         return TickOutcome.FIRED, None

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from jobledger.observe.log import TailHandler, get_job_logger, get_logger, logging_config
+from jobledger.observe.log import LineHandler, TailHandler, get_job_logger, get_logger, logging_config
 from jobledger.observe.log_lines import LineFormatter
 from jobledger.observe.log_run import LoggedRun
 from jobledger.observe.log_tail import LogTail
@@ -152,3 +152,31 @@ def test_the_configuration_can_be_applied_again_and_adds_no_second_handler() -> 
 def test_the_level_can_be_another_than_the_settings() -> None:
     assert logging_config(Settings())["root"]["level"] == "INFO"
     assert logging_config(Settings(), "WARNING")["root"]["level"] == "WARNING"
+
+
+class Hostile(Exception):
+    """Cannot be shown in any way."""
+
+    def __str__(self) -> str:
+        raise self
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize(("message", "args"), [(Hostile(), ()), ("%s", (Hostile(),)), ("%d", ("no number",))])
+def test_what_cannot_be_shown_never_fails_whoever_logs_it(
+    message: object, args: tuple[object, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = LineHandler()
+    handler.setFormatter(LineFormatter("json"))
+    logger = logging.getLogger("hostile")
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        logger.warning(message, *args)
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "hostile" in json.loads(line)["logger"]
