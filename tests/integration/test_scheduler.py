@@ -328,3 +328,49 @@ def test_what_is_being_fired_is_done_before_the_process_ends(
         stopping.result(10)
 
     assert jobs_of(connections, "at the end") == 1
+
+
+# -- who is there
+
+
+def test_only_a_scheduler_in_touch_removes_and_never_its_own_schedules(
+    connections: Connections, book: ScheduleBook, schedulers: Schedulers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobledger.scheduler.process.PRESENCE_SECONDS", 0.1)
+    monkeypatch.setattr("jobledger.scheduler.process.REMOVED_SECONDS", 1.5)
+    define(connections, book, lambda: None, "mine")
+    define(connections, ScheduleBook(), lambda: None, "somebody's")
+    change(connections, "UPDATE schedules SET seen_at = now() - interval '1 day'")
+    removed_at = "SELECT removed_at FROM schedules WHERE name = :name"
+
+    schedulers.start()
+    eventually(lambda: one_value(connections, removed_at, name="somebody's"), what="the removal")
+
+    assert one_value(connections, removed_at, name="mine") is None
+    in_touch = (
+        "SELECT extract(epoch FROM s.removed_at - p.started_at) FROM schedules s, schedulers p WHERE s.name = :name"
+    )
+    assert one_value(connections, in_touch, name="somebody's") > 1
+
+
+def test_a_scheduler_that_does_not_get_to_its_schedules_does_not_say_that_it_is_there(
+    connections: Connections, book: ScheduleBook, schedulers: Schedulers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = threading.Event()
+
+    def due(*of: Any, **options: Any) -> list[Due]:
+        if failing.is_set():
+            raise RuntimeError("as asked")
+        return ticks.due(*of, **options)
+
+    monkeypatch.setattr("jobledger.scheduler.process.PRESENCE_SECONDS", 0.1)
+    monkeypatch.setattr("jobledger.scheduler.process.LONGEST_GAP_SECONDS", 2.5)
+    monkeypatch.setattr("jobledger.scheduler.process.ticks", SimpleNamespace(**{**vars(ticks), "due": due}))
+    define(connections, book, lambda: None, "of nobody")
+    schedulers.start()
+    silent_for = "SELECT extract(epoch FROM now() - max(seen_at)) FROM schedulers"
+    eventually(lambda: (one_value(connections, silent_for) or 9) < 1, what="it is there")
+
+    failing.set()
+
+    eventually(lambda: one_value(connections, silent_for) > 3, what="it is silent")
