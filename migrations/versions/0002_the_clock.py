@@ -1,4 +1,4 @@
-"""The clock: definitions of schedules as data, pauses, ticks that wait, who the schedulers are, and when a person retried.
+"""The clock: definitions of schedules as data, pauses, ticks that wait, and who the schedulers are.
 
 The previous code goes on while this runs and afterwards: every new column has a default or may be null, and what it
 inserts (a fired tick, a schedule without a definition) keeps its meaning.
@@ -77,7 +77,6 @@ def upgrade() -> None:
         sa.Column("errors", sa.Integer(), server_default=sa.text("0"), nullable=False),
     ):
         op.add_column("schedule_ticks", column)
-    op.add_column("job_statuses", sa.Column("retried_at", MOMENT))
     op.alter_column("schedule_ticks", "fired_at", nullable=True)
     op.alter_column("schedule_ticks", "scheduler", nullable=True)
     for name, condition in SCHEDULE_CHECKS.items():
@@ -114,5 +113,4 @@ def downgrade() -> None:
         "definition",
     ):
         op.drop_column("schedules", name)
-    op.drop_column("job_statuses", "retried_at")
     op.drop_table("schedulers")

@@ -76,7 +76,7 @@ def test_both_versions_work_side_by_side(
     goes_on(connections, ("Noted", "Retried"))
 
     migration = migrate(system)
-    eventually(lambda: revision(connections) == "0002", SECONDS, "the first step is done")
+    eventually(lambda: revision(connections) == "0002", SECONDS, "no table is changed that the long job has locked")
     eventually(lambda: "idle in transaction" in migration.output(), SECONDS, "it says that it waits for the long job")
     goes_on(connections, ("Noted", "Retried"))
     release.touch()
@@ -178,6 +178,7 @@ def test_a_migration_that_was_killed_goes_on(connections: Connections, system: S
     index = "ix_job_statuses_unfinished_of_schedule"
     valid = f"SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{index}')"
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'jobledger-migrate'"
+    assert migrate(system, "--to", "0002").wait(SECONDS) == DONE
     with locked(connections, "LOCK TABLE job_statuses IN ROW EXCLUSIVE MODE"):
         migration = migrate(system)
         eventually(lambda: one_value(connections, valid) is False, SECONDS, "the index is being built")

@@ -16,7 +16,7 @@ from jobledger import Connections, JobHandle, JobStatus, control
 from jobledger.control import Verdict
 from jobledger.dispatch import DEFAULT_QUEUE
 from jobledger.embedded import free_port
-from jobledger.ledger import queries, transitions
+from jobledger.ledger import transitions
 from jobledger.ledger.rows import Runner
 from jobledger.queues import waiting
 from jobledger.worker import run_job
@@ -260,25 +260,6 @@ def test_a_job_is_not_retried_before_its_parent_has_ended(connections: Connectio
     assert f"its parent {parent.id} is queued" in answer.message
     run_job(str(parent.id))
     assert child.retry(by="ann").is_done
-
-
-def test_a_retried_job_has_an_hour_again_to_find_a_worker_that_knows_it(connections: Connections) -> None:
-    handle = Echo.dispatch()
-    change = """
-        UPDATE job_statuses SET status = 'failed', reason = 'undispatchable', attempt = 1, started_at = now(),
-                                finished_at = now() WHERE id = :id;
-        INSERT INTO job_attempts (job_id, number, worker, host, pid, version, backend_pid, started_at, lease_expires_at,
-                                  finished_at, outcome)
-        VALUES (:id, 1, 'w', 'h', 1, '', 1, now() - interval '2 hours', now(), now(), 'unknown_type')
-    """
-    with connections.transaction() as connection:
-        connection.execute(sa.text(change), {"id": str(handle.id)})
-        assert queries.seconds_of_unknown_type(connection, handle.id) > 7000
-
-    handle.retry(by="ann")
-
-    with connections.transaction() as connection:
-        assert queries.seconds_of_unknown_type(connection, handle.id) == 0
 
 
 # -- at the same moment

@@ -22,7 +22,10 @@ _PLACES: Final = (_PACKAGE / "migrations", _PACKAGE.parent.parent / "migrations"
 """In an installed package the migrations lie inside it, in a checkout beside `src`."""
 
 WAIT_SECONDS: Final = 60.0
-_PAUSE_SECONDS: Final = 0.7
+_PAUSE_SECONDS: Final = 0.5
+_LONGEST_PAUSE_SECONDS: Final = 5.0
+"""A try may hold up all jobs for half a second."""
+
 _LONGEST_STATEMENT: Final = 80
 
 
@@ -78,20 +81,23 @@ def downgrade(engine: Engine, revision: str, wait_seconds: float = WAIT_SECONDS)
 
 
 def _again_while_locked(migrate: Callable[[], None], wait_seconds: float) -> None:
-    """Every try lets others go first; each revision is one transaction, or can be done again."""
+    """Every try lets others go first, for longer and longer; each revision is one transaction, or can be done again."""
     deadline = time.monotonic() + wait_seconds
+    pause = _PAUSE_SECONDS
     while True:
         try:
             return migrate()
         except sa.exc.OperationalError as error:
             if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
                 raise
-            if time.monotonic() + _PAUSE_SECONDS > deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise SchemaLocked(
                     f"Others had locked what the migration changes, for {wait_seconds:g} s. Nothing is half done: run "
                     f"it again, when transactions are shorter or with more time. It stopped at: {_statement(error)}"
                 ) from None
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(min(pause, left))
+        pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
 
 def _statement(error: sa.exc.DBAPIError) -> str:

@@ -156,7 +156,6 @@ job_statuses: Final = sa.Table(
     _moment("started_at"),
     _moment("finished_at"),
     _moment("updated_at", nullable=False, now=True),
-    _moment("retried_at"),
     sa.PrimaryKeyConstraint("id"),
     sa.ForeignKeyConstraint(["schedule_id"], ["schedules.id"], ondelete="SET NULL"),
     sa.CheckConstraint(f"status IN ({_words(JobStatus)})", name="status_known"),

@@ -180,15 +180,15 @@ def outcome_of(connection: Connection, job_id: UUID, attempt: int) -> Outcome | 
 
 
 _UNKNOWN_SINCE: Final = sa.text("""
-SELECT extract(epoch FROM now() - min(a.started_at)) FROM job_attempts a JOIN job_statuses j ON j.id = a.job_id
- WHERE a.job_id = CAST(:id AS uuid) AND (j.retried_at IS NULL OR a.started_at >= j.retried_at)
-   AND a.number > (SELECT coalesce(max(number), 0) FROM job_attempts
+SELECT extract(epoch FROM now() - min(started_at)) FROM job_attempts
+ WHERE job_id = CAST(:id AS uuid)
+   AND number > (SELECT coalesce(max(number), 0) FROM job_attempts
                   WHERE job_id = CAST(:id AS uuid) AND outcome <> 'unknown_type')
 """)
 
 
 def seconds_of_unknown_type(connection: Connection, job_id: UUID) -> float:
-    """For how long, without a break and since a person last retried it, workers have not known this job's type."""
+    """For how long, without a break, workers have not known the type of this job."""
     return float(connection.execute(_UNKNOWN_SINCE, {"id": str(job_id)}).scalar_one() or 0)
 
 

@@ -296,7 +296,7 @@ UPDATE job_statuses
    SET status = 'queued', reason = NULL, result = NULL, finished_at = NULL, expires_at = NULL,
        cancel_requested_at = NULL, waiting_parents = 0, errors = 0, crashes = 0, losses = 0,
        available_at = statement_timestamp(), queued_at = statement_timestamp(), pushed_at = statement_timestamp(),
-       push_count = push_count + 1, retried_at = statement_timestamp(), updated_at = statement_timestamp()
+       push_count = push_count + 1, updated_at = statement_timestamp()
  WHERE id = CAST(:id AS uuid) AND status IN ('failed', 'canceled')
 RETURNING id, queue, job_type, title, timeout_seconds, push_count
 """)
