@@ -57,6 +57,8 @@ class Process:
 
     def kill_tree(self) -> None:
         """SIGKILL for the process and all below it, at once: as if its machine were lost."""
+        if self.popen.poll() is not None:
+            return  # its pid may be somebody else's by now
         everyone = [*self.children()]
         with contextlib.suppress(psutil.NoSuchProcess):
             everyone.insert(0, psutil.Process(self.pid))
