@@ -24,6 +24,7 @@ from uuid6 import uuid7
 from jobledger import queues
 from jobledger.connections import Connections, default_connections
 from jobledger.errors import LedgerUnavailable, OptionError, ParentNotFound
+from jobledger.failpoints import Failpoint, reach
 from jobledger.ledger import dependencies, pushes, transitions
 from jobledger.ledger.rows import NewJob
 from jobledger.observe.log import get_logger
@@ -158,6 +159,7 @@ def _write(connection: Connection, rows: list[NewJob], requests: Sequence[Reques
     by_id = {one.id: one for one in transitions.insert(connection, rows)}
     if parents:
         dependencies.link(connection, parents, [row.id for row in rows])
+    reach(Failpoint.AFTER_INSERT)
     return [by_id[row.id] for row in rows]
 
 
@@ -186,6 +188,7 @@ def push_quietly(connections: Connections, wakes: Sequence[Wake]) -> bool:
     """
     if not wakes:
         return True
+    reach(Failpoint.BEFORE_PUSH)
     try:
         queues.push(connections.redis, wakes)
     except redis.RedisError as error:

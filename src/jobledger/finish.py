@@ -91,6 +91,8 @@ def decide(
             if budgets.losses + 1 >= MAX_LOSSES:
                 return GiveUp(Reason.LOST, spent)
             return Again(LOSS_WAIT_SECONDS, spent)
+        case Outcome.HANDED_BACK:
+            return Again(0.0)
         case Outcome.UNKNOWN_TYPE:
             if unknown_for_seconds >= UNKNOWN_TYPE_LIMIT_SECONDS:
                 return GiveUp(Reason.UNDISPATCHABLE)

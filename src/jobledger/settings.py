@@ -39,6 +39,12 @@ class Settings(BaseSettings):
     tick_grace_seconds: float = Field(
         15, ge=1, le=86400, description="A fire time that is later than this was missed: its `catch_up` decides."
     )
+    drain_seconds: float = Field(
+        20, ge=0, le=3600, description="How long a running job may go on after its worker was asked to stop."
+    )
+    queue_window: int = Field(
+        50_000, ge=1, description="At most about so many wake-ups of a queue are in Redis; the rest waits in Postgres."
+    )
     keep_completed_days: float = Field(7, gt=0, description="Completed and canceled jobs are pruned after this.")
     keep_failed_days: float = Field(90, gt=0, description="Failed jobs are pruned after this.")
     keep_ticks_days: float = Field(400, gt=0, description="Fire times of schedules are remembered for this long.")

@@ -48,6 +48,7 @@ MOVES: Final[frozenset[tuple[JobStatus | None, JobStatus]]] = frozenset(
         # finish and reaper
         (JobStatus.STARTED, JobStatus.COMPLETED),
         (JobStatus.STARTED, JobStatus.SCHEDULED),
+        (JobStatus.STARTED, JobStatus.QUEUED),  # handed back
         (JobStatus.STARTED, JobStatus.FAILED),
         # a person: cancel (and see above: deferred)
         (JobStatus.SCHEDULED, JobStatus.CANCELED),
@@ -85,6 +86,8 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     CRASHED = "crashed"
     LOST = "lost"
+    HANDED_BACK = "handed_back"
+    """Its worker was asked to stop, and the job did not end in the time that the stop leaves."""
     UNKNOWN_TYPE = "unknown_type"
     """The worker did not know the job's type (an older deployment): another one may."""
 

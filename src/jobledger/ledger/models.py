@@ -269,6 +269,29 @@ job_dependencies: Final = sa.Table(
     sa.Index(None, "child_id"),
 )
 
+lost_wakes: Final = sa.Table(
+    "lost_wakes",
+    metadata,
+    # No foreign key: adding it would wait for every transaction that has written to job_statuses, such as a long job's.
+    sa.Column("job_id", sa.Uuid, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False, comment="Claims before the losses; a claim starts them anew"),
+    _count("losses"),
+    _moment("lost_at", nullable=False, now=True),
+    sa.PrimaryKeyConstraint("job_id"),
+    # Prune.
+    sa.Index(None, "lost_at"),
+)
+
+redis_epoch: Final = sa.Table(
+    "redis_epoch",
+    metadata,
+    sa.Column("only_row", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("epoch", sa.Text, nullable=False, comment="Mark left in Redis, and the run of its server"),
+    _moment("since", nullable=False, now=True),
+    sa.PrimaryKeyConstraint("only_row"),
+    sa.CheckConstraint("only_row", name="only_row"),
+)
+
 sweeps: Final = sa.Table(
     "sweeps",
     metadata,

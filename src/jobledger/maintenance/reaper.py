@@ -18,6 +18,7 @@ import redis
 from jobledger import finish, queues
 from jobledger.connections import Connections
 from jobledger.dispatch import push_quietly
+from jobledger.failpoints import Failpoint, reach
 from jobledger.ledger import leases
 from jobledger.ledger.leases import Running
 from jobledger.ledger.rows import Evidence
@@ -74,6 +75,7 @@ def _deaths(connections: Connections, running: list[Running]) -> Mapping[UUID, D
 
 
 def _end(connections: Connections, one: Running, outcome: Outcome, why: str, *, surely: bool) -> int:
+    reach(Failpoint.REAPER_DECIDED)
     decision = finish.decide(outcome, one)
     with connections.transaction(DEADLINE_SECONDS) as connection:
         leases.end_backend(connection, one.id, one.attempt, surely=surely)

@@ -9,6 +9,7 @@ from typing import Final
 from jobledger import queues
 from jobledger.connections import Connections
 from jobledger.dispatch import push_quietly
+from jobledger.failpoints import Failpoint, reach
 from jobledger.ledger import pushes, queries, transitions
 
 BATCH: Final = 500
@@ -55,6 +56,7 @@ def relay_unpushed(connections: Connections) -> int:
             with connections.transaction(DEADLINE_SECONDS) as connection:
                 wakes = pushes.take_unpushed(connection, name, BATCH)
                 queues.push(connections.redis, wakes)
+                reach(Failpoint.AFTER_RELAY_PUSH)
             total += len(wakes)
             if len(wakes) < BATCH:
                 break

@@ -22,6 +22,7 @@ from uuid6 import uuid7
 from jobledger.connections import Connections, unavailable_as_error
 from jobledger.dispatch import joining_tick
 from jobledger.errors import LedgerUnavailable, ScheduleError
+from jobledger.failpoints import Failpoint, reach
 from jobledger.ledger import schedules as rows
 from jobledger.ledger import ticks
 from jobledger.ledger.schedules import NewDefinition, ScheduleRow
@@ -280,6 +281,7 @@ def _fire(session: Session, one: Due) -> TickOutcome | None:
         new = NewTick(one.row.id, one.fire_at, previous_at, timezone, this_scheduler(), outcome, reason)
         taken = ticks.take(connection, new)
     if taken and outcome is TickOutcome.FIRED:
+        reach(Failpoint.TICK_TAKEN)
         with joining_tick(session, one.row.id, one.fire_at, one.definition.jitter_seconds):
             one.schedule.call(one.definition, _tick(connection, one, previous_at))
     if outcome is TickOutcome.FIRED:

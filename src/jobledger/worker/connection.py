@@ -9,6 +9,7 @@ import psycopg2
 from sqlalchemy.engine import Connection
 
 from jobledger.connections import Connections
+from jobledger.failpoints import reach_with_commit_sent
 from jobledger.ledger import transitions
 from jobledger.ledger.direct import Direct, raise_if_lost
 from jobledger.worker.spare import SpareConnection
@@ -57,6 +58,7 @@ class RunConnection:
         Raises:
             LedgerUnavailable: the connection went away; the commit may have happened.
         """
+        reach_with_commit_sent(self.raw)
         try:
             self.raw.commit()
         except psycopg2.Error as error:

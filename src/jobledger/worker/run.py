@@ -19,6 +19,7 @@ from jobledger import finish
 from jobledger.connections import Connections, default_connections, is_connection_loss
 from jobledger.dispatch import push_quietly
 from jobledger.errors import ConfigurationError, LedgerUnavailable, PayloadError, UnknownJobType
+from jobledger.failpoints import Failpoint, reach
 from jobledger.finish import Settled
 from jobledger.ledger import leases, queries, transitions
 from jobledger.ledger.rows import Claim, Evidence
@@ -135,10 +136,13 @@ class Run:
             context = RunContext(claim, self.tail, connection, self.alarm, self.lease)
             with self.alarm:
                 self.lease.begin()
+                reach(Failpoint.AFTER_CLAIM)
                 result = _encode_result(job_class.run(context))
                 context.flush()
             self.lease.finishing()
+            reach(Failpoint.BEFORE_FINISH)
             settled = self._complete(connection, claim, context, result)
+        reach(Failpoint.AFTER_FINISH)
         if settled is not None:
             context.push_held()
             push_quietly(self.connections, settled.wakes)

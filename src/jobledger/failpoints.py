@@ -1,0 +1,151 @@
+"""Named places at which a process can be killed, frozen or made to fail, so that tests reach windows that are narrow.
+
+`JOBLEDGER_FAILPOINTS=after_claim=kill:/tmp/once,before_push=raise` sets them; unset, a place costs one function call.
+"""
+
+import os
+import select
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from jobledger.errors import ConfigurationError
+
+VARIABLE: Final = "JOBLEDGER_FAILPOINTS"
+LONGEST_ANSWER_SECONDS: Final = 10.0
+
+
+class Failpoint(StrEnum):
+    """The places, in the order of a job's path."""
+
+    AFTER_INSERT = "after_insert"
+    """Dispatch: the rows are written, their transaction is open."""
+    BEFORE_PUSH = "before_push"
+    """Rows are committed as queued; nobody has pushed them yet."""
+    AFTER_CLAIM = "after_claim"
+    """The attempt has begun; no line of the job has run."""
+    BEFORE_FINISH = "before_finish"
+    """The job has returned; the finishing statement has not been sent."""
+    COMMIT_SENT = "commit_sent"
+    """The server has answered the job's COMMIT; nobody has read the answer."""
+    AFTER_FINISH = "after_finish"
+    """The job's end is committed; RQ's own bookkeeping has not begun."""
+    AFTER_RELAY_PUSH = "after_relay_push"
+    """Relay: Redis has the wake-ups, and the transaction that says so is open."""
+    REAPER_DECIDED = "reaper_decided"
+    """Reaper: an attempt has been judged lost; nothing has been done about it."""
+    TICK_TAKEN = "tick_taken"
+    """Schedules: the tick is written in an open transaction; its function has not been called."""
+
+
+class Action(StrEnum):
+    """What happens there."""
+
+    KILL = "kill"
+    """SIGKILL for this process."""
+    FREEZE = "freeze"
+    """SIGSTOP for this process, with all of its threads, until somebody sends SIGCONT."""
+    RAISE = "raise"
+    """`FailpointReached` is raised."""
+
+
+class FailpointReached(Exception):
+    """What the action `raise` raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one failpoint does.
+
+    Attributes:
+        once: path of a file; only the process that creates it acts, and writes its pid there. None: act each time.
+    """
+
+    action: Action
+    once: str | None
+
+
+def parse(text: str) -> Mapping[Failpoint, Plan]:
+    """Read `place=action[:file]`, several separated by commas.
+
+    Raises:
+        ConfigurationError: a place or an action does not exist.
+    """
+    plans = {}
+    for part in filter(None, (one.strip() for one in text.split(","))):
+        place, _, what = part.partition("=")
+        action, _, once = what.partition(":")
+        try:
+            plans[Failpoint(place)] = Plan(Action(action), once or None)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{VARIABLE}: {part!r}: {error}; say place=action[:file]. Places: {', '.join(Failpoint)}. "
+                f"Actions: {', '.join(Action)}."
+            ) from None
+    return plans
+
+
+class _Process:
+    """What is one per process: its plans, read at the first place that is reached."""
+
+    plans: Mapping[Failpoint, Plan] | None = None
+
+
+def reach(place: Failpoint) -> None:
+    """Do what is planned for this place; usually nothing.
+
+    Raises:
+        FailpointReached: that is the plan.
+    """
+    plan = _plan(place)
+    if plan is not None:
+        _act(place, plan)
+
+
+def reach_with_commit_sent(raw: Any) -> None:
+    """The place `COMMIT_SENT`: if it is planned, have the server commit, and act before the answer is read.
+
+    Args:
+        raw: the psycopg2 connection, in a transaction and without TLS; it cannot be used afterwards.
+
+    Raises:
+        FailpointReached: that is the plan.
+    """
+    plan = _plan(Failpoint.COMMIT_SENT)
+    if plan is None:
+        return
+    os.write(raw.fileno(), b"Q\x00\x00\x00\x0bCOMMIT\x00")  # a simple query, as the protocol's chapter 55.7 spells it
+    answered = select.poll()
+    answered.register(raw.fileno(), select.POLLIN)
+    answered.poll(LONGEST_ANSWER_SECONDS * 1000)
+    try:
+        _act(Failpoint.COMMIT_SENT, plan)
+    finally:
+        raw.close()
+
+
+def _plan(place: Failpoint) -> Plan | None:
+    if _Process.plans is None:
+        _Process.plans = parse(os.environ.get(VARIABLE, ""))
+    return _Process.plans.get(place)
+
+
+def _act(place: Failpoint, plan: Plan) -> None:
+    if plan.once is not None:
+        try:
+            marker = os.open(plan.once, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return
+        os.write(marker, str(os.getpid()).encode())
+        os.close(marker)
+    match plan.action:
+        case Action.KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(LONGEST_ANSWER_SECONDS)  # the signal comes to a thread at its next return from the kernel
+        case Action.FREEZE:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case Action.RAISE:
+            raise FailpointReached(f"Failpoint {place} says so.")
