@@ -133,3 +133,31 @@ def one_value(connections: Any, sql: str, **parameters: Any) -> Any:
     """The first column of the first row of a query."""
     with connections.transaction() as connection:
         return connection.execute(sa.text(sql), parameters).scalar()
+
+
+SHORT = {"JOBLEDGER_LEASE_SECONDS": "3", "JOBLEDGER_SWEEP_SECONDS": "0.5", "JOBLEDGER_RELAY_SECONDS": "0.2"}
+"""What notices a dead worker within seconds."""
+
+
+def effects(connections: Any, job: Any) -> int:
+    """How many rows a job has written to the table of effects, which has no unique constraint."""
+    return int(one_value(connections, "SELECT count(*) FROM effects WHERE job_id = :id", id=job.id))
+
+
+def started(job: Any, attempt: int = 1) -> Any:
+    """The running attempt of this number, once there is one."""
+    return eventually(
+        lambda: next((a for a in job.attempts if a.number == attempt and a.outcome is None), None),
+        what=f"attempt {attempt}",
+        seconds=60,
+    )
+
+
+def backdate_sweeps(connections: Any) -> None:
+    """As if somebody had been sweeping for long: the test need not wait for a lease to pass first."""
+    with connections.transaction() as connection:
+        connection.execute(
+            sa.text(
+                "INSERT INTO sweeps VALUES ('reap', now(), now() - interval '1 hour', 'test') ON CONFLICT DO NOTHING"
+            )
+        )

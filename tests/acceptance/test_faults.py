@@ -6,47 +6,21 @@ import time
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import sqlalchemy as sa
 
-from harness import Stack, eventually, one_value
+from harness import SHORT, Stack, backdate_sweeps, effects, eventually, one_value, started
 from jobledger import Connections, JobHandle, JobStatus
 from jobledger.queues import waiting
 from sample_jobs import EFFECTS, Effect, Failing, Fails, Locks
-
-SHORT = {"JOBLEDGER_LEASE_SECONDS": "3", "JOBLEDGER_SWEEP_SECONDS": "0.5", "JOBLEDGER_RELAY_SECONDS": "0.2"}
 
 
 @pytest.fixture(autouse=True)
 def _effects(connections: Connections) -> None:
     with connections.transaction() as connection:
         connection.execute(sa.text(EFFECTS))
-
-
-def effects(connections: Connections, job: JobHandle) -> int:
-    return int(one_value(connections, "SELECT count(*) FROM effects WHERE job_id = :id", id=job.id))
-
-
-def started(job: JobHandle, attempt: int = 1) -> Any:
-    """The running attempt of this number, once there is one."""
-    return eventually(
-        lambda: next((a for a in job.attempts if a.number == attempt and a.outcome is None), None),
-        what=f"attempt {attempt}",
-        seconds=60,
-    )
-
-
-def backdate_sweeps(connections: Connections) -> None:
-    """As if somebody had been sweeping for long: the test need not wait for a lease to pass first."""
-    with connections.transaction() as connection:
-        connection.execute(
-            sa.text(
-                "INSERT INTO sweeps VALUES ('reap', now(), now() - interval '1 hour', 'test') ON CONFLICT DO NOTHING"
-            )
-        )
 
 
 def test_a_killed_work_horse_runs_again_within_ten_seconds_and_its_effects_happen_once(
