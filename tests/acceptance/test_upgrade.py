@@ -97,7 +97,7 @@ def test_both_versions_work_side_by_side(
         one.stop(SECONDS)
     eventually(lambda: noted(connections, __version__, __version__), SECONDS, "the new version goes on alone")
     scheduler.stop(SECONDS)
-    nothing_is_lost_or_doubled(connections)
+    nothing_is_lost_or_doubled(connections, system)
     worker.stop(SECONDS)
 
 
@@ -127,7 +127,7 @@ def test_the_way_back(connections: Connections, system: Stack, previous: dict[st
     eventually(lambda: noted(connections, PREVIOUS_VERSION, __version__) or unfinished(connections) == 0, SECONDS)
     goes_on(connections, ("Noted",))
     scheduler.stop(SECONDS)
-    nothing_is_lost_or_doubled(connections, every_second=False)
+    nothing_is_lost_or_doubled(connections, system, every_second=False)
     worker.stop(SECONDS)
 
 
@@ -246,8 +246,9 @@ def goes_on(connections: Connections, job_types: tuple[str, ...]) -> None:
     eventually(all_completed, SECONDS, "jobs complete")
 
 
-def nothing_is_lost_or_doubled(connections: Connections, every_second: bool = True) -> None:
-    """Nobody dispatches any more; a worker is there."""
+def nothing_is_lost_or_doubled(connections: Connections, system: Stack, every_second: bool = True) -> None:
+    """Nobody dispatches any more; a worker is there, and repair goes on: a worker that stops may lose a wake-up."""
+    system.scheduler(JOBLEDGER_JOB_MODULES="sample_jobs")
     eventually(lambda: unfinished(connections) == 0, SECONDS, "every job has ended")
     with connections.transaction() as connection:
         jobs = dict(connection.execute(sa.text("SELECT id, status FROM job_statuses")).tuples().all())
