@@ -7,9 +7,11 @@
 import os
 import select
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
+from weakref import WeakSet
 
 import psycopg2
 import redis
@@ -19,12 +21,19 @@ from redis.retry import Retry as RedisRetry
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import PoolProxiedConnection
 
+from jobledger.breaker import CircuitBreaker
 from jobledger.deadlines import within
 from jobledger.errors import LedgerUnavailable
 from jobledger.settings import Settings, load_settings
 
 REDIS_DEADLINE_SECONDS: Final = 0.3
 """A dispatch waits no longer for Redis: the row is committed, and the relay pushes what could not be pushed."""
+
+MAINTENANCE_REDIS_DEADLINE_SECONDS: Final = 2.0
+"""Repair has more to ask, and nobody waits for it."""
+
+LONGEST_SILENCE_SECONDS: Final = 60
+"""A transaction of ours that says nothing for so long is of a process that is frozen: its locks are taken from it."""
 
 POOL_TIMEOUT_SECONDS: Final = 2.0
 CONNECT_TIMEOUT_SECONDS: Final = 2
@@ -46,8 +55,10 @@ class Connections:
         self._pid = os.getpid()
         self._engine: Engine | None = None
         self._redis: redis.Redis | None = None
+        self._maintenance_redis: redis.Redis | None = None
         self._adopting: Engine | None = None
         self._adopted: Any = None
+        _process.connections.add(self)
 
     @property
     def engine(self) -> Engine:
@@ -61,12 +72,25 @@ class Connections:
             return self._engine
 
     @property
+    def maintenance_redis(self) -> redis.Redis:
+        """The client for repair and the doctor: it gives up after 2 s, each time, and never sends anything twice."""
+        with self._lock:
+            self._forget_parent()
+            if self._maintenance_redis is None:
+                url = self.settings.require_redis_url()
+                self._maintenance_redis = make_redis(url, MAINTENANCE_REDIS_DEADLINE_SECONDS)
+            return self._maintenance_redis
+
+    @property
     def redis(self) -> redis.Redis:
-        """The client for wake-ups: it gives up after 0.3 s and never sends anything twice."""
+        """The client for wake-ups: it gives up after 0.3 s and never sends anything twice.
+
+        After two failures in a row it gives up at once for a second: many dispatches do not wait one after another.
+        """
         with self._lock:
             self._forget_parent()
             if self._redis is None:
-                self._redis = make_redis(self.settings.require_redis_url())
+                self._redis = make_redis(self.settings.require_redis_url(), retry=CircuitBreaker())
             return self._redis
 
     @contextmanager
@@ -74,18 +98,17 @@ class Connections:
         """One READ COMMITTED transaction on a pooled connection: committed at the end, rolled back on error.
 
         Args:
-            deadline_seconds: the longest that all of it may take; a frozen server counts as away then.
+            deadline_seconds: the longest that all of it may take; a frozen server counts as away then. Connecting
+                counts too, but libpq gives it up after 2 s at the earliest.
 
         Raises:
             LedgerUnavailable: Postgres cannot be reached, went away, or did not answer in time.
         """
-        with (
-            unavailable_as_error(),
-            self.engine.connect() as connection,
-            within(connection, deadline_seconds),
-            connection.begin(),
-        ):
-            yield connection
+        began = time.monotonic()
+        with unavailable_as_error(), self.engine.connect() as connection:
+            left = None if deadline_seconds is None else began + deadline_seconds - time.monotonic()
+            with within(connection, left), connection.begin():
+                yield connection
 
     def raw_connection(self) -> PoolProxiedConnection:
         """A pooled connection as the driver has it.
@@ -122,16 +145,21 @@ class Connections:
             self._forget_parent()
             if self._engine is not None:
                 self._engine.dispose()
-            if self._redis is not None:
-                self._redis.close()
-            self._engine = self._redis = self._adopting = self._adopted = None
+            for client in (self._redis, self._maintenance_redis):
+                if client is not None:
+                    client.close()
+            self._engine = self._redis = self._maintenance_redis = self._adopting = self._adopted = None
+
+    def _renew_lock(self) -> None:
+        """In a forked child: a thread that is not here may have held the lock."""
+        self._lock = threading.Lock()
 
     def _forget_parent(self) -> None:
         if self._pid == os.getpid():
             return
         if self._engine is not None:
             self._engine.dispose(close=False)  # the sockets are the parent's; the compiled SQL stays useful
-        self._redis = None
+        self._redis = self._maintenance_redis = None
         self._pid = os.getpid()
 
 
@@ -153,7 +181,10 @@ def make_engine(url: str, application_name: str, **options: Any) -> Engine:
             "keepalives_count": 3,
             "tcp_user_timeout": 15_000,  # milliseconds; keepalives say nothing while sent data is unacknowledged
             "gssencmode": "disable",
-            "options": "-c timezone=UTC -c default_transaction_isolation=read\\ committed",
+            "options": (
+                "-c timezone=UTC -c default_transaction_isolation=read\\ committed"
+                f" -c idle_in_transaction_session_timeout={LONGEST_SILENCE_SECONDS}s"
+            ),
         },
         **options,
     )
@@ -169,17 +200,23 @@ def _replace_ended(dbapi_connection: Any, *_: object) -> None:
         raise sa.exc.DisconnectionError("The server ended this connection while it was idle.")
 
 
-def make_redis(url: str, deadline_seconds: float = REDIS_DEADLINE_SECONDS) -> redis.Redis:
+def make_redis(
+    url: str, deadline_seconds: float = REDIS_DEADLINE_SECONDS, retry: RedisRetry | None = None
+) -> redis.Redis:
     """A client that answers or fails within its deadline.
 
-    No retries: redis-py would send a push twice when only the reply was lost (redis-py retries by default since 6).
+    Args:
+        url: of the server.
+        deadline_seconds: for connecting, and for each answer.
+        retry: None for no retries: redis-py would send a push twice when only the reply was lost (it retries by
+            default since 6).
     """
     return redis.Redis.from_url(
         url,
         socket_timeout=deadline_seconds,
         socket_connect_timeout=deadline_seconds,
         socket_keepalive=True,
-        retry=RedisRetry(NoBackoff(), 0),
+        retry=retry or RedisRetry(NoBackoff(), 0),
     )
 
 
@@ -218,15 +255,22 @@ def _first_line(error: BaseException) -> str:
 
 
 class _Process:
-    """What is one per process: the default connections."""
+    """What is one per process: the default connections; and which others there are."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.default: Connections | None = None
+        self.connections: WeakSet[Connections] = WeakSet()
+
+    def renew_locks(self) -> None:
+        """In a forked child."""
+        self.lock = threading.Lock()
+        for one in list(self.connections):
+            one._renew_lock()
 
 
 _process: Final = _Process()
-os.register_at_fork(after_in_child=lambda: setattr(_process, "lock", threading.Lock()))
+os.register_at_fork(after_in_child=_process.renew_locks)
 
 
 def configure(settings: Settings | None = None, **values: Any) -> Connections:

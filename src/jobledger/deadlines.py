@@ -29,6 +29,16 @@ def within(connection: Connection, deadline_seconds: float | None) -> Iterator[N
         ticket.release()
 
 
+def shut(fileno: int) -> None:
+    """End a connection for all that wait on it, in whatever thread or process; whoever has it open closes it.
+
+    Args:
+        fileno: of its socket. The caller sees to it that nobody closes it meanwhile: the number could be another's.
+    """
+    with suppress(OSError), socket.socket(fileno=os.dup(fileno)) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
+
+
 class _Ticket:
     """One connection under watch: it owns a duplicate of the socket, so a reused number can never be cut."""
 

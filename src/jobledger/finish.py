@@ -50,11 +50,19 @@ class Again:
 
 
 @dataclass(frozen=True, slots=True)
+class HandBack:
+    """Another worker may run it now, as if this one had not begun: nothing is spent, and it keeps its place."""
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
     """The job has failed for good."""
 
     reason: Reason
     spent: dict[str, int] = field(default_factory=dict)
+
+
+Decision = Again | HandBack | GiveUp
 
 
 def decide(
@@ -63,7 +71,9 @@ def decide(
     retry: Retry = Retry(),  # noqa: B008 - frozen
     error: BaseException | None = None,
     unknown_for_seconds: float = 0.0,
-) -> Again | GiveUp:
+    *,
+    server_restarted: bool = False,
+) -> Decision:
     """What follows an attempt that did not complete. Pure.
 
     Args:
@@ -72,6 +82,7 @@ def decide(
         retry: the class's policy; it decides about errors and timeouts only.
         error: what was raised.
         unknown_for_seconds: for how long no worker has known the job's type.
+        server_restarted: Postgres has started since the attempt began; what is lost then is nobody's fault.
     """
     match outcome:
         case Outcome.ERROR | Outcome.TIMEOUT:
@@ -87,12 +98,14 @@ def decide(
                 return GiveUp(Reason.CRASHED, spent)
             return Again(CRASH_BACKOFF.jittered(CRASH_BACKOFF.wait_seconds(crashes)), spent)
         case Outcome.LOST:
+            if server_restarted:
+                return Again(LOSS_WAIT_SECONDS)
             spent = {"losses": 1}
             if budgets.losses + 1 >= MAX_LOSSES:
                 return GiveUp(Reason.LOST, spent)
             return Again(LOSS_WAIT_SECONDS, spent)
         case Outcome.HANDED_BACK:
-            return Again(0.0)
+            return HandBack()
         case Outcome.UNKNOWN_TYPE:
             if unknown_for_seconds >= UNKNOWN_TYPE_LIMIT_SECONDS:
                 return GiveUp(Reason.UNDISPATCHABLE)
@@ -147,7 +160,7 @@ def settle(
     job_id: UUID,
     attempt: int,
     outcome: Outcome,
-    decision: Again | GiveUp,
+    decision: Decision,
     evidence: Evidence,
 ) -> Settled | None:
     """Write the end of an attempt that did not complete, as decided.
@@ -155,6 +168,9 @@ def settle(
     Returns:
         None if the attempt was fenced out: somebody else has written its end.
     """
+    if isinstance(decision, HandBack):
+        wake = transitions.hand_back(connection, job_id, attempt, outcome, evidence)
+        return Settled(JobStatus.QUEUED, [wake]) if wake is not None else None
     if isinstance(decision, Again):
         moved = transitions.reschedule(
             connection, job_id, attempt, outcome, decision.wait_seconds, decision.spent, evidence

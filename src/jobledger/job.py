@@ -260,6 +260,15 @@ class BaseJob:
         return self._running.attempt
 
     @property
+    def stopping(self) -> bool:
+        """Whether this job's worker was asked to stop; known within a second or so, to a job that runs for longer.
+
+        A job that can leave off does so now, for example by keeping what it has and dispatching the rest. One that
+        runs on for longer than `JOBLEDGER_DRAIN_SECONDS` is handed back: rolled back, and run again by another worker.
+        """
+        return self._running.stopping
+
+    @property
     def tick(self) -> Tick | None:
         """The fire time of the schedule that dispatched this job, with the one before it; None if no schedule did.
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import socket
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
@@ -20,3 +21,8 @@ def die_with_parent(parent: int | None, number: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:  # it died before the kernel knew
         os._exit(1)
+
+
+def this_process() -> str:
+    """How the ledger names a process: `host:pid`."""
+    return f"{socket.gethostname()}:{os.getpid()}"

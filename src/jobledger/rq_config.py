@@ -12,6 +12,7 @@ from jobledger.jobs.rehearsal import Rehearsal
 from jobledger.observe.log import logging_config, set_up_logging
 from jobledger.registry import load_job_modules
 from jobledger.settings import load_settings
+from jobledger.worker.patient_redis import with_endurance
 from jobledger.worker.rehearsal import rehearse
 from jobledger.worker.spare import SpareConnection
 
@@ -24,6 +25,6 @@ SpareConnection(_connections).keep_ready()
 gc.collect()
 gc.freeze()  # what is loaded stays; a work-horse's collections then touch, and so copy, none of its pages
 
-REDIS_URL = _settings.require_redis_url()
+REDIS_URL = with_endurance(_settings.require_redis_url())
 QUEUES = list(_settings.queues)
 DICT_CONFIG = logging_config(_settings)

@@ -26,7 +26,7 @@ EXAMPLE: Final = (REPOSITORY / ".env.example").read_text()
 SECRETS: Final = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "RQ_DASHBOARD_PASSWORD")
 SERVERS: Final = ("postgres", "redis")
 OURS: Final = ("migrate", "api", "worker", "scheduler", "rq-dashboard")
-DRAIN_SECONDS: Final = 20.0
+DRAIN_SECONDS: Final = Settings.model_fields["drain_seconds"].default
 
 
 class Missing(Exception):
@@ -73,7 +73,7 @@ OF_ALL: Final[dict[str, Callable[[Service], bool]]] = {
     "it has no capabilities": lambda one: one["cap_drop"] == ["ALL"] and "cap_add" not in one,
     "it gains no privileges": lambda one: one["security_opt"] == ["no-new-privileges:true"],
     "its command is in exec form": lambda one: all(isinstance(word, str) for word in one["command"]),
-    "it has longer than its drain": lambda one: seconds(one["stop_grace_period"]) > DRAIN_SECONDS + 5,
+    "it has longer than its drain": lambda one: seconds(one["stop_grace_period"]) > DRAIN_SECONDS + 12,
     "its log does not fill the disk": lambda one: {"max-size", "max-file"} <= one["logging"]["options"].keys(),
     "its image is one version": lambda one: re.search(r":(\d+\.\d+[.-]|local$)", one["image"]) is not None,
     "its volumes of the host are read-only": lambda one: all(

@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 
 from harness import REPOSITORY
+from jobledger import Settings
+from jobledger.worker.lease import HARD_STOP_SECONDS, INTERRUPT_GRACE_SECONDS
+from jobledger.worker.patient_redis import STOPPING_PATIENCE_SECONDS
 
 UNITS = sorted((REPOSITORY / "deploy" / "systemd").iterdir())
-DRAIN_SECONDS = 20
+DRAIN_SECONDS = Settings.model_fields["drain_seconds"].default
+HARD_SECONDS = INTERRUPT_GRACE_SECONDS + HARD_STOP_SECONDS
+"""What a job that reacts to nothing takes longer."""
 HARDENING = {
     "CapabilityBoundingSet": "",
     "NoNewPrivileges": "yes",
@@ -45,7 +50,8 @@ def test_a_unit_kills_the_right_way_and_is_shut_in(unit: Path) -> None:
 
     # Only the worker itself gets the signal: its work-horse finishes the job.
     assert (said["KillMode"], said["KillSignal"]) == ("mixed", "SIGTERM")
-    assert int(said["TimeoutStopSec"]) > DRAIN_SECONDS + 5
+    assert int(said["TimeoutStopSec"]) > DRAIN_SECONDS + HARD_SECONDS + 5
+    assert int(said["TimeoutStopSec"]) > STOPPING_PATIENCE_SECONDS + 5 > DRAIN_SECONDS + HARD_SECONDS + 5
     assert {name: said.get(name) for name in HARDENING} == HARDENING
     assert said["EnvironmentFile"] == "/etc/jobledger/jobledger.env"
     assert "PASSWORD" not in unit.read_text().upper()

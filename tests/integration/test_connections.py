@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from harness import Stack, eventually, one_value
-from jobledger import ConfigurationError, Connections, LedgerUnavailable, Settings, configure
+from jobledger import ConfigurationError, Connections, JobStatus, LedgerUnavailable, Settings, configure
 from jobledger.connections import default_connections, make_engine, make_redis, unavailable_as_error
+from jobledger.dispatch import Request, dispatch
 from jobledger.embedded import EmbeddedServers
+from jobledger.ledger.migrate import upgrade
+from jobledger.options import Options
 
 # Python 3.12 and later warn of every fork beside threads; RQ's workers fork, and so do these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -149,6 +153,11 @@ def test_a_child_of_a_child_connects_for_itself_too(connections: Connections) ->
     assert childs_is_unchanged
     assert len({parents[0], child[0], grandchild[0]}) == 3
     assert sessions(connections) == parents
+
+
+def test_a_child_does_not_wait_for_a_lock_that_a_thread_of_its_parent_held(connections: Connections) -> None:
+    with connections._lock:
+        assert in_child(lambda: one_value(connections, "SELECT 5")) == 5
 
 
 def test_deadlines_are_kept_in_a_child_of_a_process_that_keeps_them(own: Connections) -> None:
@@ -322,7 +331,69 @@ def test_a_frozen_redis_is_away_at_once_and_back_when_it_continues(
                 own.redis.ping()
             assert time.monotonic() - started < 0.3 + MARGIN_SECONDS
 
+    eventually(lambda: redis_answers(own), seconds=3, what="Redis answers again")
+
+
+def redis_answers(connections: Connections) -> bool:
+    with contextlib.suppress(redis.RedisError):
+        return bool(connections.redis.ping())
+    return False
+
+
+def test_many_dispatches_do_not_wait_for_a_frozen_redis_one_after_another(
+    own: Connections, own_servers: EmbeddedServers
+) -> None:
+    upgrade(own.engine)
+    request = Request("Echo", "{}", Options(), has_on_failed=False)
     assert own.redis.ping()
+
+    with frozen(own_servers.redis.pid):
+        started = time.monotonic()
+        for _ in range(20):
+            (accepted,) = dispatch([request], into=own)
+            assert accepted.status is JobStatus.QUEUED
+        assert time.monotonic() - started < 2
+
+    healed = time.monotonic()
+    eventually(lambda: redis_answers(own), seconds=3, what="Redis answers again")
+    assert time.monotonic() - healed < 1 + MARGIN_SECONDS
+
+
+def test_while_a_circuit_is_open_one_call_a_second_tries(own: Connections, own_servers: EmbeddedServers) -> None:
+    assert own.redis.ping()
+
+    with frozen(own_servers.redis.pid):
+        asked = []
+        for _ in range(3):
+            started = time.monotonic()
+            with pytest.raises(redis.RedisError):
+                own.redis.ping()
+            asked.append(time.monotonic() - started > 0.2)
+        with ThreadPoolExecutor(8) as pool:
+            time.sleep(1.05)  # the circuit's own pause
+            waited = list(pool.map(lambda _: timed_ping(own), range(8)))
+
+    assert asked == [True, True, False]
+    assert sum(seconds > 0.2 for seconds in waited) == 1
+
+
+def timed_ping(connections: Connections) -> float:
+    started = time.monotonic()
+    redis_answers(connections)
+    return time.monotonic() - started
+
+
+def test_repair_waits_longer_for_redis_and_without_a_circuit(own: Connections, own_servers: EmbeddedServers) -> None:
+    assert own.maintenance_redis.ping()
+
+    with frozen(own_servers.redis.pid):
+        for _ in range(3):
+            started = time.monotonic()
+            with pytest.raises(redis.RedisError):
+                own.maintenance_redis.ping()
+            assert 1.9 < time.monotonic() - started < 2 + MARGIN_SECONDS
+
+    assert own.maintenance_redis.ping()
 
 
 def test_nothing_is_sent_twice_to_a_redis_whose_answer_was_lost(own_servers: EmbeddedServers) -> None:

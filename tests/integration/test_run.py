@@ -36,7 +36,7 @@ from jobledger import (
 )
 from jobledger.connections import default_connections
 from jobledger.embedded import EmbeddedServers
-from jobledger.maintenance.relay import relay_due
+from jobledger.maintenance.relay import relay_due, relay_unpushed
 from jobledger.registry import registry
 from jobledger.worker import run_job
 from jobledger.worker.alarm import JobTimeout
@@ -971,6 +971,7 @@ def test_rq_runs_the_retry_of_a_job_that_it_shows_as_finished(
     work_off()
     execute("UPDATE job_statuses SET available_at = now() WHERE id = :id", id=handle.id)
     relay_due(connections)
+    relay_unpushed(connections)
 
     work_off()
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from jobledger import Outcome, Reason, Retry
-from jobledger.finish import MAX_CRASHES, MAX_LOSSES, Again, GiveUp, decide
+from jobledger.finish import MAX_CRASHES, MAX_LOSSES, Again, GiveUp, HandBack, decide
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,20 @@ def test_the_twentieth_loss_is_the_end() -> None:
     assert decide(Outcome.LOST, Row(max_attempts=1000, losses=19)) == GiveUp(Reason.LOST, {"losses": 1})
 
 
+@pytest.mark.parametrize("losses", [0, 19, 99])
+def test_what_a_restart_of_postgres_lost_spends_nothing(losses: int) -> None:
+    assert decide(Outcome.LOST, Row(losses=losses), server_restarted=True) == Again(0)
+
+
+def test_a_restart_of_postgres_excuses_nothing_but_a_loss() -> None:
+    assert decide(Outcome.CRASHED, Row(crashes=2), server_restarted=True) == GiveUp(Reason.CRASHED, {"crashes": 1})
+    assert decide(Outcome.ERROR, Row(), server_restarted=True) == GiveUp(Reason.ERROR, {"errors": 1})
+
+
+def test_an_attempt_that_was_handed_back_spends_nothing_whatever_was_spent_before() -> None:
+    assert decide(Outcome.HANDED_BACK, Row(errors=99, crashes=99, losses=99)) == HandBack()
+
+
 @pytest.mark.parametrize("unknown_for_seconds", [0, 3599.9])
 def test_an_unknown_type_waits_for_another_worker_and_spends_nothing(unknown_for_seconds: float) -> None:
     spent = Row(errors=99, crashes=99, losses=99)
@@ -101,7 +115,10 @@ def test_nothing_is_to_be_decided_about_a_completed_attempt() -> None:
         decide(Outcome.COMPLETED, Row())
 
 
-@pytest.mark.parametrize("outcome", sorted(set(Outcome) - {Outcome.COMPLETED}))
+@pytest.mark.parametrize("outcome", sorted(set(Outcome) - {Outcome.COMPLETED, Outcome.HANDED_BACK}))
 @pytest.mark.parametrize("row", [Row(), Row(1000, 998, 0, 0), Row(1, 0, 2, 0), Row(1, 0, 0, 19)])
 def test_no_attempt_spends_more_than_one(outcome: Outcome, row: Row) -> None:
-    assert sum(decide(outcome, row).spent.values()) <= 1
+    decision = decide(outcome, row)
+
+    assert isinstance(decision, Again | GiveUp)
+    assert sum(decision.spent.values()) <= 1

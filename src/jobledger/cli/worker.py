@@ -16,6 +16,7 @@ from jobledger.connections import make_redis
 from jobledger.errors import ConfigurationError
 from jobledger.observe.log import get_logger
 from jobledger.registry import load_job_modules
+from jobledger.worker.command import work
 
 log: Final = get_logger(__name__)
 
@@ -46,16 +47,18 @@ def worker(context: click.Context, queues: tuple[str, ...]) -> None:
 
     Takes jobs from QUEUES, in that order; from JOBLEDGER_QUEUES if none are said. Waits until Redis answers, then
     becomes `rq worker`, as the same process. What follows -- is for RQ, for example: worker high -- --burst --name mine
+
+    After SIGTERM it takes no more jobs; the one that runs has JOBLEDGER_DRAIN_SECONDS, then another worker gets it.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     connections = connect("jobledger-worker", needs_redis=True, is_service=True)
-    load_job_modules(connections.settings.job_modules)  # RQ's process loads them again, but cannot say what is wrong
+    load_job_modules(connections.settings.job_modules)  # RQ loads them again, but cannot say what is wrong
     url = connections.settings.require_redis_url()
     _wait_for_redis(url)
-    arguments = ["-m", "rq.cli", "worker", "-c", "jobledger.rq_config", *context.meta[_FOR_RQ], *queues]
     # RQ prefers this variable to its configuration, so it must not name another Redis.
-    os.execve(sys.executable, [sys.executable, *arguments], {**os.environ, "RQ_REDIS_URL": url})  # noqa: S606
+    os.environ["RQ_REDIS_URL"] = url
+    context.exit(work(queues, context.meta[_FOR_RQ]))
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

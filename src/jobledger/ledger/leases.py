@@ -10,6 +10,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobledger.ledger.direct import Executor
+from jobledger.ledger.rows import Claim, Runner
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -45,6 +48,33 @@ def renew(connection: Connection, job_id: UUID, attempt: int, lease_seconds: flo
         _RENEW, {"id": str(job_id), "attempt": attempt, "lease_seconds": lease_seconds, **asdict(progress)}
     ).one_or_none()
     return row is not None
+
+
+_CLAIM_AGAIN: Final = sa.text("""
+UPDATE job_attempts a
+   SET backend_pid = pg_backend_pid(), started_at = now(),
+       lease_expires_at = now() + make_interval(secs => :lease_seconds)
+  FROM job_statuses j
+ WHERE j.id = CAST(:id AS uuid) AND j.status = 'started' AND a.job_id = j.id AND a.number = j.attempt
+   AND a.outcome IS NULL AND a.worker = :worker AND a.host = :host AND a.pid = :pid AND a.version = :version
+RETURNING j.id, j.attempt, j.job_type, j.queue, j.payload, j.timeout_seconds, j.max_attempts, j.errors, j.crashes,
+          j.losses, j.created_at, j.fire_at
+""")
+
+
+def claim_again(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
+    """Take up this delivery's own claim, whose answer was lost with the connection that it went over.
+
+    Nobody else can have made it: a process runs one delivery of a job at a time. The attempt goes on over this
+    connection, so that the reaper, if it must, ends this one's session.
+
+    Returns:
+        The claim; or None if the row is not started, or by somebody else.
+    """
+    row = connection.execute(
+        _CLAIM_AGAIN, {"id": str(job_id), **asdict(runner), "lease_seconds": lease_seconds}
+    ).one_or_none()
+    return Claim(**row._mapping) if row is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +139,25 @@ def cancel_statement(connection: Connection, job_id: UUID, attempt: int) -> None
     connection.execute(_CANCEL_STATEMENT, {"id": str(job_id), "attempt": attempt})
 
 
+_RESTARTED: Final = sa.text("""
+SELECT pg_postmaster_start_time() > a.started_at FROM job_attempts a
+ WHERE a.job_id = CAST(:id AS uuid) AND a.number = :attempt
+""")
+
+
+def server_restarted(connection: Connection, job_id: UUID, attempt: int) -> bool:
+    """Whether Postgres has started since an attempt began: then its connections were lost, and it is not to blame."""
+    return bool(connection.execute(_RESTARTED, {"id": str(job_id), "attempt": attempt}).scalar())
+
+
+_ANSWER: Final = sa.text("SELECT 1")
+
+
+def probe(connection: Connection) -> None:
+    """Ask Postgres for nothing but an answer: it waits for no lock and no disk."""
+    connection.execute(_ANSWER)
+
+
 def lock_if_lost(connection: Connection, job_id: UUID, attempt: int, *, surely: bool) -> bool:
     """Lock the row of an attempt that is over, for this transaction.
 
@@ -143,12 +192,3 @@ def record_sweep(connection: Connection, name: str, by: str, gap_seconds: float,
             _SWEPT, {"name": name, "by": by, "gap_seconds": gap_seconds, "lease_seconds": lease_seconds}
         ).scalar_one()
     )
-
-
-_LAST_SWEEP: Final = sa.text("SELECT extract(epoch FROM now() - max(swept_at)) FROM sweeps")
-
-
-def last_sweep_age_seconds(connection: Connection) -> float | None:
-    """How long ago anybody swept; None if nobody ever has."""
-    age = connection.execute(_LAST_SWEEP).scalar_one()
-    return float(age) if age is not None else None

@@ -1,4 +1,4 @@
-"""With `dependencies`, the only writer of statuses: one function per move, each one guarded statement.
+"""With `dependencies` and `lost_wakes`, the only writer of statuses: one function per move, each one guarded statement.
 
 A guard names the status that it expects and, for a run, the fence (`attempt`). No row back is an answer: somebody
 else moved the job first. Time is always the database's; where the transaction may be a job's or a caller's, which began
@@ -30,13 +30,13 @@ SELECT n.id, n.job_type, n.queue, n.payload, n.title, n.owner, n.timeout_seconds
        n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), due.at, s.status, n.canceled_reason,
        CASE WHEN s.status = 'canceled' THEN statement_timestamp() END,
        CASE WHEN s.status = 'queued' THEN statement_timestamp() END,
-       CASE WHEN s.status = 'queued' THEN statement_timestamp() END,
-       CASE WHEN s.status = 'queued' THEN 1 ELSE 0 END,
+       CASE WHEN s.status = 'queued' AND n.pushed THEN statement_timestamp() END,
+       CASE WHEN s.status = 'queued' AND n.pushed THEN 1 ELSE 0 END,
        statement_timestamp(), statement_timestamp()
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n(
         id uuid, job_type text, queue text, payload jsonb, title text, owner text, timeout_seconds float8,
         max_attempts int, has_on_failed bool, waiting_parents int, schedule_id uuid, fire_at_epoch float8,
-        delay_seconds float8, available_at_epoch float8, canceled_reason text)
+        delay_seconds float8, available_at_epoch float8, canceled_reason text, pushed bool)
 CROSS JOIN LATERAL (
     SELECT coalesce(to_timestamp(n.available_at_epoch),
                     statement_timestamp() + make_interval(secs => n.delay_seconds)) AS at
@@ -52,8 +52,8 @@ RETURNING id, status, reason
 def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Accepted]:
     """A dispatch: nothing -> queued, scheduled, deferred or (a parent had failed) canceled. One statement for all.
 
-    A queued row is written as pushed, because its push follows the commit at once; if that fails, `unpush` says
-    so, and if the process dies in between, the reconciler misses it in Redis.
+    A queued row is written as pushed if its push will follow the commit at once; if that fails, `unpush` says so, and
+    if the process dies in between, the reconciler misses it in Redis. Otherwise the relay pushes it.
     """
     rows = "[" + ",".join(_as_json(job) for job in jobs) + "]"
     return [Accepted(row.id, JobStatus(row.status), row.reason) for row in connection.execute(_INSERT, {"rows": rows})]
@@ -211,6 +211,32 @@ def reschedule(
     )
 
 
+_HAND_BACK: Final = sa.text(f"""
+WITH moved AS (
+    UPDATE job_statuses
+       SET status = 'queued', pushed_at = statement_timestamp(), push_count = push_count + 1,
+           updated_at = statement_timestamp()
+     WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
+    RETURNING id, attempt, queue, job_type, title, timeout_seconds, push_count
+), {_CLOSE_ATTEMPT}
+SELECT id, queue, job_type, title, timeout_seconds, push_count FROM moved
+""")  # noqa: S608 - put together from constants
+
+
+def hand_back(connection: Connection, job_id: UUID, attempt: int, outcome: Outcome, evidence: Evidence) -> Wake | None:
+    """started -> queued: this attempt is over through no fault of the job's, and nothing is spent.
+
+    `queued_at` stays what it was, so the job has the place in the order that it had.
+
+    Returns:
+        What the caller pushes after the commit; None if this attempt was fenced out.
+    """
+    row = connection.execute(
+        _HAND_BACK, {"id": str(job_id), "attempt": attempt, **_closing(outcome, evidence)}
+    ).one_or_none()
+    return Wake(**row._mapping) if row is not None else None
+
+
 _FAIL: Final = sa.text(f"""
 WITH moved AS (
     UPDATE job_statuses
@@ -278,27 +304,35 @@ def _closing(outcome: Outcome, evidence: Evidence) -> dict[str, Any]:
 
 _PROMOTE_DUE: Final = sa.text("""
 UPDATE job_statuses
-   SET status = 'queued', queued_at = now(), pushed_at = now(), push_count = push_count + 1, updated_at = now()
+   SET status = 'queued', queued_at = now(), pushed_at = NULL, updated_at = now()
  WHERE id IN (SELECT id FROM job_statuses WHERE status = 'scheduled' AND available_at <= now()
                ORDER BY available_at LIMIT :limit FOR UPDATE SKIP LOCKED)
    AND status = 'scheduled'
-RETURNING id, queue, job_type, title, timeout_seconds, push_count
 """)
 
 
-def promote_due(connection: Connection, limit: int) -> list[Wake]:
-    """scheduled -> queued for jobs whose time has come. The caller pushes, then commits."""
-    return [Wake(**row._mapping) for row in connection.execute(_PROMOTE_DUE, {"limit": limit})]
+def promote_due(connection: Connection, limit: int) -> int:
+    """scheduled -> queued for jobs whose time has come, not pushed yet.
+
+    Returns:
+        How many.
+    """
+    return connection.execute(_PROMOTE_DUE, {"limit": limit}).rowcount
 
 
 _RETRY: Final = sa.text("""
-UPDATE job_statuses
-   SET status = 'queued', reason = NULL, result = NULL, finished_at = NULL, expires_at = NULL,
-       cancel_requested_at = NULL, waiting_parents = 0, errors = 0, crashes = 0, losses = 0,
-       available_at = statement_timestamp(), queued_at = statement_timestamp(), pushed_at = statement_timestamp(),
-       push_count = push_count + 1, updated_at = statement_timestamp()
- WHERE id = CAST(:id AS uuid) AND status IN ('failed', 'canceled')
-RETURNING id, queue, job_type, title, timeout_seconds, push_count
+WITH moved AS (
+    UPDATE job_statuses
+       SET status = 'queued', reason = NULL, result = NULL, finished_at = NULL, expires_at = NULL,
+           cancel_requested_at = NULL, waiting_parents = 0, errors = 0, crashes = 0, losses = 0,
+           available_at = statement_timestamp(), queued_at = statement_timestamp(), pushed_at = statement_timestamp(),
+           push_count = push_count + 1, updated_at = statement_timestamp()
+     WHERE id = CAST(:id AS uuid) AND status IN ('failed', 'canceled')
+    RETURNING id, queue, job_type, title, timeout_seconds, push_count
+), forgotten AS (
+    DELETE FROM lost_wakes l USING moved WHERE l.job_id = moved.id
+)
+SELECT * FROM moved
 """)
 
 

@@ -108,6 +108,8 @@ class LineHandler(logging.StreamHandler[Any]):
         error = sys.exc_info()[1]
         if isinstance(error, OSError):  # nobody reads us any more
             return
+        if type(error).__module__ in _RAISED_BY_SIGNALS:
+            raise
         instead = logging.LogRecord(record.name, record.levelno, record.pathname, record.lineno, _UNSHOWN, (), None)
         at = f"{record.pathname}:{record.lineno}"
         instead.__dict__.update(template=represented(record.msg), error=represented(error), at=at)
@@ -165,6 +167,8 @@ def _log_uncaught_in_thread(what: threading.ExceptHookArgs) -> None:
 
 
 _UNSHOWN: Final = "A record cannot be shown"
+_RAISED_BY_SIGNALS: Final = ("rq.exceptions", "rq.timeouts")
+"""What RQ raises here comes out of a signal handler, wherever the process just is: a stop would be lost."""
 _PROCESSORS: Final[list[Any]] = [
     structlog.stdlib.filter_by_level,
     structlog.stdlib.PositionalArgumentsFormatter(),

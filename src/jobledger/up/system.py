@@ -26,8 +26,11 @@ READY_SECONDS: Final = 120.0
 GRACE_SECONDS: Final = 15.0
 """What has not ended so long after it was asked to is killed; the ledger repairs a job that it ran."""
 
+DRAIN_SECONDS: Final = 8
+"""Whoever presses Ctrl-C waits for a running job no longer than this: it is handed back, well before the grace ends."""
+
 _TURN_SECONDS: Final = 0.1
-_DRAIN_SECONDS: Final = 1.0
+_LAST_LINES_SECONDS: Final = 1.0
 
 
 def up(settings: Settings, plan: Plan) -> int:
@@ -84,10 +87,7 @@ class _System:
         self._dashboard = self._python("dashboard", "rq_dashboard", "--bind", LOOPBACK, "--port", port)
         self._api = self._python("api", "jobledger", "api")
         self._scheduler = self._python("scheduler", "jobledger", "scheduler")
-        self._workers = [
-            self._python(f"worker-{number}", "rq.cli", "worker", "-c", "jobledger.rq_config")
-            for number in range(1, plan.workers + 1)
-        ]
+        self._workers = [self._worker(number) for number in range(1, plan.workers + 1)]
         self._command = Program("command", plan.command, addresses.environment(), output=None)
 
     def run(self) -> int:
@@ -106,6 +106,12 @@ class _System:
     def _python(self, name: str, module: str, *arguments: str) -> Program:
         command = [sys.executable, "-m", module, *arguments]
         return Program(name, command, self._addresses.environment(), self._output)
+
+    def _worker(self, number: int) -> Program:
+        ours = ["-c", "jobledger.rq_config", "--connection-class", "jobledger.worker.ResilientRedis"]
+        environment = {**self._addresses.environment(), "JOBLEDGER_DRAIN_SECONDS": str(DRAIN_SECONDS)}
+        command = [sys.executable, "-m", "rq.cli", "worker", *ours]
+        return Program(f"worker-{number}", command, environment, self._output)
 
     def _start(self) -> None:
         for program in (self._dashboard, self._api, self._scheduler, *self._workers):
@@ -172,4 +178,4 @@ class _System:
                 self._output.pump(_TURN_SECONDS)
             for program in group:
                 program.kill()
-        self._output.drain(_DRAIN_SECONDS)
+        self._output.drain(_LAST_LINES_SECONDS)

@@ -1,4 +1,4 @@
-"""Interrupts a running job: when its time is up, or when it was fenced out.
+"""Interrupts a running job: when its time is up, when it was fenced out, or when its worker stops.
 
 The interrupts derive from BaseException, so `except Exception` in a job does not swallow them, and they come again
 every second for as long as the job runs on.
@@ -26,6 +26,10 @@ class FencedOut(Interrupt):
     """Another attempt of this job may be running: this one must not write anything."""
 
 
+class HandedBack(Interrupt):
+    """The worker stops, and the time that it had for the job is up: another worker runs it."""
+
+
 class Alarm:
     """Raises `JobTimeout` in the main thread after a while, or any interrupt when asked by another thread.
 
@@ -42,6 +46,7 @@ class Alarm:
         self.deadline = math.inf
         self._pending: Interrupt | None = None
         self._armed = False
+        self._switching = threading.Lock()
         self._thread = threading.get_ident()
         self._previous: tuple[Any, float, float] = (signal.SIG_DFL, 0.0, 0.0)
 
@@ -56,7 +61,14 @@ class Alarm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._armed = False
+        self.disarm()
+
+    def disarm(self) -> None:
+        """Interrupt nothing any more. Idempotent."""
+        with self._switching:  # from here on no other thread sends a signal, which RQ's own alarm would take for its
+            if not self._armed:
+                return
+            self._armed = False
         handler, left, since = self._previous
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
@@ -73,11 +85,17 @@ class Alarm:
         """The time that is left, never negative."""
         return max(0.0, self.deadline - time.monotonic())
 
+    @property
+    def reason(self) -> Interrupt | None:
+        """What another thread has asked to raise."""
+        return self._pending
+
     def interrupt(self, reason: Interrupt) -> None:
-        """Raise in the main thread, from another thread."""
+        """Raise in the main thread, from another thread; again with each call, in case a job has swallowed it."""
         self._pending = reason
-        if self._armed:
-            signal.pthread_kill(self._thread, signal.SIGALRM)
+        with self._switching:
+            if self._armed:
+                signal.pthread_kill(self._thread, signal.SIGALRM)
 
     def _ring(self, _signal: int, _frame: FrameType | None) -> None:
         if not self._armed:

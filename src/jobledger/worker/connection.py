@@ -3,12 +3,15 @@
 It is the worker's spare connection, if there is one, or a pooled one.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import psycopg2
+from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE
 from sqlalchemy.engine import Connection
 
 from jobledger.connections import Connections
+from jobledger.deadlines import shut
 from jobledger.failpoints import reach_with_commit_sent
 from jobledger.ledger import transitions
 from jobledger.ledger.direct import Direct, raise_if_lost
@@ -42,6 +45,11 @@ class RunConnection:
     def is_gone(self) -> bool:
         """Whether the connection was closed or lost."""
         return bool(self.raw.closed)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a statement has been sent and its answer is not complete."""
+        return bool(self.raw.info.transaction_status == TRANSACTION_STATUS_ACTIVE)
 
     def autocommit(self) -> None:
         """From now on each statement is a transaction of its own."""
@@ -84,6 +92,11 @@ class RunConnection:
             self._session_connection = self._connections.adopt(self.raw)
             self._session_connection.begin()
         return self._session_connection
+
+    def shut(self) -> None:
+        """From another thread: end the wait for a server that does not answer. Whoever waits sees a lost connection."""
+        with suppress(psycopg2.Error):  # it is closed already
+            shut(self.raw.fileno())
 
     def cut(self) -> None:
         """Close it for good: its session ends, with all that was not committed."""

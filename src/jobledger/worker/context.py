@@ -68,6 +68,11 @@ class RunContext:
         return self._log
 
     @property
+    def stopping(self) -> bool:
+        """Whether the worker was asked to stop."""
+        return self._lease.stopping
+
+    @property
     def tick(self) -> Tick | None:
         """The tick of the schedule that dispatched this job, looked up when first asked for; None if none did."""
         if self._tick is None and self.claim.fire_at is not None:
@@ -128,5 +133,6 @@ class RunContext:
 
 
 _LIMITS = sa.text(
-    "SELECT set_config('statement_timeout', :milliseconds, true), set_config('lock_timeout', :milliseconds, true)"
+    "SELECT set_config('statement_timeout', :milliseconds, true), set_config('lock_timeout', :milliseconds, true),"
+    " set_config('idle_in_transaction_session_timeout', '0', true)"  # between its statements a job may work for long
 )

@@ -9,6 +9,7 @@ from rq import get_current_job
 
 from jobledger import process
 from jobledger.ledger.rows import Runner
+from jobledger.worker.stop import NOBODY
 
 
 def is_work_horse(job_id: str) -> bool:
@@ -28,7 +29,7 @@ def this_runner(code_version: str) -> Runner:
     """Who claims, for the attempt's row."""
     job = get_current_job()
     return Runner(
-        worker=(job.worker_name if job is not None else None) or "none",
+        worker=(job.worker_name if job is not None else None) or NOBODY,
         host=socket.gethostname(),
         pid=os.getpid(),
         version=code_version,

@@ -12,6 +12,7 @@ import psycopg2
 
 from jobledger.connections import Connections
 from jobledger.errors import LedgerUnavailable
+from jobledger.failpoints import disarmed
 from jobledger.ledger.rows import Claim
 from jobledger.observe.log import get_logger, muted
 from jobledger.worker.run import Run
@@ -35,7 +36,7 @@ def rehearse(connections: Connections, job_type: str, payload: dict[str, Any]) -
     now = datetime.now(UTC)
     claim = Claim(NOBODY, 0, job_type, "default", payload, 60.0, 1, 0, 0, 0, now, None)
     try:
-        with muted():
+        with muted(), disarmed():
             for _ in range(REHEARSALS):
                 Run(connections, NOBODY).rehearse(claim)
     except (LedgerUnavailable, psycopg2.Error) as error:

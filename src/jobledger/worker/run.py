@@ -30,12 +30,13 @@ from jobledger.payload import MAX_RESULT_BYTES, storable, to_json
 from jobledger.registry import load_job_modules, registry
 from jobledger.retry import Retry
 from jobledger.status import JobStatus, Outcome
-from jobledger.worker.alarm import Alarm, FencedOut, JobTimeout
+from jobledger.worker.alarm import Alarm, FencedOut, HandedBack, Interrupt, JobTimeout
 from jobledger.worker.connection import RunConnection
 from jobledger.worker.context import RunContext
 from jobledger.worker.lease import Lease
 from jobledger.worker.process import die_with_parent, is_work_horse, peak_memory_bytes, this_runner
 from jobledger.worker.spare import spare_of_this_worker
+from jobledger.worker.stop import StopRequest
 
 log: Final = get_logger(__name__)
 
@@ -73,12 +74,14 @@ def run_job(job_id: str) -> str:
         BaseException: the error of a job that failed for good, so that RQ's tools show it as failed; or
             LedgerUnavailable, if Postgres stayed away.
     """
-    if is_work_horse(job_id):
-        die_with_parent()
     connections = default_connections()
     if not logging.getLogger().handlers:  # a worker that was started without our configuration, or any other
         set_up_logging(connections.settings)
-    return Run(connections, UUID(job_id)).execute()
+    run = Run(connections, UUID(job_id))
+    if is_work_horse(job_id):
+        die_with_parent()
+        run.stop.listen()
+    return run.execute()
 
 
 class Run:
@@ -89,16 +92,50 @@ class Run:
         self.job_id = job_id
         self.tail = LogTail()
         self.retry = Retry()
-        self.lease: Lease | None = None
+        self.runner = this_runner(connections.settings.code_version)
+        self.stop = StopRequest(connections.settings, self.runner.worker)
+        self.lease = Lease(connections, job_id, self.tail, self.stop, self._write_stuck)
         self.alarm: Alarm | None = None
+        self.claim: Claim | None = None
+        self.claim_lost = False
         self.logged: LoggedRun | None = None
 
     def execute(self) -> str:
         """The steps, in order."""
-        connection, claim = self._patiently(self._claim)
-        if claim is None:
-            connection.release()
-            return "nothing to do: a duplicate delivery, or the job was canceled, held or has expired"
+        with self.lease:
+            connection, claim = self._patiently(self._claim)
+            if claim is None:
+                end = "nothing to do: a duplicate delivery, or the job was canceled, held or has expired"
+            else:
+                end = self._run(connection, claim)
+        connection.release()
+        return end
+
+    def rehearse(self, claim: Claim) -> None:
+        """The same steps for a row that is not there: see `worker.rehearsal`."""
+        with self.lease:
+            connection, _ = self._claim()
+            with self._log_as(claim):
+                self._log_end(self._perform_and_complete(connection, claim))
+        connection.release()
+
+    def _claim(self) -> tuple[RunConnection, Claim | None]:
+        connection = RunConnection(self.connections, spare_of_this_worker())
+        lease_seconds = self.connections.settings.lease_seconds
+        self.lease.claiming(connection)
+        try:
+            connection.autocommit()
+            claim = transitions.claim(connection.direct, self.job_id, self.runner, lease_seconds)
+            if claim is None and self.claim_lost:
+                claim = leases.claim_again(connection.direct, self.job_id, self.runner, lease_seconds)
+        except BaseException:
+            self.claim_lost = True
+            self.lease.claiming(None)
+            connection.cut()
+            raise
+        return connection, claim
+
+    def _run(self, connection: RunConnection, claim: Claim) -> str:
         with self._log_as(claim):
             try:
                 settled = self._perform_and_complete(connection, claim)
@@ -107,41 +144,21 @@ class Run:
                 if settled is not None and settled.status is JobStatus.FAILED:
                     raise
             else:
-                connection.release()
                 self._log_end(settled)
             return _in_words(settled)
 
-    def rehearse(self, claim: Claim) -> None:
-        """The same steps for a row that is not there: see `worker.rehearsal`."""
-        connection, _ = self._claim()
-        with self._log_as(claim):
-            self._log_end(self._perform_and_complete(connection, claim))
-        connection.release()
-
-    def _claim(self) -> tuple[RunConnection, Claim | None]:
-        connection = RunConnection(self.connections, spare_of_this_worker())
-        settings = self.connections.settings
-        try:
-            connection.autocommit()
-            runner = this_runner(settings.code_version)
-            return connection, transitions.claim(connection.direct, self.job_id, runner, settings.lease_seconds)
-        except BaseException:
-            connection.cut()
-            raise
-
     def _perform_and_complete(self, connection: RunConnection, claim: Claim) -> Settled | None:
-        self.alarm = Alarm(claim.timeout_seconds)
-        with self._keep_lease(connection, claim, self.alarm) as self.lease:
-            job_class = self._load(claim)  # under the lease, and outside of the job's own time
-            context = RunContext(claim, self.tail, connection, self.alarm, self.lease)
-            with self.alarm:
-                self.lease.begin()
-                reach(Failpoint.AFTER_CLAIM)
-                result = _encode_result(job_class.run(context))
-                context.flush()
-            self.lease.finishing()
-            reach(Failpoint.BEFORE_FINISH)
-            settled = self._complete(connection, claim, context, result)
+        self.claim, self.alarm = claim, Alarm(claim.timeout_seconds)
+        self.lease.claimed(claim.attempt, self.alarm)
+        job_class = self._load(claim)  # under the lease, and outside of the job's own time
+        context = RunContext(claim, self.tail, connection, self.alarm, self.lease)
+        with self.alarm:
+            reach(Failpoint.AFTER_CLAIM)
+            result = _encode_result(job_class.run(context))
+            context.flush()
+        self.lease.ending()
+        reach(Failpoint.BEFORE_FINISH)
+        settled = self._complete(connection, claim, context, result)
         reach(Failpoint.AFTER_FINISH)
         if settled is not None:
             context.push_held()
@@ -163,16 +180,6 @@ class Run:
         except ConfigurationError as error:  # a module of another deployment that does not work here
             raise UnknownJobType(str(error)) from error
         return registry.lookup(claim.job_type)
-
-    def _keep_lease(self, connection: RunConnection, claim: Claim, alarm: Alarm) -> Lease:
-        return Lease(
-            self.connections,
-            claim.id,
-            claim.attempt,
-            alarm,
-            self.tail,
-            on_stuck=lambda: self._write_stuck(claim),
-        )
 
     def _complete(
         self, connection: RunConnection, claim: Claim, context: RunContext, result: str | None
@@ -211,18 +218,24 @@ class Run:
                     raise EffectsLost("The connection was lost before the job's effects were committed.") from error
                 return finish.complete(fresh, claim.id, claim.attempt, result, evidence)
 
-        return self._patiently(look_or_complete)
+        return self._patiently(look_or_complete, END_PATIENCE_SECONDS)
 
     def _conclude(self, connection: RunConnection, claim: Claim, error: BaseException) -> Settled | None:
         """Write the end of an attempt that did not complete, on a fresh connection."""
+        if self.alarm is not None:
+            self.alarm.disarm()
+        self.lease.ending()
         outcome = self._classify(error, connection)
         connection.cut()  # its effects and locks are gone before the job runs again
         if isinstance(error, FencedOut):
             self._log_end(None)
             return None
-        return self._write_end(claim, outcome, error, self._evidence(error, _trace(error)))
+        patience = LEDGER_PATIENCE_SECONDS if isinstance(error, LedgerUnavailable) else END_PATIENCE_SECONDS
+        return self._write_end(claim, outcome, error, self._evidence(error, _trace(error)), patience)
 
     def _classify(self, error: BaseException, connection: RunConnection) -> Outcome:
+        if self.alarm is not None and isinstance(self.alarm.reason, HandedBack):
+            return Outcome.HANDED_BACK  # whatever the job made of the interrupt
         if isinstance(error, JobTimeout):
             return Outcome.TIMEOUT
         if isinstance(error, UnknownJobType):
@@ -236,7 +249,14 @@ class Run:
             return Outcome.LOST
         return Outcome.ERROR
 
-    def _write_end(self, claim: Claim, outcome: Outcome, error: BaseException, evidence: Evidence) -> Settled | None:
+    def _write_end(
+        self,
+        claim: Claim,
+        outcome: Outcome,
+        error: BaseException,
+        evidence: Evidence,
+        patience_seconds: float = END_PATIENCE_SECONDS,
+    ) -> Settled | None:
         def write() -> Settled | None:
             with self.connections.transaction(WRITE_DEADLINE_SECONDS) as fresh:
                 fresh.execute(_SHORT_LOCK_WAIT)
@@ -244,21 +264,21 @@ class Run:
                     queries.seconds_of_unknown_type(fresh, claim.id) if outcome is Outcome.UNKNOWN_TYPE else 0.0
                 )
                 judged = TimeoutError() if outcome is Outcome.TIMEOUT else error
-                decision = finish.decide(outcome, claim, self.retry, judged, unknown_for)
+                restarted = outcome is Outcome.LOST and leases.server_restarted(fresh, claim.id, claim.attempt)
+                decision = finish.decide(outcome, claim, self.retry, judged, unknown_for, server_restarted=restarted)
                 return finish.settle(fresh, claim.id, claim.attempt, outcome, decision, evidence)
 
-        settled = self._patiently(write, END_PATIENCE_SECONDS)
+        settled = self._patiently(write, patience_seconds)
         if settled is not None:
             push_quietly(self.connections, settled.wakes)
         self._log_end(settled, outcome, evidence)
         return settled
 
-    def _write_stuck(self, claim: Claim) -> None:
+    def _write_stuck(self, reason: Interrupt) -> None:
         """Called by the lease's thread for a job that reacts to nothing, before the process exits."""
-        error = JobTimeout(
-            f"The attempt ran longer than its timeout of {claim.timeout_seconds:g} s and could not be interrupted."
-        )
-        self._write_end(claim, Outcome.TIMEOUT, error, self._evidence(error, None))
+        if self.claim is not None:
+            outcome = Outcome.HANDED_BACK if isinstance(reason, HandedBack) else Outcome.TIMEOUT
+            self._write_end(self.claim, outcome, reason, self._evidence(reason, None))
 
     def _log_as(self, claim: Claim) -> LoggedRun:
         """From here to the end of the run, each log line says whose it is."""
@@ -280,6 +300,8 @@ class Run:
             log.info("Fenced out: another attempt ends this job")
         elif settled.status is JobStatus.COMPLETED or evidence is None:
             log.info("Completed")
+        elif settled.status is JobStatus.QUEUED:
+            log.info("Handed back")
         elif settled.status is JobStatus.FAILED:
             log.info("Failed", outcome=outcome.value, error_type=evidence.error_type, error=evidence.error_message)
         else:
@@ -292,16 +314,16 @@ class Run:
             )
 
     def _evidence(self, error: BaseException | None = None, trace: str | None = None) -> Evidence:
-        progress = self.lease.progress if self.lease is not None else None
+        progress = self.lease.progress
         return Evidence(
             error_type=type(error).__qualname__ if error is not None else None,
             error_message=_storable(_in_text(error)) if error is not None else None,
             traceback=_storable(trace) if trace is not None else None,
             log_tail=_storable(self.tail.text()),
             peak_memory_bytes=peak_memory_bytes(),
-            progress_done=progress.progress_done if progress else None,
-            progress_total=progress.progress_total if progress else None,
-            progress_note=progress.progress_note if progress else None,
+            progress_done=progress.progress_done,
+            progress_total=progress.progress_total,
+            progress_note=progress.progress_note,
         )
 
     def _patiently(self, step: Callable[[], T], patience_seconds: float = LEDGER_PATIENCE_SECONDS) -> T:
@@ -362,6 +384,8 @@ def _trace(error: BaseException) -> str:
 def _in_words(settled: Settled | None) -> str:
     if settled is None:
         return "fenced out: another attempt ends this job"
+    if settled.status is JobStatus.QUEUED:
+        return "handed back: the worker stops, another one runs it"
     if settled.status is JobStatus.SCHEDULED:
         return f"scheduled: runs again in {settled.wait_seconds:.1f} s"
     return settled.status.value

@@ -15,7 +15,6 @@ message; then each work-horse connects for itself.
 import mmap
 import os
 import select
-import socket
 import time
 from contextlib import suppress
 from typing import Any, Final
@@ -24,6 +23,7 @@ import psycopg2
 from sqlalchemy.exc import DBAPIError
 
 from jobledger.connections import Connections
+from jobledger.deadlines import shut
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import transitions
 from jobledger.observe.log import get_logger
@@ -111,8 +111,8 @@ class SpareConnection:
 
     def _discard(self) -> None:
         """End it for all who hold it; what a killed work-horse had sent of a message must not be completed by ours."""
-        with suppress(OSError), socket.socket(fileno=os.dup(self._raw.fileno())) as shared:
-            shared.shutdown(socket.SHUT_RDWR)
+        with suppress(psycopg2.Error):
+            shut(self._raw.fileno())
         self._raw.close()
         self._raw = None
 

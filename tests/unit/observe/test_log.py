@@ -1,5 +1,6 @@
 """How a process sets up its logs; the loggers of ours and of jobs."""
 
+import io
 import json
 import logging
 import logging.config
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from rq.exceptions import StopRequested
 
 from jobledger.observe.log import LineHandler, TailHandler, get_job_logger, get_logger, logging_config
 from jobledger.observe.log_lines import LineFormatter
@@ -180,3 +182,15 @@ def test_what_cannot_be_shown_never_fails_whoever_logs_it(
 
     (line,) = capsys.readouterr().err.splitlines()
     assert "hostile" in json.loads(line)["logger"]
+
+
+def test_a_stop_that_comes_while_a_line_is_written_is_not_lost() -> None:
+    class Stopping(io.StringIO):
+        def write(self, text: str) -> int:
+            raise StopRequested  # as RQ's handler of SIGTERM does, wherever the process is
+
+    logger = logging.Logger("stops")
+    logger.addHandler(LineHandler(Stopping()))
+
+    with pytest.raises(StopRequested):
+        logger.info("cleaning registries")

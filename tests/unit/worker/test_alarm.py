@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobledger.worker.alarm import Alarm, FencedOut, JobTimeout
+from jobledger.worker.alarm import Alarm, FencedOut, HandedBack, JobTimeout
 
 LONG = 60.0
 
@@ -68,6 +68,36 @@ def test_another_thread_interrupts_with_a_reason() -> None:
 
     with pytest.raises(FencedOut, match="attempt 1"):
         interrupted_work()
+
+
+def test_an_interrupt_that_was_swallowed_comes_again_when_it_is_asked_for_again() -> None:
+    swallowed = threading.Event()
+
+    def interrupt_twice(alarm: Alarm) -> None:
+        alarm.interrupt(HandedBack("the worker stops"))
+        assert swallowed.wait(10)
+        alarm.interrupt(HandedBack("the worker stops"))
+
+    def stubborn_work() -> None:
+        with Alarm(LONG) as alarm:
+            thread = threading.Thread(target=interrupt_twice, args=[alarm])
+            with contextlib.suppress(HandedBack):
+                thread.start()
+                work()
+            swallowed.set()
+            work()
+
+    with pytest.raises(HandedBack):
+        stubborn_work()
+
+
+def test_a_disarmed_alarm_interrupts_nothing_and_may_be_left() -> None:
+    with Alarm(LONG) as alarm:
+        alarm.disarm()
+        alarm.interrupt(HandedBack("too late"))
+        alarm.disarm()
+
+    assert isinstance(alarm.reason, HandedBack)
 
 
 def test_an_interrupt_after_the_end_of_the_job_does_nothing() -> None:
