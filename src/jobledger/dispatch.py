@@ -1,11 +1,14 @@
 """The one door in: validate, write the row, and push its wake-up after the commit.
 
 The row is written in the caller's transaction, in that of a schedule's tick, or in one of its own. The push follows
-the commit; if Redis is away the row says so, and the relay pushes it later.
+the commit; if Redis is away, or the list is full (`queues.window`), the row says so, and the relay pushes it in its
+turn.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -114,16 +117,24 @@ def dispatch(
             "AsyncSession."
         )
     rows = [_new_job(request, connections, tick) for request in requests]
-    wakes = {row.id: Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) for row in rows}
+    asks_first = not any(request.options.after for request in requests)  # children may wait for long
+    if asks_first:
+        rows = _ask_for_room(connections, rows)
+    wakes = {
+        row.id: Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) for row in rows if row.pushed
+    }
     if session is None:
         with connections.transaction(DEADLINE_SECONDS) as connection:
             accepted = _write(connection, rows, requests)
-        push_quietly(connections, [wakes[one.id] for one in accepted if one.status is JobStatus.QUEUED])
+        (_push if asks_first else push_quietly)(connections, _due(accepted, wakes))
         return accepted
     accepted = _write(session.connection(), rows, requests)
-    due = [wakes[one.id] for one in accepted if one.status is JobStatus.QUEUED]
-    hold_wakes(session, until_commit=True).add(session, connections, due)
+    hold_wakes(session, until_commit=True).add(session, connections, _due(accepted, wakes), has_room=asks_first)
     return accepted
+
+
+def _due(accepted: Sequence[Accepted], wakes: Mapping[UUID, Wake]) -> list[Wake]:
+    return [wakes[one.id] for one in accepted if one.status is JobStatus.QUEUED and one.id in wakes]
 
 
 async def dispatch_async(
@@ -150,6 +161,34 @@ def _new_job(request: Request, connections: Connections, tick: _Tick | None) -> 
         schedule_id=tick.schedule_id if tick else None,
         fire_at_epoch=tick.fire_at.timestamp() if tick else None,
     )
+
+
+def _ask_for_room(connections: Connections, rows: list[NewJob]) -> list[NewJob]:
+    """Before anything is written: which of the rows will be pushed, if they are queued at once."""
+    now = time.time()  # only to leave out what will surely wait: the database decides
+    soon = [row for row in rows if row.delay_seconds <= 0 and (row.available_at_epoch or 0) <= now]
+    room = _room(connections, Counter(row.queue for row in soon))
+    if all(room[name] >= count for name, count in Counter(row.queue for row in soon).items()):
+        return rows
+    asked = {row.id for row in soon}
+    fitted = []
+    for row in rows:
+        fits = row.id not in asked or room[row.queue] > 0
+        room[row.queue] -= row.id in asked
+        fitted.append(row if fits else replace(row, pushed=False))
+    return fitted
+
+
+def _room(connections: Connections, wanted: Mapping[str, int]) -> Counter[str]:
+    """How many wake-ups of each queue may be pushed now; none if Redis is away."""
+    room: Counter[str] = Counter()
+    window = queues.window_of(connections)
+    try:
+        for name, count in wanted.items():
+            room[name] = window.grant(connections.redis, name, count)
+    except redis.RedisError as error:
+        log.warning("Redis is away: the relay will push", error=str(error))
+    return room
 
 
 def _write(connection: Connection, rows: list[NewJob], requests: Sequence[Request]) -> list[Accepted]:
@@ -181,11 +220,29 @@ _HOW: Final = {JobStatus.FAILED: "failed", JobStatus.CANCELED: "was canceled"}
 
 
 def push_quietly(connections: Connections, wakes: Sequence[Wake]) -> bool:
-    """Push; and if Redis is away, write so into the rows, so that the relay pushes them soon.
+    """Push what has room; and write into the rows of the rest that it was not pushed, so that the relay does it.
+
+    Args:
+        connections: the servers.
+        wakes: of rows that are committed, and say that they were pushed.
 
     Returns:
-        Whether Redis took them. Nothing is raised: the jobs are accepted, and repair will wake them.
+        Whether Redis took all. Nothing is raised: the jobs are accepted, and repair will wake them.
     """
+    if not wakes:
+        return True
+    room = _room(connections, Counter(wake.queue for wake in wakes))
+    fitting: list[Wake] = []
+    rest: list[Wake] = []
+    for wake in wakes:
+        (fitting if room[wake.queue] > 0 else rest).append(wake)
+        room[wake.queue] -= 1
+    _note_unpushed(connections, rest)
+    return _push(connections, fitting) and not rest
+
+
+def _push(connections: Connections, wakes: Sequence[Wake]) -> bool:
+    """Push what has room; the same if Redis is away."""
     if not wakes:
         return True
     reach(Failpoint.BEFORE_PUSH)
@@ -193,13 +250,20 @@ def push_quietly(connections: Connections, wakes: Sequence[Wake]) -> bool:
         queues.push(connections.redis, wakes)
     except redis.RedisError as error:
         log.warning("Redis is away: the relay will push", wakes=len(wakes), error=str(error))
-        try:
-            with connections.transaction(DEADLINE_SECONDS) as connection:
-                pushes.unpush(connection, [(wake.id, wake.push_count) for wake in wakes])
-        except (LedgerUnavailable, SQLAlchemyError) as unwritten:  # accepted all the same; the reconciler will see
-            log.warning("Not noted as not pushed", wakes=len(wakes), error=str(unwritten))
+        queues.window_of(connections).close()
+        _note_unpushed(connections, wakes)
         return False
     return True
+
+
+def _note_unpushed(connections: Connections, wakes: Sequence[Wake]) -> None:
+    if not wakes:
+        return
+    try:
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            pushes.unpush(connection, [(wake.id, wake.push_count) for wake in wakes])
+    except (LedgerUnavailable, SQLAlchemyError) as unwritten:  # accepted all the same; the reconciler will see
+        log.warning("Not noted as not pushed", wakes=len(wakes), error=str(unwritten))
 
 
 _HELD: Final = "jobledger_held_wakes"
@@ -211,21 +275,22 @@ class HeldWakes:
     """The wake-ups of one session that wait for its commit, each with the (sub)transaction it was written in."""
 
     _connections: Connections | None = None
-    _waiting: list[tuple[SessionTransaction | None, Wake]] = field(default_factory=list)
+    _waiting: list[tuple[SessionTransaction | None, Wake, bool]] = field(default_factory=list)
 
-    def add(self, session: Session, connections: Connections, wakes: Sequence[Wake]) -> None:
+    def add(self, session: Session, connections: Connections, wakes: Sequence[Wake], *, has_room: bool) -> None:
         self._connections = connections
         written_in = session.get_nested_transaction() or session.get_transaction()
-        self._waiting.extend((written_in, wake) for wake in wakes)
+        self._waiting.extend((written_in, wake, has_room) for wake in wakes)
 
     def push(self) -> None:
         """Push what was committed."""
-        wakes, self._waiting = [wake for _, wake in self._waiting], []
+        waiting, self._waiting = self._waiting, []
         if self._connections is not None:
-            push_quietly(self._connections, wakes)
+            _push(self._connections, [wake for _, wake, has_room in waiting if has_room])
+            push_quietly(self._connections, [wake for _, wake, has_room in waiting if not has_room])
 
     def _rolled_back(self, _: Session, rolled_back: SessionTransaction) -> None:
-        self._waiting = [(where, wake) for where, wake in self._waiting if not _is_inside(where, rolled_back)]
+        self._waiting = [one for one in self._waiting if not _is_inside(one[0], rolled_back)]
 
     def _committed(self, session: Session) -> None:
         # SQLAlchemy calls this for the release of a savepoint too: only the outermost commit is one.

@@ -1,7 +1,7 @@
 """The words of the ledger: statuses, the one table of legal moves, and how an attempt can end.
 
-Each status says who moves a job in and who moves it out. `ledger.transitions` and `ledger.dependencies` are the only
-writers; every function there is a row of `MOVES`, or some.
+Each status says who moves a job in and who moves it out. `ledger.transitions`, `dependencies` and `lost_wakes` are the
+only writers; every function there is a row of `MOVES`, or some.
 """
 
 from enum import StrEnum
@@ -16,13 +16,13 @@ class JobStatus(StrEnum):
     SCHEDULED = "scheduled"
     """Waits for a time (delay, backoff). In: dispatch, finish, reaper. Out: relay, when due; a person: cancel."""
     QUEUED = "queued"
-    """May run now. In: dispatch, relay, finish of a parent; a person: retry. Out: claim; a person: cancel."""
+    """May run now. In: dispatch, relay, finish; a person: retry. Out: claim, reconciler; a person: cancel."""
     STARTED = "started"
     """An attempt holds the lease. In: claim. Out: finish, reaper."""
     COMPLETED = "completed"
     """Terminal; the result is kept. In: finish. Out: nobody."""
     FAILED = "failed"
-    """Terminal, with a reason: the dead-letter set. In: finish, reaper. Out: a person: retry."""
+    """Terminal, with a reason: the dead-letter set. In: finish, reaper, reconciler. Out: a person: retry."""
     CANCELED = "canceled"
     """Terminal, with who and why. In: dispatch, the end of a parent; a person: cancel. Out: a person: retry."""
 
@@ -50,6 +50,8 @@ MOVES: Final[frozenset[tuple[JobStatus | None, JobStatus]]] = frozenset(
         (JobStatus.STARTED, JobStatus.SCHEDULED),
         (JobStatus.STARTED, JobStatus.QUEUED),  # handed back
         (JobStatus.STARTED, JobStatus.FAILED),
+        # the reconciler: no wake-up led to a claim
+        (JobStatus.QUEUED, JobStatus.FAILED),
         # a person: cancel (and see above: deferred)
         (JobStatus.SCHEDULED, JobStatus.CANCELED),
         (JobStatus.QUEUED, JobStatus.CANCELED),

@@ -24,6 +24,7 @@ GENERATED = {
     ".git",
     ".venv",
     ".jobledger",
+    ".chaos",
     ".mypy_cache",
     ".pytest_cache",
     ".ruff_cache",

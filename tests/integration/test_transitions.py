@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,9 +16,11 @@ from sqlalchemy.engine import Connection
 from harness import eventually, one_value
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Outcome, Reason, Retry
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import dependencies, transitions
+from jobledger.ledger import dependencies, leases, lost_wakes, transitions
+from jobledger.ledger.suspects import Suspect
 from jobledger.ledger.transitions import Evidence, NewJob, Runner
 from jobledger.maintenance.reaper import reap
+from jobledger.maintenance.reconcile import MAX_LOST_WAKES, reconcile
 from jobledger.maintenance.relay import relay_due
 from jobledger.registry import registry
 from jobledger.status import MOVES, TERMINAL
@@ -136,6 +138,11 @@ def release_later(ledger: Connection, job_id: UUID) -> None:
     dependencies.release_children(ledger, parent_of(ledger, job_id))
 
 
+def give_up(ledger: Connection, job_id: UUID) -> None:
+    pushes = ledger.execute(sa.text("SELECT push_count FROM job_statuses WHERE id = :id"), {"id": job_id}).scalar_one()
+    lost_wakes.give_up(ledger, Suspect(job_id, pushes, 0, 4), uuid4())
+
+
 MOVES_OF_FUNCTIONS = {
     "claim": Move(frozenset({QUEUED}), STARTED, lambda ledger, job: transitions.claim(ledger, job, ME, 30)),
     "complete": Move(
@@ -152,6 +159,15 @@ MOVES_OF_FUNCTIONS = {
         lambda ledger, job: transitions.fail(
             ledger, job, 1, Outcome.LOST, Reason.LOST, {"losses": 1}, Evidence(), uuid4()
         ),
+    ),
+    "hand_back": Move(
+        frozenset({STARTED}),
+        QUEUED,
+        lambda ledger, job: transitions.hand_back(ledger, job, 1, Outcome.HANDED_BACK, Evidence()),
+    ),
+    "give_up": Move(frozenset({QUEUED}), FAILED, give_up),
+    "release_orphans": Move(
+        frozenset({DEFERRED}), QUEUED, lambda ledger, job: dependencies.release_orphans(ledger, [job])
     ),
     "promote_due": Move(frozenset({SCHEDULED}), QUEUED, promote_due),
     "release_children": Move(frozenset({DEFERRED}), QUEUED, release),
@@ -225,13 +241,14 @@ def test_the_functions_make_every_legal_move_and_none_besides() -> None:
 
 
 @pytest.mark.parametrize("attempt", [0, 2])
-@pytest.mark.parametrize("name", ["complete", "reschedule", "fail"])
+@pytest.mark.parametrize("name", ["complete", "reschedule", "fail", "hand_back"])
 def test_another_attempt_than_the_running_one_moves_nothing(ledger: Connection, name: str, attempt: int) -> None:
     job_id = claimed(ledger)
     row, attempts = row_of(ledger, job_id), attempts_of(ledger, job_id)
     moves: dict[str, Callable[[], object]] = {
         "complete": lambda: transitions.complete(ledger, job_id, attempt, None, Evidence()),
         "reschedule": lambda: transitions.reschedule(ledger, job_id, attempt, Outcome.ERROR, 0, {}, Evidence()),
+        "hand_back": lambda: transitions.hand_back(ledger, job_id, attempt, Outcome.HANDED_BACK, Evidence()),
         "fail": lambda: transitions.fail(ledger, job_id, attempt, Outcome.ERROR, Reason.ERROR, {}, Evidence(), uuid4()),
     }
 
@@ -252,6 +269,39 @@ def test_the_end_of_an_earlier_attempt_moves_nothing_of_a_later_one(ledger: Conn
 
 
 # -- what moves with a status
+
+
+def test_a_claim_is_taken_up_again_by_the_process_that_made_it_and_by_no_other(ledger: Connection) -> None:
+    job_id = claimed(ledger)
+
+    again = leases.claim_again(ledger, job_id, ME, 30)
+    others = [replace(ME, pid=2), replace(ME, host="there"), replace(ME, worker="another")]
+
+    assert again is not None
+    assert (again.id, again.attempt) == (job_id, 1)
+    assert [leases.claim_again(ledger, job_id, other, 30) for other in others] == [None] * 3
+    transitions.complete(ledger, job_id, 1, None, Evidence())
+    assert leases.claim_again(ledger, job_id, ME, 30) is None
+
+
+def test_a_job_that_is_handed_back_keeps_its_place_and_its_budgets(ledger: Connection) -> None:
+    job_id = claimed(ledger)
+    ledger.execute(
+        sa.text("UPDATE job_statuses SET queued_at = queued_at - interval '1 hour' WHERE id = :id"), {"id": job_id}
+    )
+    before = row_of(ledger, job_id)
+
+    wake = transitions.hand_back(ledger, job_id, 1, Outcome.HANDED_BACK, Evidence(log_tail="half done"))
+
+    after = row_of(ledger, job_id)
+    assert wake is not None
+    assert (wake.id, wake.queue, wake.push_count) == (job_id, "default", before["push_count"] + 1)
+    kept = ("queued_at", "priority", "errors", "crashes", "losses", "attempt", "payload")
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert after["pushed_at"] >= before["pushed_at"]
+    (attempt,) = attempts_of(ledger, job_id)
+    assert (attempt.outcome, attempt.log_tail) == ("handed_back", "half done")
+    assert transitions.claim(ledger, job_id, ME, 30).attempt == 2
 
 
 def test_a_claim_opens_an_attempt_with_a_lease(ledger: Connection) -> None:
@@ -431,9 +481,25 @@ def test_whatever_happens_to_jobs_is_a_legal_move(
     run(unknown)
     registry.register("Unlucky", Unlucky)
     _claim(connections, lost.id)
+    stopped = Echo.dispatch()
+    _claim(connections, stopped.id)
+    with connections.transaction() as connection:
+        assert transitions.hand_back(connection, stopped.id, 1, Outcome.HANDED_BACK, Evidence())
     with connections.transaction() as connection:
         connection.exec_driver_sql("UPDATE job_attempts SET lease_expires_at = now() - interval '1 h'")
         connection.exec_driver_sql("INSERT INTO sweeps (name, swept_by, resumed_at) VALUES ('reap', 'me', 'epoch')")
+    unwakeable = Echo.dispatch()
+    connections.redis.flushall()
+    with connections.transaction() as connection:
+        connection.exec_driver_sql("UPDATE job_statuses SET pushed_at = now() - interval '1 h'")
+        connection.exec_driver_sql(
+            "INSERT INTO sweeps (name, swept_by, resumed_at) VALUES ('reconcile', 'me', 'epoch')"
+        )
+        connection.exec_driver_sql(
+            f"INSERT INTO lost_wakes (job_id, attempt, losses) VALUES ('{unwakeable.id}', 0, {MAX_LOST_WAKES - 1})"
+        )
+    reconcile(connections, settled_seconds=0.0)
+    assert unwakeable.refresh().status is FAILED
     eager = connections.settings.model_copy(update={"lease_seconds": 1})
     eventually(lambda: reap(Connections(eager)), what="the lost attempt is reaped")
 
@@ -467,6 +533,7 @@ IMPOSSIBLE_ELSEWHERE = {
     "ck_job_attempts_outcome_known": "UPDATE job_attempts SET outcome = 'fine', finished_at = now()",
     "ck_job_attempts_outcome_iff_finished": "UPDATE job_attempts SET finished_at = now()",
     "ck_job_attempts_number_positive": "UPDATE job_attempts SET number = 0",
+    "ck_redis_epoch_only_row": "INSERT INTO redis_epoch (only_row, epoch) VALUES (false, 'another')",
     "ck_job_dependencies_not_itself": "INSERT INTO job_dependencies SELECT id, id FROM job_statuses LIMIT 1",
     "ck_schedules_name_length": "INSERT INTO schedules (id, name, trigger, timezone)"
     " VALUES (gen_random_uuid(), '', 'cron', 'UTC')",

@@ -20,7 +20,7 @@ from jobledger.embedded import EmbeddedServers
 from jobledger.finish import GiveUp, Settled, complete, settle
 from jobledger.ledger import transitions
 from jobledger.ledger.transitions import Evidence, Runner
-from jobledger.maintenance.relay import relay_due
+from jobledger.maintenance.relay import relay, relay_due
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
 
@@ -244,7 +244,7 @@ def test_a_delayed_child_waits_for_its_time_after_its_parent(connections: Connec
         connection.execute(
             sa.text("UPDATE job_statuses SET available_at = now() - interval '1 s' WHERE id = :id"), {"id": child.id}
         )
-    relay_due(connections)
+    relay(connections)
     assert child.refresh().status is JobStatus.QUEUED
     assert pushed(connections) == [str(child.id)]
 

@@ -1,5 +1,6 @@
 """The job that calls `on_failed` of another job's class, after that job has failed for good."""
 
+from typing import Final
 from uuid import UUID
 
 from jobledger.errors import JobNotFound
@@ -8,6 +9,8 @@ from jobledger.ledger import queries
 from jobledger.registry import registry
 from jobledger.retry import Retry
 from jobledger.status import ON_FAILED_TYPE
+
+NEVER_STARTED: Final = "No attempt has begun: its wake-ups were lost, or failed before they could claim it."
 
 
 class OnFailed(BaseJob):
@@ -20,13 +23,13 @@ class OnFailed(BaseJob):
         connection = self.session.connection()
         row = queries.job(connection, job_id)
         end = queries.last_failure(connection, job_id)
-        if row is None or end is None:
+        if row is None or (end is None and attempt > 0):
             raise JobNotFound(f"Job {job_id} was pruned before its on_failed could be called.")
         failure = Failure(
             reason=row.reason or "",
-            error_type=end.error_type,
-            message=end.error_message or "",
-            traceback=end.traceback,
+            error_type=end.error_type if end else None,
+            message=(end.error_message if end else NEVER_STARTED) or "",
+            traceback=end.traceback if end else None,
             attempt=attempt,
         )
         registry.lookup(row.job_type).call_on_failed(self._running.on_behalf_of(row.id, row.payload), failure)

@@ -109,3 +109,62 @@ def cancel_children(connection: Connection, parents: Sequence[UUID], how: str) -
     """
     rows = connection.execute(_CANCEL_CHILDREN, {"ids": [str(one) for one in parents], "how": how})
     return [row.id for row in rows if row.has_children]
+
+
+_DEFERRED_BETWEEN: Final = sa.text("""
+(SELECT id FROM job_statuses WHERE status = 'deferred' ORDER BY id LIMIT 1) UNION ALL
+(SELECT id FROM job_statuses WHERE status = 'deferred' ORDER BY id DESC LIMIT 1)
+""")
+
+
+def deferred_between(connection: Connection) -> tuple[UUID, UUID] | None:
+    """The first and the last of the ids of jobs that wait for others; None if none does."""
+    ids = connection.execute(_DEFERRED_BETWEEN).scalars().all()
+    return (ids[0], ids[1]) if ids else None
+
+
+_NO_PARENT_LEFT: Final = """
+NOT EXISTS (SELECT FROM job_dependencies d JOIN job_statuses p ON p.id = d.parent_id
+             WHERE d.child_id = c.id AND p.finished_at IS NULL)
+"""
+_ORPHANS: Final = sa.text(f"""
+SELECT c.id, (SELECT d.parent_id FROM job_dependencies d JOIN job_statuses p ON p.id = d.parent_id
+               WHERE d.child_id = c.id AND p.status IN ('failed', 'canceled') ORDER BY p.id LIMIT 1) AS dead_parent_id
+  FROM (SELECT id FROM job_statuses WHERE status = 'deferred' AND id >= CAST(:first AS uuid)
+         ORDER BY id LIMIT :limit) AS c
+ WHERE {_NO_PARENT_LEFT}
+""")  # noqa: S608 - put together from constants
+
+
+def orphans(connection: Connection, first: UUID, limit: int) -> dict[UUID, UUID | None]:
+    """Jobs that wait although all of their parents have ended, each with a parent that did not complete, if any.
+
+    Args:
+        first: the id to begin with.
+        limit: so many jobs that wait are looked at.
+    """
+    rows = connection.execute(_ORPHANS, {"first": str(first), "limit": limit})
+    return {row.id: row.dead_parent_id for row in rows}
+
+
+_RELEASE_ORPHANS: Final = sa.text(f"""
+WITH stuck AS (
+    SELECT c.id FROM job_statuses c
+     WHERE c.id = ANY(CAST(:ids AS uuid[])) AND c.status = 'deferred' AND {_NO_PARENT_LEFT}
+     ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
+)
+UPDATE job_statuses c
+   SET status = CASE WHEN c.available_at > statement_timestamp() THEN 'scheduled' ELSE 'queued' END,
+       queued_at = CASE WHEN c.available_at <= statement_timestamp() THEN statement_timestamp() END,
+       waiting_parents = 0, pushed_at = NULL, updated_at = statement_timestamp()
+  FROM stuck WHERE c.id = stuck.id AND c.status = 'deferred'
+""")  # noqa: S608 - put together from constants
+
+
+def release_orphans(connection: Connection, ids: Sequence[UUID]) -> int:
+    """deferred -> queued (or scheduled, if delayed) for jobs whose parents have all ended; the relay pushes them.
+
+    Returns:
+        How many.
+    """
+    return connection.execute(_RELEASE_ORPHANS, {"ids": [str(one) for one in ids]}).rowcount

@@ -1,6 +1,8 @@
 """Which queued jobs are in Redis, as far as is known: `pushed_at` and `push_count`. No status moves here."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -9,8 +11,11 @@ from sqlalchemy.engine import Connection
 
 from jobledger.wake import Wake
 
+# A relay that is frozen while it pushes must not keep workers from these rows: Postgres ends its transaction soon.
 _TAKE_UNPUSHED: Final = sa.text("""
-WITH taken AS (
+WITH patience AS MATERIALIZED (
+    SELECT set_config('idle_in_transaction_session_timeout', '10s', true)
+), taken AS (
     UPDATE job_statuses SET pushed_at = now(), push_count = push_count + 1
      WHERE id IN (SELECT id FROM job_statuses
                    WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
@@ -18,7 +23,8 @@ WITH taken AS (
        AND status = 'queued'
     RETURNING id, queue, job_type, title, timeout_seconds, push_count, priority, queued_at
 )
-SELECT id, queue, job_type, title, timeout_seconds, push_count FROM taken ORDER BY priority, queued_at, id
+SELECT id, queue, job_type, title, timeout_seconds, push_count FROM taken CROSS JOIN patience
+ ORDER BY priority, queued_at, id
 """)
 
 
@@ -32,7 +38,7 @@ _UNPUSH: Final = sa.text("""
 WITH lost AS (
     SELECT j.id FROM job_statuses j
       JOIN unnest(CAST(:ids AS uuid[]), CAST(:counts AS int[])) AS seen(id, push_count) ON j.id = seen.id
-     WHERE j.push_count = seen.push_count AND j.status = 'queued' AND j.held_by IS NULL
+     WHERE j.push_count = seen.push_count AND j.status = 'queued' AND j.held_by IS NULL AND j.pushed_at IS NOT NULL
      ORDER BY j.id FOR NO KEY UPDATE OF j
 )
 UPDATE job_statuses j SET pushed_at = NULL FROM lost WHERE j.id = lost.id AND j.status = 'queued'
@@ -51,3 +57,51 @@ def unpush(connection: Connection, wakes: Sequence[tuple[UUID, int]]) -> int:
     return connection.execute(
         _UNPUSH, {"ids": [str(one) for one, _ in wakes], "counts": [count for _, count in wakes]}
     ).rowcount
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """A queued row that was pushed."""
+
+    id: UUID
+    push_count: int
+    pushed_at: datetime
+
+
+_PUSHED: Final = sa.text("""
+SELECT id, push_count, pushed_at FROM job_statuses
+ WHERE status = 'queued' AND held_by IS NULL AND queue = :queue AND pushed_at < CAST(:until AS timestamptz)
+   AND (CAST(:after_at AS timestamptz) IS NULL OR pushed_at >= CAST(:after_at AS timestamptz))
+   AND (CAST(:after_at AS timestamptz) IS NULL
+        OR (pushed_at, id) > (CAST(:after_at AS timestamptz), CAST(:after_id AS uuid)))
+ ORDER BY pushed_at, id LIMIT :limit
+""")
+
+
+def pushed_until(connection: Connection, queue: str, until: datetime, after: Pushed | None, limit: int) -> list[Pushed]:
+    """The queued rows of a queue that were pushed before a moment, oldest push first.
+
+    Args:
+        until: by the clock of the database.
+        after: the last one of the page before.
+    """
+    rows = connection.execute(
+        _PUSHED,
+        {
+            "queue": queue,
+            "until": until,
+            "after_at": after and after.pushed_at,
+            "after_id": after and str(after.id),
+            "limit": limit,
+        },
+    )
+    return [Pushed(**row._mapping) for row in rows]
+
+
+_NOW: Final = sa.text("SELECT clock_timestamp()")
+
+
+def now(connection: Connection) -> datetime:
+    """The clock of the database."""
+    moment: datetime = connection.execute(_NOW).scalar_one()
+    return moment

@@ -11,7 +11,6 @@ from sqlalchemy.engine import Connection
 
 from jobledger.ledger.models import job_attempts, job_statuses
 from jobledger.status import TERMINAL, JobStatus, Outcome
-from jobledger.wake import Wake
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,50 +203,28 @@ def unended_parent(connection: Connection, job_id: UUID) -> tuple[UUID, JobStatu
     return (row.id, JobStatus(row.status)) if row is not None else None
 
 
-_QUEUES: Final = sa.text("""
-SELECT DISTINCT queue FROM job_statuses WHERE status = 'queued' AND held_by IS NULL
-""")
+# One step along an index from each queue to the next, however many rows each has.
+_QUEUES: Final = """
+WITH RECURSIVE names AS (
+    (SELECT queue FROM job_statuses WHERE {0} ORDER BY queue LIMIT 1)
+    UNION ALL
+    SELECT (SELECT j.queue FROM job_statuses j WHERE {0} AND j.queue > names.queue ORDER BY j.queue LIMIT 1)
+      FROM names WHERE names.queue IS NOT NULL
+)
+SELECT queue FROM names WHERE queue IS NOT NULL
+"""
+_WITH_WORK: Final = sa.text(_QUEUES.format("status = 'queued' AND held_by IS NULL"))
+_WITH_UNPUSHED: Final = sa.text(_QUEUES.format("status = 'queued' AND held_by IS NULL AND pushed_at IS NULL"))
 
 
 def queues_with_work(connection: Connection) -> list[str]:
     """Names of the queues that hold a job that may run now."""
-    return sorted(connection.execute(_QUEUES).scalars())
-
-
-_QUEUES_UNPUSHED: Final = sa.text("""
-SELECT DISTINCT queue FROM job_statuses WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL
-""")
+    return sorted(connection.execute(_WITH_WORK).scalars())
 
 
 def queues_with_unpushed(connection: Connection) -> list[str]:
     """Names of the queues that hold a job that may run and is not in Redis."""
-    return sorted(connection.execute(_QUEUES_UNPUSHED).scalars())
-
-
-_PUSHED_BEFORE: Final = sa.text("""
-SELECT id, queue, job_type, title, timeout_seconds, push_count FROM job_statuses
- WHERE status = 'queued' AND held_by IS NULL AND queue = :queue
-   AND pushed_at < now() - make_interval(secs => :age_seconds)
-   AND (CAST(:head_id AS uuid) IS NULL
-        OR pushed_at <= (SELECT pushed_at FROM job_statuses WHERE id = CAST(:head_id AS uuid))
-        OR NOT EXISTS (SELECT FROM job_statuses WHERE id = CAST(:head_id AS uuid) AND pushed_at IS NOT NULL))
- ORDER BY pushed_at LIMIT :limit
-""")
-
-
-def pushed_before(
-    connection: Connection, queue: str, age_seconds: float, head_id: UUID | None, limit: int
-) -> list[Wake]:
-    """Queued jobs that were pushed a while ago and before the job that now heads their Redis list.
-
-    A list is taken from in the order of its pushes, so whatever was pushed before its head should be gone from it:
-    started, or lost.
-    """
-    rows = connection.execute(
-        _PUSHED_BEFORE,
-        {"queue": queue, "age_seconds": age_seconds, "head_id": head_id and str(head_id), "limit": limit},
-    )
-    return [Wake(**row._mapping) for row in rows]
+    return sorted(connection.execute(_WITH_UNPUSHED).scalars())
 
 
 _COUNTS: Final = sa.text("SELECT status, count(*) AS jobs FROM job_statuses GROUP BY status")

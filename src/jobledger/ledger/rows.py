@@ -27,6 +27,8 @@ class NewJob:
     canceled_reason: str | None = None
     schedule_id: UUID | None = None
     fire_at_epoch: float | None = None
+    pushed: bool = True
+    """If it is queued at once: whether its wake-up is pushed after the commit, rather than by the relay."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,20 @@ from typing import Final
 from sqlalchemy.engine import Connection
 
 from jobledger.connections import Connections
+from jobledger.ledger import lost_wakes
 from jobledger.ledger.prune import prune_finished, prune_ticks
 
 BATCH: Final = 1000
 DAY_SECONDS: Final = 86400.0
+LOSSES_SECONDS: Final = 7 * DAY_SECONDS
+"""A wake-up that was lost longer ago says nothing about the next one."""
+
 DEADLINE_SECONDS: Final = 30.0
 
 
 def prune(connections: Connections) -> int:
-    """Delete ended jobs with their attempts, and the ticks of schedules, which are kept for longer.
+    """Delete ended jobs with their attempts, and the ticks of schedules, which are kept for longer; forget lost
+    wake-ups.
 
     Returns:
         How many rows were deleted.
@@ -26,6 +31,7 @@ def prune(connections: Connections) -> int:
     completed, failed = settings.keep_completed_days * DAY_SECONDS, settings.keep_failed_days * DAY_SECONDS
     jobs = _in_batches(connections, lambda connection: prune_finished(connection, completed, failed, BATCH))
     kept = settings.keep_ticks_days * DAY_SECONDS
+    jobs += _in_batches(connections, lambda connection: lost_wakes.prune(connection, LOSSES_SECONDS, BATCH))
     return jobs + _in_batches(connections, lambda connection: prune_ticks(connection, kept, BATCH))
 
 

@@ -7,8 +7,6 @@ lease is stale, while somebody has been sweeping and Postgres has been up for al
 have renewed it: reaped as lost. An outage of our own thus reaps nobody.
 """
 
-import os
-import socket
 from collections.abc import Mapping
 from typing import Final
 from uuid import UUID
@@ -19,16 +17,16 @@ from jobledger import finish, queues
 from jobledger.connections import Connections
 from jobledger.dispatch import push_quietly
 from jobledger.failpoints import Failpoint, reach
-from jobledger.ledger import leases
+from jobledger.ledger import leases, sweeps
 from jobledger.ledger.leases import Running
 from jobledger.ledger.rows import Evidence
 from jobledger.observe.log import get_logger
+from jobledger.process import this_process
 from jobledger.queues import Death
 from jobledger.status import Outcome
 
 log: Final = get_logger(__name__)
 
-SWEEP_NAME: Final = "reap"
 GAP_SECONDS: Final = 15.0
 """After a longer gap between any two sweeps, leases may have gone stale because Postgres was away."""
 
@@ -49,7 +47,7 @@ def reap(connections: Connections) -> int:
     lease_seconds = connections.settings.lease_seconds
     with connections.transaction(DEADLINE_SECONDS) as connection:
         gap_seconds = max(GAP_SECONDS, 3 * connections.settings.sweep_seconds)
-        settled = leases.record_sweep(connection, SWEEP_NAME, _whoami(), gap_seconds, lease_seconds)
+        settled = leases.record_sweep(connection, sweeps.REAP, this_process(), gap_seconds, lease_seconds)
         running = leases.running(connection, BATCH)
     deaths = _deaths(connections, running)
     reaped = 0
@@ -68,7 +66,7 @@ def _deaths(connections: Connections, running: list[Running]) -> Mapping[UUID, D
     if not running:
         return {}
     try:
-        return queues.reported_deaths(connections.redis, [one.id for one in running])
+        return queues.reported_deaths(connections.maintenance_redis, [one.id for one in running])
     except redis.RedisError as error:
         log.warning("Redis is away: reaping by leases alone", error=str(error))
         return {}
@@ -76,8 +74,9 @@ def _deaths(connections: Connections, running: list[Running]) -> Mapping[UUID, D
 
 def _end(connections: Connections, one: Running, outcome: Outcome, why: str, *, surely: bool) -> int:
     reach(Failpoint.REAPER_DECIDED)
-    decision = finish.decide(outcome, one)
     with connections.transaction(DEADLINE_SECONDS) as connection:
+        restarted = leases.server_restarted(connection, one.id, one.attempt)
+        decision = finish.decide(outcome, one, server_restarted=restarted)
         leases.end_backend(connection, one.id, one.attempt, surely=surely)
         if not leases.lock_if_lost(connection, one.id, one.attempt, surely=surely):
             return 0
@@ -87,7 +86,3 @@ def _end(connections: Connections, one: Running, outcome: Outcome, why: str, *, 
     log.warning("Reaped", job_id=str(one.id), attempt=one.attempt, outcome=outcome.value, status=settled.status.value)
     push_quietly(connections, settled.wakes)
     return 1
-
-
-def _whoami() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"

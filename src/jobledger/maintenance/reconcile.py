@@ -1,24 +1,61 @@
 """Compares the ledger with Redis: what is queued and was pushed, but is in no Redis list, is pushed again (R3).
 
-A worker that died between taking a wake-up and claiming its row, or a Redis that came back empty, leaves such rows.
+A worker that died between taking a wake-up and claiming its row leaves such rows. One that noticed the death of its
+work-horse says so to RQ: then the wake-up is lost at once; otherwise after a grace. Each loss counts against the row's
+present attempt, and doubles the grace: a wake-up that fails every time must not turn in a busy loop. The fifth ends the
+job as `undispatchable`. Five, because a worker that is broken loses one every few tenths of a second, and another one
+that is not may take the next.
+
+A loss does not count if it was not the wake-up's: Postgres was away, says the run; or it has started, or nobody has
+compared, within the last moments; or Redis is another one (`epoch`).
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Final
+from uuid import UUID
 
-from jobledger import queues
+from uuid6 import uuid7
+
+from jobledger import finish, queues
 from jobledger.connections import Connections
-from jobledger.ledger import pushes, queries
-from jobledger.wake import Wake
+from jobledger.dispatch import push_quietly
+from jobledger.ledger import leases, lost_wakes, queries, suspects, sweeps
+from jobledger.ledger.suspects import Suspect
+from jobledger.observe.log import get_logger
+from jobledger.process import this_process
+from jobledger.queues import Death
+
+log: Final = get_logger(__name__)
 
 PUSH_GRACE_SECONDS: Final = 15.0
-"""A wake-up that was taken is claimed within this; younger pushes are not looked at."""
+"""A wake-up that was taken is claimed within this; younger pushes are looked at only for what RQ says of them."""
+
+REPORT_GRACE_SECONDS: Final = 1.0
+MAX_LOST_WAKES: Final = 5
+SETTLED_SECONDS: Final = 30.0
+"""Losses count when Postgres has been up, and somebody has compared, for so long."""
+
+GAP_SECONDS: Final = 15.0
+"""Between two comparisons; after a longer one Postgres or Redis were away."""
+
+LEDGER_AWAY: Final = "jobledger.errors.LedgerUnavailable"
+"""So begins what RQ says of a run that could not reach Postgres."""
 
 BATCH: Final = 5000
 DEADLINE_SECONDS: Final = 15.0
 
 
-def reconcile(connections: Connections, grace_seconds: float = PUSH_GRACE_SECONDS) -> int:
-    """Mark lost wake-ups as not pushed, so that the relay pushes them again.
+def reconcile(
+    connections: Connections,
+    grace_seconds: float = PUSH_GRACE_SECONDS,
+    settled_seconds: float = SETTLED_SECONDS,
+) -> int:
+    """Mark lost wake-ups as not pushed, so that the relay pushes them again; end jobs that have lost too many.
+
+    Args:
+        connections: the servers.
+        grace_seconds: of a wake-up that RQ says nothing of, and that is the first.
+        settled_seconds: for how long all must have been well for losses to count.
 
     Returns:
         How many were lost.
@@ -27,21 +64,56 @@ def reconcile(connections: Connections, grace_seconds: float = PUSH_GRACE_SECOND
         LedgerUnavailable: Postgres is away.
         redis.RedisError: Redis is away; nothing changed.
     """
+    connections.maintenance_redis.ping()  # who has not reached Redis has not compared
+    gap_seconds = max(GAP_SECONDS, 3 * connections.settings.sweep_seconds)
     with connections.transaction(DEADLINE_SECONDS) as connection:
+        settled = leases.record_sweep(connection, sweeps.RECONCILE, this_process(), gap_seconds, settled_seconds)
         names = queries.queues_with_work(connection)
-    return sum(_reconcile_queue(connections, name, grace_seconds) for name in names)
+    return sum(_reconcile_queue(connections, name, grace_seconds, settled) for name in names)
 
 
-def _reconcile_queue(connections: Connections, queue: str, grace_seconds: float) -> int:
-    head = queues.head(connections.redis, queue)
+def _reconcile_queue(connections: Connections, queue: str, grace_seconds: float, settled: bool) -> int:
+    client = connections.maintenance_redis
+    head = queues.head(client, queue)
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        suspects = queries.pushed_before(connection, queue, grace_seconds, head, BATCH)
-    if not suspects:
+        overdue = suspects.overdue(connection, queue, grace_seconds, head, BATCH)
+        recent = suspects.recent(connection, queue, REPORT_GRACE_SECONDS, grace_seconds, head, BATCH)
+    if not (overdue or recent):
+        return 0
+    deaths = queues.reported_deaths(client, [one.id for one in (*overdue, *recent)])
+    found = [*overdue, *(one for one in recent if one.id in deaths)]
+    if not found:
         return 0
     # Read after the suspects: whatever is pushed in between is in the list, whatever is taken is claimed soon.
-    listed = set(queues.waiting(connections.redis, queue))
-    lost: list[Wake] = [wake for wake in suspects if str(wake.id) not in listed]
-    if not lost:
-        return 0
+    listed = set(queues.waiting(client, queue))
+    lost = [one for one in found if str(one.id) not in listed]
+    return _mark(connections, lost, deaths, settled) if lost else 0
+
+
+def _mark(connections: Connections, lost: Sequence[Suspect], deaths: Mapping[UUID, Death], settled: bool) -> int:
+    marked: list[tuple[Suspect, bool]] = []
+    ended = 0
+    for one in lost:
+        death = deaths.get(one.id)
+        is_counted = settled and not (death is not None and death.report.startswith(LEDGER_AWAY))
+        if is_counted and one.losses + 1 >= MAX_LOST_WAKES:
+            ended += _give_up(connections, one, death)
+        else:
+            marked.append((one, is_counted))
+    if not marked:
+        return ended
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        return pushes.unpush(connection, [(wake.id, wake.push_count) for wake in lost])
+        return ended + lost_wakes.record(connection, marked)
+
+
+def _give_up(connections: Connections, one: Suspect, death: Death | None) -> int:
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        failed = lost_wakes.give_up(connection, one, UUID(int=uuid7().int))
+        if failed is not None and failed.has_children:
+            finish.cancel_descendants(connection, one.id)
+    if failed is None:
+        return 0
+    words = death.report if death is not None else "no worker said anything of them"
+    log.error("Failed: no wake-up led to a claim", job_id=str(one.id), wake_ups=MAX_LOST_WAKES, last=words)
+    push_quietly(connections, [failed.callback] if failed.callback else [])
+    return 1

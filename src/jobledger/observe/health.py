@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Final
 
 from jobledger.connections import Connections
-from jobledger.ledger import leases, migrate
+from jobledger.ledger import migrate, sweeps
 
 LOOK_SECONDS: Final = 1.2
 """Longest look at Postgres."""
@@ -69,7 +69,7 @@ def look_at_ledger(connections: Connections, known_revisions: tuple[str, ...]) -
     with connections.transaction(LOOK_SECONDS) as connection:
         revision = migrate.current_revision(connection)
         schema = _compare(revision, known_revisions)
-        age = leases.last_sweep_age_seconds(connection) if schema.is_usable else None
+        age = sweeps.ages_seconds(connection).get(sweeps.REAP) if schema.is_usable else None
     longest = max(STALE_SECONDS, STALE_SWEEPS * connections.settings.sweep_seconds)
     return LedgerState(schema, revision, age, sweeps=age is not None and age <= longest)
 

@@ -23,10 +23,13 @@ from jobledger.connections import Connections
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import schedulers, schedules
 from jobledger.ledger.schedules import UNSEEN_SECONDS
+from jobledger.maintenance.clean import clean
+from jobledger.maintenance.epoch import find_late_workers, notice_epoch
+from jobledger.maintenance.orphans import release_orphans
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import reconcile
-from jobledger.maintenance.relay import relay_due, relay_unpushed
+from jobledger.maintenance.relay import relay
 from jobledger.observe.log import get_logger
 from jobledger.schedules import ticks
 from jobledger.schedules.book import ScheduleBook
@@ -46,7 +49,15 @@ LONGEST_GAP_SECONDS: Final = 10.0
 STOP_SECONDS: Final = 10.0
 """How long a function that is dispatching is waited for at the end; what it did not commit is due again elsewhere."""
 
+CLOCK_LOOK_SECONDS: Final = 1.0
+CLOCK_STEP_SECONDS: Final = 0.5
+"""What a clock gains or loses between two looks, if nobody sets it, is far less."""
+
+CLEAN_SECONDS: Final = 30.0
 LONGEST_BACKOFF_SECONDS: Final = 30.0
+LONGEST_REPAIR_BACKOFF_SECONDS: Final = 5.0
+"""When the servers are back, what has waited for them should not wait for us."""
+
 FIRING_THREADS: Final = 10
 
 
@@ -57,9 +68,10 @@ class Chore:
         failures: errors in a row.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, longest_backoff_seconds: float = LONGEST_BACKOFF_SECONDS) -> None:
         self.name = name
         self.failures = 0
+        self._longest_backoff_seconds = longest_backoff_seconds
         self._not_before = 0.0
 
     def do(self, action: Callable[[], object]) -> None:
@@ -70,7 +82,7 @@ class Chore:
             done = action()
         except Exception as error:  # this loop must live, whatever a server or a user's function does
             self.failures += 1
-            wait = min(2.0 ** min(self.failures - 1, 10), LONGEST_BACKOFF_SECONDS)
+            wait = min(2.0 ** min(self.failures - 1, 10), self._longest_backoff_seconds)
             self._not_before = time.monotonic() + wait
             log.error("Chore failed", chore=self.name, failures=self.failures, wait_seconds=wait, exc_info=error)
             return
@@ -87,9 +99,10 @@ class SchedulerProcess:
     Args:
         connections: the servers.
         book: the schedules to fire.
+        wall: this host's clock, in seconds since 1970.
     """
 
-    def __init__(self, connections: Connections, book: ScheduleBook) -> None:
+    def __init__(self, connections: Connections, book: ScheduleBook, wall: Callable[[], float] = time.time) -> None:
         self._connections = connections
         self._book = book
         self._clock = BackgroundScheduler(
@@ -99,22 +112,24 @@ class SchedulerProcess:
         self._firings: dict[str, Chore] = {}
         self._busy: dict[str, Future[None]] = {}
         self._looked_at = self._in_touch_since = time.monotonic()
+        self._wall = wall
+        self._stopping = threading.Event()
 
     def start(self) -> None:
         """Begin, in background threads."""
         settings = self._connections.settings
         chores: list[tuple[str, Callable[[], object], float]] = [
-            ("relay due", lambda: relay_due(self._connections), settings.relay_seconds),
-            ("relay unpushed", lambda: relay_unpushed(self._connections), settings.relay_seconds),
+            ("relay", lambda: relay(self._connections), settings.relay_seconds),
             ("reap", lambda: reap(self._connections), settings.sweep_seconds),
-            ("reconcile", lambda: reconcile(self._connections), settings.sweep_seconds),
+            ("reconcile", self._reconcile, settings.sweep_seconds),
+            ("clean", self._clean, CLEAN_SECONDS),
             ("prune", lambda: prune(self._connections), PRUNE_SECONDS),
             ("tick", self._tick, TICK_LOOK_SECONDS),
             ("presence", self._say_present, PRESENCE_SECONDS),
         ]
         for name, action, pause in chores:
             self._clock.add_job(
-                Chore(name).do,
+                Chore(name, LONGEST_REPAIR_BACKOFF_SECONDS).do,
                 "interval",
                 args=[action],
                 id=name,
@@ -122,6 +137,7 @@ class SchedulerProcess:
                 next_run_time=datetime.now(UTC),
             )
         self._clock.start()
+        threading.Thread(target=self._follow_clock, name="jobledger-clock", daemon=True).start()
         log.info("Scheduler started", pid=os.getpid(), schedules=len(list(self._book)))
 
     def stop(self) -> bool:
@@ -130,6 +146,7 @@ class SchedulerProcess:
         Returns:
             False if a schedule's function did not come to its end in time.
         """
+        self._stopping.set()
         self._clock.shutdown(wait=True)
         self._firing.shutdown(wait=False, cancel_futures=True)
         _, stuck = wait([one for one in self._busy.values() if not one.cancelled()], STOP_SECONDS)
@@ -152,6 +169,24 @@ class SchedulerProcess:
         if not self.stop():
             logging.shutdown()
             os._exit(0)
+
+    def _follow_clock(self) -> None:
+        """APScheduler plans by this host's clock. When that is set back, every chore would pause for as long."""
+        ahead = self._wall() - time.monotonic()
+        while not self._stopping.wait(CLOCK_LOOK_SECONDS):
+            was, ahead = ahead, self._wall() - time.monotonic()
+            if abs(ahead - was) < CLOCK_STEP_SECONDS:
+                continue
+            log.warning("The clock of this host was set", by_seconds=round(ahead - was, 1))
+            for chore in self._clock.get_jobs():
+                chore.modify(next_run_time=datetime.now(UTC))
+
+    def _reconcile(self) -> int:
+        return notice_epoch(self._connections) + reconcile(self._connections)
+
+    def _clean(self) -> int:
+        found = find_late_workers(self._connections) + release_orphans(self._connections)
+        return found + clean(self._connections).total()
 
     def _say_present(self) -> None:
         if time.monotonic() - self._looked_at > LONGEST_GAP_SECONDS:

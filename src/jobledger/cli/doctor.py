@@ -1,0 +1,58 @@
+"""`doctor`."""
+
+from collections import Counter
+
+import click
+
+from jobledger.cli.configuration import connect
+from jobledger.cli.exits import ExitCode
+from jobledger.cli.output import print_json, say, show_table
+from jobledger.cli.parameters import json_option
+from jobledger.ledger.migrate import revisions
+from jobledger.maintenance.doctor import Finding, Verdict, examine, repair
+
+
+@click.command()
+@click.option("--repair", "wants_repair", is_flag=True, help="Mend what has drifted, then look again.")
+@json_option
+@click.pass_context
+def doctor(context: click.Context, wants_repair: bool, as_json: bool) -> None:
+    """Look at the servers, the processes and the jobs, and say what is wrong.
+
+    Warnings change nothing about the exit code: it is 1 if there is a problem, and 3 if a server is away.
+    """
+    connections = connect("jobledger-cli", needs_redis=True)
+    known = revisions()
+    findings = examine(connections, known)
+    mended: Counter[str] = Counter()
+    if wants_repair and not any(one.verdict is Verdict.AWAY or _lacks_schema(one) for one in findings):
+        mended = repair(connections)
+        findings = examine(connections, known)
+    if as_json:
+        print_json({"findings": [_as_json(one) for one in findings], "mended": mended})
+    else:
+        for what, count in mended.items():
+            say(f"mended: {count} {what}")
+        rows = [(one.subject, one.verdict.value, one.message, one.remedy or None) for one in findings]
+        show_table(("WHAT", "IS", "BECAUSE", "DO"), rows)
+    context.exit(_exit_code(findings))
+
+
+def _lacks_schema(finding: Finding) -> bool:
+    return finding.subject == "schema" and finding.verdict is Verdict.PROBLEM
+
+
+def _as_json(finding: Finding) -> dict[str, str]:
+    return {
+        "subject": finding.subject,
+        "verdict": finding.verdict.value,
+        "message": finding.message,
+        "remedy": finding.remedy,
+    }
+
+
+def _exit_code(findings: list[Finding]) -> ExitCode:
+    verdicts = {one.verdict for one in findings}
+    if Verdict.AWAY in verdicts:
+        return ExitCode.AWAY
+    return ExitCode.FAILED if Verdict.PROBLEM in verdicts else ExitCode.DONE

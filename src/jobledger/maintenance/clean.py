@@ -1,0 +1,105 @@
+"""Removes from Redis what should not be there: wake-ups that nobody needs, doubles, and RQ's leftovers (R7, R8, R9).
+
+None of it does harm, because no delivery does anything without a claim; but RQ's own maintenance would call finished
+jobs failed, and people who look at Redis would see what is not so. A part of each list at a time, so that long ones
+keep nobody busy. Jobs of others in the same queues are left alone.
+"""
+
+from collections import Counter
+from typing import Final
+from uuid import UUID
+
+from jobledger import queues
+from jobledger.connections import Connections
+from jobledger.ledger import leftovers
+from jobledger.observe.log import get_logger
+from jobledger.queues import Slice
+from jobledger.queues.keys import intermediate_of, list_of
+from jobledger.status import JobStatus
+
+log: Final = get_logger(__name__)
+
+LIMIT: Final = 5000
+"""Entries of each list that one look sees."""
+
+ORPHAN_SECONDS: Final = 60.0
+"""A wake-up is pushed after its row is committed, so one without a row has lost it; after this for certain."""
+
+ENDED_SECONDS: Final = 60.0
+"""RQ's bookkeeping about a job that ended longer ago is over."""
+
+MOST_NAMED: Final = 5
+DEADLINE_SECONDS: Final = 15.0
+
+
+def clean(connections: Connections, limit: int = LIMIT) -> Counter[str]:
+    """Look at a part of each list, and remove what should not be there.
+
+    Returns:
+        How many entries were removed, by what they were.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+        redis.RedisError: Redis is away.
+    """
+    client = connections.maintenance_redis
+    removed: Counter[str] = Counter()
+    for name in queues.names(client):
+        removed += _clean_list(connections, queues.read_slice(client, list_of(name), limit))
+        removed += _clean_intermediate(connections, queues.read_slice(client, intermediate_of(name), limit))
+        removed["begun, and ended long ago"] += _clean_begun(connections, name, limit)
+    return +removed
+
+
+def _clean_list(connections: Connections, found: Slice) -> Counter[str]:
+    times = Counter(found.ids)
+    if not times:
+        return Counter()
+    client = connections.maintenance_redis
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        standing = leftovers.standing(connection, times)
+    needless = [one for one, (status, is_held, _) in standing.items() if status is not JobStatus.QUEUED or is_held]
+    orphans = queues.ours_of(client, [one for one in times if one not in standing], ORPHAN_SECONDS)
+    gone = set(queues.remove(client, found, orphans, orphans))
+    if gone:
+        log.warning("Wake-ups without a row", count=len(gone), first=[str(one) for one in sorted(gone)[:MOST_NAMED]])
+    doubled = {one: count for one, count in times.items() if count > 1 and one in standing and one not in needless}
+    return Counter(
+        {
+            "listed, and not queued": _remove_idle(connections, found, needless),
+            "listed, and without a row": len(gone),
+            "listed twice": queues.remove_doubles(client, found, doubled),
+        }
+    )
+
+
+def _clean_intermediate(connections: Connections, found: Slice) -> Counter[str]:
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        ended = leftovers.long_ended(connection, set(found.ids), 0.0) if found.ids else set()
+    gone = queues.remove(connections.maintenance_redis, found, ended, ())
+    return Counter({"taken, and ended": len(gone)})
+
+
+def _remove_idle(connections: Connections, found: Slice, ids: list[UUID]) -> int:
+    """Remove wake-ups of jobs that are not queued, while nobody can queue them: that would lose the new one.
+
+    What RQ keeps of a running job stays: the second of two deliveries is listed, and the first goes on.
+    """
+    if not ids:
+        return 0
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        idle = leftovers.lock_idle(connection, ids)
+        with_hash = {one for one, status in idle.items() if status is not JobStatus.STARTED}
+        return len(queues.remove(connections.maintenance_redis, found, list(idle), with_hash))
+
+
+def _clean_begun(connections: Connections, queue: str, limit: int) -> int:
+    client = connections.maintenance_redis
+    begun = queues.read_begun(client, queue, limit)
+    if not begun:
+        return 0
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        ended = leftovers.long_ended(connection, {one.job_id for one in begun}, ENDED_SECONDS)
+    entries = [one for one in begun if one.job_id in ended]
+    queues.remove_begun(client, queue, entries)
+    return len(entries)

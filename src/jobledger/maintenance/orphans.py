@@ -1,0 +1,47 @@
+"""Lets go of jobs that wait for parents that have all ended.
+
+Whoever ends a parent releases its children in the same transaction, so there is no known way for a job to be left. If
+one is, it would wait for ever; so a part of those that wait is looked at now and then.
+"""
+
+import random
+from typing import Final
+from uuid import UUID
+
+from jobledger.connections import Connections
+from jobledger.finish import cancel_descendants
+from jobledger.ledger import dependencies
+from jobledger.observe.log import get_logger
+
+log: Final = get_logger(__name__)
+
+LIMIT: Final = 1000
+"""Jobs that one look sees: so many from the oldest, and so many from a random place."""
+
+DEADLINE_SECONDS: Final = 15.0
+
+
+def release_orphans(connections: Connections) -> int:
+    """Queue those whose parents have completed, or are not there any more; cancel those of which one did not.
+
+    Returns:
+        How many.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        between = dependencies.deferred_between(connection)
+        if between is None:
+            return 0
+        oldest, newest = between
+        somewhere = UUID(int=random.randint(oldest.int, newest.int))  # noqa: S311
+        found = dependencies.orphans(connection, oldest, LIMIT) | dependencies.orphans(connection, somewhere, LIMIT)
+    if not found:
+        return 0
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        for parent in sorted({one for one in found.values() if one is not None}):
+            cancel_descendants(connection, parent, "ended without completing")
+        dependencies.release_orphans(connection, sorted(one for one, parent in found.items() if parent is None))
+    log.error("Waited for parents that had ended", count=len(found), first=str(min(found)))
+    return len(found)

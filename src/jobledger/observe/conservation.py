@@ -1,0 +1,176 @@
+"""Whether every unfinished job is in exactly one place, and nothing in Redis is without a job.
+
+Pure counts, for health checks, metrics and `doctor`. Things move while they are counted: what looks wrong is looked at
+a second time, a moment later.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
+from uuid import UUID
+
+from jobledger import queues
+from jobledger.connections import Connections
+from jobledger.ledger import census, leftovers, queries, suspects
+from jobledger.queues.keys import intermediate_of, list_of
+from jobledger.status import JobStatus
+
+GRACE_SECONDS: Final = 15.0
+"""A wake-up that was pushed may be on its way for so long; twice as long after each loss."""
+
+ENDED_SECONDS: Final = 60.0
+ORPHAN_SECONDS: Final = 60.0
+SECOND_LOOK_SECONDS: Final = 0.5
+MOST_ENTRIES: Final = 200_000
+"""Of a list that is longer, a part is looked at, and the counts are not exact."""
+
+CHUNK: Final = 5000
+DEADLINE_SECONDS: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Conservation:
+    """How many jobs are where.
+
+    Attributes:
+        listed: queued, and in their Redis list.
+        on_the_way: queued; the relay has yet to push them, or a worker has just taken them.
+        running: started, under a live lease.
+        lost: queued, pushed longer ago than their grace, and in no list.
+        doubled: more than once in lists, or in that of another queue: the entries that are too many.
+        needless: listed, though they are not queued, or are held.
+        without_row: wake-ups of ours in lists that no job belongs to.
+        unattended: started, and their lease has run out.
+        leftovers: among what RQ thinks it is doing, though they have ended.
+        is_exact: whether all lists were looked at as a whole.
+    """
+
+    listed: int
+    on_the_way: int
+    held: int
+    scheduled: int
+    deferred: int
+    running: int
+    lost: int
+    doubled: int
+    needless: int
+    without_row: int
+    unattended: int
+    leftovers: int
+    is_exact: bool
+
+    @property
+    def drift(self) -> int:
+        """All that is in no place, in two, or without a job."""
+        return self.lost + self.doubled + self.needless + self.without_row + self.unattended + self.leftovers
+
+
+@dataclass(slots=True)
+class _Lists:
+    """What was found in all queues together."""
+
+    listed: int = 0
+    doubled: int = 0
+    leftovers: int = 0
+    is_exact: bool = True
+    lost: dict[UUID, int] = field(default_factory=dict)
+    needless: dict[str, set[UUID]] = field(default_factory=dict)
+    without_row: int = 0
+
+
+def count(connections: Connections) -> Conservation:
+    """Count all places.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+        redis.RedisError: Redis is away.
+    """
+    found = _Lists()
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        names = set(queries.queues_with_work(connection))
+    names.update(queues.names(connections.maintenance_redis))
+    for name in sorted(names):
+        _look(connections, name, found)
+    if found.lost or found.needless:
+        time.sleep(SECOND_LOOK_SECONDS)
+    lost = _still_lost(connections, names, found.lost)
+    needless = sum(_still_listed(connections, name, ids) for name, ids in found.needless.items())
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        rows = census.unfinished(connection)
+    return Conservation(
+        listed=found.listed,
+        on_the_way=max(rows.queued - found.listed - lost, 0),
+        held=rows.held,
+        scheduled=rows.scheduled,
+        deferred=rows.deferred,
+        running=rows.running,
+        lost=lost,
+        doubled=found.doubled,
+        needless=needless,
+        without_row=found.without_row,
+        unattended=rows.unattended,
+        leftovers=found.leftovers,
+        is_exact=found.is_exact,
+    )
+
+
+def _look(connections: Connections, queue: str, found: _Lists) -> None:
+    client = connections.maintenance_redis
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        overdue = suspects.overdue(connection, queue, GRACE_SECONDS, None, MOST_ENTRIES)
+    entries = queues.read_slice(client, list_of(queue), MOST_ENTRIES)  # after the suspects: see `reconcile`
+    found.is_exact &= entries.is_whole
+    times = Counter(entries.ids)
+    if entries.is_whole:
+        found.lost.update({one.id: one.push_count for one in overdue if one.id not in times})
+    for chunk in _chunks(times):
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            standing = leftovers.standing(connection, chunk)
+        found.without_row += len(queues.ours_of(client, [one for one in chunk if one not in standing], ORPHAN_SECONDS))
+        for one, (status, is_held, own_queue) in standing.items():
+            if status is not JobStatus.QUEUED or is_held:
+                found.needless.setdefault(queue, set()).add(one)
+            elif own_queue != queue:
+                found.doubled += times[one]
+            else:
+                found.listed += 1
+                found.doubled += times[one] - 1
+    found.leftovers += _leftovers(connections, queue)
+
+
+def _leftovers(connections: Connections, queue: str) -> int:
+    client = connections.maintenance_redis
+    taken = queues.read_slice(client, intermediate_of(queue), CHUNK).ids
+    begun = [one.job_id for one in queues.read_begun(client, queue, CHUNK)]
+    if not (taken or begun):
+        return 0
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        ended = leftovers.long_ended(connection, {*taken, *begun}, ENDED_SECONDS)
+    return sum(one in ended for one in (*taken, *begun))
+
+
+def _still_lost(connections: Connections, names: Iterable[str], seen: dict[UUID, int]) -> int:
+    """Those that nobody has claimed or pushed since the first look."""
+    if not seen:
+        return 0
+    total = 0
+    for name in names:
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            again = suspects.overdue(connection, name, GRACE_SECONDS, None, MOST_ENTRIES)
+        total += sum(seen.get(one.id) == one.push_count for one in again)
+    return total
+
+
+def _still_listed(connections: Connections, queue: str, ids: Collection[UUID]) -> int:
+    """Those that no worker has taken since the first look."""
+    listed = set(queues.read_slice(connections.maintenance_redis, list_of(queue), MOST_ENTRIES).ids)
+    return sum(one in listed for one in ids)
+
+
+def _chunks(ids: Iterable[UUID]) -> Iterator[list[UUID]]:
+    rest = iter(ids)
+    while chunk := list(islice(rest, CHUNK)):
+        yield chunk

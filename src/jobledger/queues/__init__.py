@@ -1,0 +1,57 @@
+"""Wake-ups: RQ jobs that carry a ledger id, nothing else. With `worker/`, the only place that imports rq.
+
+What crosses Redis is the fixed callable `jobledger.worker.run_job` and one text, the id of a row. Losing, doubling or
+flushing any of it costs latency, never a job. RQ's own retry, schedule, dependency and callback features are not used.
+
+keys         how RQ names what it keeps
+wakes        pushing, and reading the lists
+window       how many may be pushed
+reports      what RQ says of jobs that it calls failed
+workers      what its workers say of themselves
+leftovers    what lies about and should not
+server       what the Redis server says of itself
+"""
+
+from jobledger.queues.keys import RUN_JOB
+from jobledger.queues.leftovers import (
+    Begun,
+    Slice,
+    ours_of,
+    read_begun,
+    read_slice,
+    remove,
+    remove_begun,
+    remove_doubles,
+)
+from jobledger.queues.reports import Death, reported_deaths
+from jobledger.queues.server import RedisFacts, facts, read_epoch
+from jobledger.queues.wakes import head, length, names, push, waiting
+from jobledger.queues.window import Window, window_of
+from jobledger.queues.workers import WorkerRecord, put_back_workers, workers
+
+__all__ = [
+    "RUN_JOB",
+    "Begun",
+    "Death",
+    "RedisFacts",
+    "Slice",
+    "Window",
+    "WorkerRecord",
+    "facts",
+    "head",
+    "length",
+    "names",
+    "ours_of",
+    "push",
+    "put_back_workers",
+    "read_begun",
+    "read_epoch",
+    "read_slice",
+    "remove",
+    "remove_begun",
+    "remove_doubles",
+    "reported_deaths",
+    "waiting",
+    "window_of",
+    "workers",
+]

@@ -1,0 +1,164 @@
+"""What lies in RQ's lists and sets and should not: reading a part of them at a time, and removing single entries.
+
+Nothing is unpickled. Whoever calls knows from the ledger what may go.
+"""
+
+import random
+import zlib
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, cast
+from uuid import UUID
+
+import redis
+
+from jobledger.queues import keys
+
+MOST_COMPARISONS: Final = 5_000_000
+"""Removing from a list walks through it; so many entries are walked past at most, some tenths of a second for Redis."""
+
+DATA_LIMIT_BYTES: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of a list.
+
+    Attributes:
+        ids: in the order of the list, those that look like ids of ours.
+        length: of the whole list.
+        is_whole: whether that is all of it.
+    """
+
+    key: str
+    ids: Sequence[UUID]
+    length: int
+    is_whole: bool
+
+
+def read_slice(client: redis.Redis, key: str, limit: int) -> Slice:
+    """A list, or as much of it as the limit says, from a random place: so several looks see all of a long one.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    length = client.llen(key)
+    start = random.randint(0, length - limit) if length > limit else 0  # noqa: S311
+    listed = cast(list[bytes], client.lrange(key, start, start + limit - 1))
+    return Slice(key, [one for one in map(_uuid, listed) if one is not None], length, length <= limit)
+
+
+def remove(client: redis.Redis, found: Slice, ids: Collection[UUID], with_hash: Collection[UUID]) -> list[UUID]:
+    """Remove ids from a list, wherever they are in it, and what RQ keeps of some of them.
+
+    Returns:
+        Those that were removed: not all, if the list is so long that it would keep Redis busy.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    some = list(ids)[: _affordable(found)]
+    with client.pipeline(transaction=False) as pipeline:
+        for one in some:
+            pipeline.lrem(found.key, 0, str(one))
+            if one in with_hash:
+                pipeline.delete(keys.hash_of(one))
+        pipeline.execute()
+    return some
+
+
+def remove_doubles(client: redis.Redis, found: Slice, times: dict[UUID, int]) -> int:
+    """Leave the first of several entries of the same id.
+
+    Args:
+        times: how often each is in the list.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    some = list(times.items())[: _affordable(found)]
+    with client.pipeline(transaction=False) as pipeline:
+        for one, count in some:
+            pipeline.lrem(found.key, 1 - count, str(one))  # from the end
+        pipeline.execute()
+    return len(some)
+
+
+def _affordable(found: Slice) -> int:
+    return max(50, MOST_COMPARISONS // max(found.length, 1))
+
+
+def ours_of(client: redis.Redis, ids: Sequence[UUID], age_seconds: float) -> list[UUID]:
+    """Of these ids, those of wake-ups of ours that were pushed longer ago; others may be anybody's.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    with client.pipeline(transaction=False) as pipeline:
+        pipeline.time()
+        for one in ids:
+            pipeline.hmget(keys.hash_of(one), "data", "enqueued_at")
+        (seconds, _), *answers = pipeline.execute()
+    latest = datetime.fromtimestamp(seconds - age_seconds, UTC)
+    return [
+        one
+        for one, (data, pushed) in zip(ids, answers, strict=True)
+        if _calls_us(data) and (moment := _moment(pushed)) is not None and moment < latest
+    ]
+
+
+def _calls_us(data: bytes | None) -> bool:
+    """Whether a job's pickle names our callable: it is looked for as text, and never loaded."""
+    try:
+        plain = zlib.decompressobj().decompress(data or b"", DATA_LIMIT_BYTES)
+    except zlib.error:
+        return False
+    return keys.RUN_JOB.encode() in plain
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An entry of what RQ's workers have begun."""
+
+    entry: bytes
+    job_id: UUID
+
+
+def read_begun(client: redis.Redis, queue: str, limit: int) -> list[Begun]:
+    """What RQ's workers have begun and not ended, those first that have been silent for longest.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    entries = cast(list[bytes], client.zrange(keys.started_of(queue), 0, limit - 1))
+    pairs = ((one, _uuid(one.partition(b":")[0])) for one in entries)
+    return [Begun(entry, job_id) for entry, job_id in pairs if job_id is not None]
+
+
+def remove_begun(client: redis.Redis, queue: str, entries: Sequence[Begun]) -> None:
+    """Have RQ forget that it began these, so that it will not call them abandoned; their hashes expire soon.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    with client.pipeline(transaction=False) as pipeline:
+        for one in entries:
+            pipeline.zrem(keys.started_of(queue), one.entry)
+            pipeline.expire(keys.hash_of(one.job_id), keys.RESULT_TTL_SECONDS)
+        pipeline.execute()
+
+
+def _uuid(value: bytes) -> UUID | None:
+    """An id as we write ids; anything else is not ours."""
+    with suppress(ValueError):
+        found = UUID(value.decode())
+        return found if str(found).encode() == value else None
+    return None
+
+
+def _moment(value: bytes | None) -> datetime | None:
+    with suppress(ValueError):
+        return datetime.strptime((value or b"").decode("ascii", "replace"), keys.MOMENT_FORMAT).replace(tzinfo=UTC)
+    return None

@@ -1,0 +1,106 @@
+"""Putting wake-ups into Redis's lists, and reading them there."""
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Final, cast
+from uuid import UUID
+
+import redis
+from rq import Queue
+from rq.job import Job, JobStatus
+
+from jobledger.queues import keys
+from jobledger.wake import Wake
+
+RQ_GRACE_SECONDS: Final = 30
+"""RQ's own timeout comes after ours, and its worker kills the process 60 s after that (rq 3.0 worker_classes.py:88)."""
+
+
+def push(client: redis.Redis, wakes: Sequence[Wake]) -> None:
+    """Put wake-ups into their queues, in order, in one round trip.
+
+    Raises:
+        redis.RedisError: Redis is away; some of the wake-ups may have been pushed.
+    """
+    if not wakes:
+        return
+    with client.pipeline(transaction=False) as pipeline:
+        for name, group in groupby(wakes, key=lambda wake: wake.queue):
+            queue = Queue(name, connection=client)
+            pipeline.sadd(Queue.redis_queues_keys, queue.key)
+            for wake in group:
+                _push_one(queue, wake, pipeline)
+        pipeline.execute()
+
+
+def _push_one(queue: Queue, wake: Wake, pipeline: "redis.client.Pipeline") -> None:
+    job = Job.create(
+        keys.RUN_JOB,
+        args=(str(wake.id),),
+        connection=queue.connection,
+        id=str(wake.id),
+        origin=queue.name,
+        status=JobStatus.QUEUED,
+        description=f"{wake.job_type}: {wake.title}" if wake.title else wake.job_type,
+        timeout=math.ceil(wake.timeout_seconds) + RQ_GRACE_SECONDS,
+        result_ttl=keys.RESULT_TTL_SECONDS,
+        failure_ttl=keys.FAILURE_TTL_SECONDS,
+    )
+    job.enqueued_at = datetime.now(UTC)
+    if wake.push_count > 1:
+        # An earlier attempt left a hash that expires, with its result, and an entry among RQ's ended jobs; a worker
+        # that died left one among those that are about to begin, which RQ would call failed one day.
+        pipeline.delete(job.key)
+        queue.finished_job_registry.remove(job, pipeline=pipeline)
+        queue.failed_job_registry.remove(job, pipeline=pipeline)
+        pipeline.lrem(keys.intermediate_of(queue.name), 0, job.id)
+    job.save(pipeline=pipeline)
+    queue.push_job_id(job.id, pipeline=pipeline)
+
+
+def waiting(client: redis.Redis, queue: str) -> list[str]:
+    """The ids in a queue's Redis list, first to be taken first.
+
+    Not those in RQ's intermediate list: a worker that is alive claims such a job within moments, and one that died
+    leaves it there for many minutes.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    listed = cast(list[bytes], client.lrange(keys.list_of(queue), 0, -1))
+    # Anybody may have put anything there: what is no text is no id of ours.
+    return [one.decode("utf-8", "replace") for one in listed]
+
+
+def length(client: redis.Redis, queue: str) -> int:
+    """How many ids are in a queue's Redis list.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    return client.llen(keys.list_of(queue))
+
+
+def head(client: redis.Redis, queue: str) -> UUID | None:
+    """The id that a worker would take next from a queue; None if it is empty, or headed by a stranger.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    first: bytes | None = client.lindex(keys.list_of(queue), 0)  # type: ignore[assignment]
+    try:
+        return UUID(first.decode()) if first is not None else None
+    except ValueError:
+        return None
+
+
+def names(client: redis.Redis) -> list[str]:
+    """The queues that Redis knows, also those that nobody pushes to any more.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    found = cast(set[bytes], client.smembers(keys.QUEUES))
+    return sorted(one.decode("utf-8", "replace").removeprefix(keys.QUEUE_PREFIX) for one in found)

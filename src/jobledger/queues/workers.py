@@ -1,0 +1,113 @@
+"""What RQ's workers say of themselves, and the set by which they are found."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, cast
+
+import redis
+
+from jobledger.queues import keys
+
+MOST_KEYS: Final = 10_000
+"""So many workers are put back at most; more are not looked for."""
+SCAN_COUNT: Final = 1000
+MOST_SCANS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """What an RQ worker says of itself.
+
+    Attributes:
+        host: empty if Redis was emptied since the worker has started: it says that at its start only.
+        heartbeat_at: its last sign of life, by its host's clock; idle, it gives one every few minutes. None if what
+            Redis holds is no time.
+        queues: those that it takes from; empty if unknown, as the host.
+    """
+
+    name: str
+    host: str
+    pid: int | None
+    heartbeat_at: datetime | None
+    queues: tuple[str, ...] = ()
+
+
+def workers(client: redis.Redis) -> list[WorkerRecord]:
+    """The RQ workers that are registered and have not said that they end.
+
+    Reads the hashes as they are: RQ's own `Worker.all` cleans its registries up, and a look must not change anything.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    found = sorted(cast(set[bytes], client.smembers(keys.WORKERS)))
+    with client.pipeline(transaction=False) as pipeline:
+        for key in found:
+            pipeline.hmget(key, "hostname", "pid", "last_heartbeat", "death", "queues")
+        answers = pipeline.execute()
+    return [
+        WorkerRecord(
+            _text(key).removeprefix(keys.WORKER_PREFIX),
+            _text(host),
+            _number(pid),
+            _moment(heartbeat),
+            tuple(filter(None, _text(queues).split(","))),
+        )
+        for key, (host, pid, heartbeat, death, queues) in zip(found, answers, strict=True)
+        if (host is not None or heartbeat is not None) and death is None
+    ]
+
+
+def put_back_workers(client: redis.Redis) -> int:
+    """Put living workers back into the set of all workers: RQ does so at their start only.
+
+    A worker lives if its hash is there, because that expires with its heartbeats, and tells of no death. What its host,
+    process and queues are, an idle one has said at its start, and nobody can say now; a busy one says it again.
+
+    Returns:
+        How many were missing.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    found: set[bytes] = set()
+    cursor = 0
+    for _ in range(MOST_SCANS):
+        cursor, some = cast(
+            tuple[int, list[bytes]],
+            client.scan(cursor, match=f"{keys.WORKER_PREFIX}*", count=SCAN_COUNT, _type="hash"),
+        )
+        found.update(some)
+        if cursor == 0 or len(found) >= MOST_KEYS:
+            break
+    missing = sorted(found - cast(set[bytes], client.smembers(keys.WORKERS)))
+    with client.pipeline(transaction=False) as pipeline:
+        for key in missing:
+            pipeline.hmget(key, "last_heartbeat", "death", "queues")
+        answers = pipeline.execute()
+    put_back = 0
+    with client.pipeline(transaction=False) as pipeline:
+        for key, (heartbeat, death, queues) in zip(missing, answers, strict=True):
+            if heartbeat is None or death is not None:
+                continue
+            put_back += 1
+            pipeline.sadd(keys.WORKERS, key)
+            for queue in filter(None, _text(queues).split(",")):
+                pipeline.sadd(f"{keys.WORKERS}:{queue}", key)
+        pipeline.execute()
+    return put_back
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")
+
+
+def _number(value: bytes | None) -> int | None:
+    return int(value) if value is not None and value.isdigit() else None
+
+
+def _moment(value: bytes | None) -> datetime | None:
+    try:
+        return datetime.strptime(_text(value), keys.MOMENT_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        return None

@@ -1,0 +1,83 @@
+"""What repair asks again and again is answered along an index, however many jobs there are."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobledger import Connections
+from jobledger.embedded import EmbeddedServers
+from jobledger.ledger import dependencies, leftovers, pushes, queries, suspects, transitions
+
+JOBS = 200_000
+SOME = [UUID(int=number) for number in range(1, 100)]
+
+
+@pytest.fixture(scope="module")
+def database_url(servers: EmbeddedServers) -> Iterator[str]:
+    """A database with many jobs: most have ended, and of each other kind there are thousands."""
+    servers.postgres.create_database("plans", template="template_jobledger")
+    url = servers.postgres.url_for("plans")
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg2://"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"""
+            INSERT INTO job_statuses (id, job_type, queue, status, payload, timeout_seconds, attempt, waiting_parents,
+                                      available_at, queued_at, pushed_at, started_at, finished_at)
+            SELECT CAST(lpad(to_hex(n), 32, '0') AS uuid), 'Echo', 'q' || mod(n, 4), s.status, '{{}}', 60,
+                   CASE WHEN s.status = 'completed' THEN 1 ELSE 0 END,
+                   CASE WHEN s.status = 'deferred' THEN 1 ELSE 0 END,
+                   now() + make_interval(secs => mod(n, 1000)), now() - make_interval(secs => mod(n, 5000)),
+                   CASE WHEN s.status = 'queued' AND mod(n, 2) = 0 THEN now() - make_interval(secs => mod(n, 5000)) END,
+                   CASE WHEN s.status = 'completed' THEN now() END, CASE WHEN s.status = 'completed' THEN now() END
+              FROM generate_series(1, {JOBS}) AS n
+             CROSS JOIN LATERAL (SELECT CASE WHEN mod(n, 20) < 16 THEN 'completed' WHEN mod(n, 20) = 16 THEN 'scheduled'
+                                             WHEN mod(n, 20) = 17 THEN 'deferred' ELSE 'queued' END AS status) AS s
+        """)
+        connection.exec_driver_sql("VACUUM ANALYZE")
+    engine.dispose()
+    yield url
+    servers.postgres.drop_database("plans")
+
+
+ASKED: dict[str, Any] = {
+    "queues with work": queries.queues_with_work,
+    "queues with unpushed": queries.queues_with_unpushed,
+    "take unpushed": lambda ledger: pushes.take_unpushed(ledger, "q3", 500),
+    "pushed until": lambda ledger: pushes.pushed_until(ledger, "q2", datetime.now(UTC), None, 5000),
+    "overdue": lambda ledger: suspects.overdue(ledger, "q2", 15.0, SOME[17], 500),
+    "recent": lambda ledger: suspects.recent(ledger, "q2", 1.0, 15.0, None, 500),
+    "promote due": lambda ledger: transitions.promote_due(ledger, 500),
+    "standing": lambda ledger: leftovers.standing(ledger, SOME),
+    "lock idle": lambda ledger: leftovers.lock_idle(ledger, SOME),
+    "long ended": lambda ledger: leftovers.long_ended(ledger, SOME, 60.0),
+    "deferred between": dependencies.deferred_between,
+    "orphans": lambda ledger: dependencies.orphans(ledger, SOME[0], 1000),
+}
+
+
+def plan_of(ledger: Connection, ask: Any) -> str:
+    """The plans of all statements that something executes."""
+    executed: list[tuple[str, Any]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        executed.append((statement, parameters))
+
+    sa.event.listen(ledger, "before_cursor_execute", note)
+    ask(ledger)
+    sa.event.remove(ledger, "before_cursor_execute", note)
+    assert executed
+    plans = [ledger.exec_driver_sql(f"EXPLAIN {statement}", parameters) for statement, parameters in executed]
+    return "\n".join(line for plan in plans for line in plan.scalars())
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_no_statement_reads_all_jobs(connections: Connections, name: str) -> None:
+    with connections.engine.connect() as ledger:
+        plan = plan_of(ledger, ASKED[name])
+
+    assert "Seq Scan on job_statuses" not in plan, plan
+    assert "Index" in plan
