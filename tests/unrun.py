@@ -75,6 +75,8 @@ NOT_RUN: Final[dict[str, Callable[[list[str]], str | None]]] = {
     "scripts/test": _is_script,
     "scripts/test-pythons": _is_script,
     "scripts/check": _is_script,
+    "scripts/chaos": _is_script,
+    "scripts/chaos-report": _is_script,
     "scripts/lock": _is_script,
     "scripts/settings-page": _is_script,
 }

@@ -1,6 +1,5 @@
 """A process dies, freezes or fails at each narrow place of a job's path: nothing is lost, and effects happen once."""
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -221,4 +220,4 @@ def test_between_tick_and_job(connections: Connections, system: Stack, marker: P
     with connections.transaction() as connection:
         fired, moments = connection.execute(sa.text(notes)).one()
     assert fired == moments >= int(seconds), "each second once, none missing"
-    assert os.path.exists(marker)
+    assert marker.exists()

@@ -1,0 +1,194 @@
+"""Dispatches the load of a run, in Python and over HTTP, and tells the history what became of each."""
+
+import http.client
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+from uuid import UUID
+
+import chaos_jobs
+import chaos_new_jobs
+from history import History
+from jobledger import BaseJob, DispatchRefused, LedgerUnavailable
+from jobledger.connections import Connections
+from jobledger.control import cancel
+from jobledger.dispatch import Request, dispatch
+from jobledger.options import Options
+from jobledger.status import JobStatus
+from load import Task
+
+PAUSE_SECONDS: Final = 0.5
+"""After a dispatch that did not work, before the next one."""
+
+HTTP_SECONDS: Final = 10.0
+HTTP_THREADS: Final = 2
+
+
+class Unknown(Exception):
+    """Whether it was accepted cannot be said."""
+
+
+class Refused(Exception):
+    """It was not accepted."""
+
+
+class Dispatcher:
+    """Dispatches tasks in their order, as far as it is allowed.
+
+    Args:
+        connections: of the system, through the proxies.
+        api_port: of the API.
+        history: is told.
+        tasks: all of them.
+    """
+
+    def __init__(self, connections: Connections, api_port: int, history: History, tasks: list[Task]) -> None:
+        self._connections = connections
+        self._api_port = api_port
+        self._history = history
+        self._tasks = tasks
+        self._ids: dict[str, str] = {}
+        self._over_http: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._allowed = threading.Condition()
+        self._upto = 0
+        self._stopped = False
+        self.in_flight = 0
+        """Requests that the API has not answered."""
+        self._threads = [threading.Thread(target=self._run, name="dispatcher", daemon=True)]
+        self._threads += [
+            threading.Thread(target=self._run_http, name=f"http-{n}", daemon=True) for n in range(HTTP_THREADS)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def allow(self, upto: int) -> None:
+        """Dispatch so many of the tasks in all, not more."""
+        with self._allowed:
+            self._upto = max(self._upto, upto)
+            self._allowed.notify_all()
+
+    def finish(self, seconds: float) -> bool:
+        """Wait until all is dispatched; False if that took too long, and what is left stays undispatched."""
+        self.allow(len(self._tasks))
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.1, deadline - time.monotonic()))
+        self._stopped = True
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def dispatch_now(self, tasks: list[Task]) -> None:
+        """Dispatch these in the caller's thread, whatever else waits."""
+        for task in tasks:
+            self._until_accepted(task, self._in_python)
+
+    def _run(self) -> None:
+        for number, task in enumerate(self._tasks):
+            with self._allowed:
+                self._allowed.wait_for(lambda number=number: number < self._upto or self._stopped)  # type: ignore[misc]
+            if self._stopped:
+                break
+            if task.over_http:
+                self._over_http.put(task)
+            else:
+                self._until_accepted(task, self._in_python)
+        for _ in range(HTTP_THREADS):
+            self._over_http.put(None)
+
+    def _run_http(self) -> None:
+        while task := self._over_http.get():
+            self._until_accepted(task, self._by_request)
+
+    def _until_accepted(self, task: Task, how: Callable[[Task, dict[str, Any]], str]) -> None:
+        """As callers do it who must: again, as a job of its own, until it is accepted for sure."""
+        tries = 0
+        while not self._stopped:
+            key = f"{task.key}.{tries}" if tries else task.key
+            self._history.say("dispatch_invoked", key=key, effects=task.effects, ends=task.ends)
+            try:
+                job_id = how(task, {**task.payload, "key": key})
+            except Unknown as error:
+                self._history.say("dispatch_unknown", key=key, error=str(error))
+            except Refused as error:
+                self._history.say("dispatch_refused", key=key, error=str(error))
+            else:
+                self._history.say("dispatch_accepted", key=key, id=job_id, via="http" if task.over_http else "python")
+                self._ids[task.key] = job_id
+                if task.cancel:
+                    self._cancel(key, job_id)
+                return
+            tries += 1
+            time.sleep(PAUSE_SECONDS)
+
+    def _in_python(self, task: Task, payload: dict[str, Any]) -> str:
+        options: dict[str, Any] = {"queue": task.queue}
+        if task.after in self._ids:
+            options["after"] = self._ids[task.after]
+        job_class = find_class(task.job_type)
+        try:
+            if job_class is None:
+                options = {"queue": task.queue}
+                request = Request(task.job_type, json.dumps(payload), Options().but(**options), has_on_failed=False)
+                return str(dispatch([request], into=self._connections)[0].id)
+            ready = job_class.set(**options)
+            handle = ready.dispatch_in(task.delay, **payload) if task.delay else ready.dispatch(**payload)
+            return str(handle.id)
+        except DispatchRefused as error:
+            raise Refused(f"{type(error).__name__}: {error}") from error
+        except Exception as error:
+            raise Unknown(f"{type(error).__name__}: {error}") from error
+
+    def _by_request(self, task: Task, payload: dict[str, Any]) -> str:
+        body: dict[str, Any] = {"job": task.job_type, "payload": payload, "queue": task.queue}
+        if task.delay:
+            body["delay"] = task.delay
+        if task.after in self._ids:
+            body["after"] = [self._ids[task.after]]
+        begun = time.time()
+        self.in_flight += 1
+        try:
+            status, answer = self._ask(json.dumps(body))
+        except ConnectionRefusedError as error:
+            raise Refused(f"nobody listens: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise Unknown(f"{type(error).__name__}: {error}") from error
+        finally:
+            self.in_flight -= 1
+        self._history.say(
+            "measured", name="API answer" if status == 201 else f"API answer {status}", seconds=time.time() - begun
+        )
+        if status == 201:
+            return str(json.loads(answer)["job_id"])
+        if 400 <= status < 500:
+            raise Refused(f"{status}: {answer[:200]}")
+        raise Unknown(f"{status}: {answer[:200]}")
+
+    def _ask(self, body: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._api_port, timeout=HTTP_SECONDS)
+        try:
+            connection.request("POST", "/create-jobs", body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def _cancel(self, key: str, job_id: str) -> None:
+        """Until there is an answer."""
+        while not self._stopped:
+            try:
+                answer = cancel(self._connections, UUID(job_id), by="the chaos run")
+            except LedgerUnavailable:
+                time.sleep(PAUSE_SECONDS)
+                continue
+            done = answer.status is JobStatus.CANCELED  # also if it was an earlier try whose answer was lost
+            self._history.say("canceled", key=key, id=job_id, done=done)
+            return
+
+
+def find_class(job_type: str) -> type[BaseJob] | None:
+    """The class of a type; None for one that nobody knows."""
+    return getattr(chaos_jobs, job_type, None) or getattr(chaos_new_jobs, job_type, None)

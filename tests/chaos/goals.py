@@ -1,0 +1,54 @@
+"""How long things may take: the goals that a run is held to, and that docs/reliability.md shows beside what was seen.
+
+A `measured` event of the history with one of these names is held to its goal; others are only reported.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+REDIS_FAULTS: Final = ("F9", "F10", "F11", "F12", "F13", "F14")
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """The longest that something may take.
+
+    Attributes:
+        fixed: seconds that do not depend on the lease.
+        leases: how many leases come on top.
+        of: whether the longest time counts, or the 99th percentile.
+        in_class: other seconds in some classes of faults.
+        only: the classes in which this is a goal; all, if empty.
+    """
+
+    fixed: float
+    leases: int = 0
+    of: Literal["max", "p99"] = "max"
+    in_class: Mapping[str, float] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+
+    def seconds(self, lease_seconds: float, fault: str | None = None) -> float | None:
+        """The goal under a lease of so many seconds in a class of faults; None if there is none in that class."""
+        if self.only and fault not in self.only:
+            return None
+        return self.in_class.get(fault or "", self.fixed) + self.leases * lease_seconds
+
+
+GOALS: Final = {
+    "work-horse killed -> running again": Goal(10),
+    "worker tree killed -> running again": Goal(15, leases=1),
+    "worker parent killed -> running again": Goal(15, leases=1),
+    "worker parent killed -> work-horse dead": Goal(1),
+    "killed at the end of the grace -> running again": Goal(15, leases=1),
+    "frozen -> running again": Goal(15, leases=1),
+    "FLUSHALL -> all pushed again": Goal(30),
+    "Redis back empty -> all pushed again": Goal(30),
+    "Redis healed -> next start": Goal(15, in_class={"F10": 30, "F13": 30}),
+    "Postgres accepts again -> next start": Goal(15),
+    "both healed -> next start": Goal(30),
+    "scheduler killed -> next sweep": Goal(15),
+    "all healed -> Redis and ledger agree": Goal(60),
+    "API answer": Goal(1, of="p99", only=REDIS_FAULTS),
+    "API answer 503": Goal(2),
+}

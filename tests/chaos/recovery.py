@@ -1,0 +1,95 @@
+"""How long recovery took, worked out from a history. Pure."""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+Event = dict[str, Any]
+
+RUNS_AGAIN: Final = {
+    "F1": "work-horse killed -> running again",
+    "F2": "worker tree killed -> running again",
+    "F3": "worker parent killed -> running again",
+    "F4": "killed at the end of the grace -> running again",
+    "F5": "frozen -> running again",
+}
+"""From the fault to the victim's next attempt, by fault; the names are those of `goals.GOALS`."""
+
+GOES_ON: Final = {
+    **dict.fromkeys(("F10", "F11", "F12", "F13", "F14"), "Redis healed -> next start"),
+    **dict.fromkeys(("F15", "F16"), "Postgres accepts again -> next start"),
+    "F17": "both healed -> next start",
+}
+"""From the healing to the next start of any job, if one waits to be started."""
+
+
+def recoveries(events: Iterable[Event]) -> Iterator[tuple[str, float]]:
+    """Each measured time: its name, and seconds.
+
+    A victim that is never started again has no time here; whether it should have been is for the checker.
+    """
+    ordered = list(events)
+    starts = sorted(one["at"] for one in ordered if one["event"] == "started")
+    starts_of: dict[str, list[float]] = defaultdict(list)
+    for one in ordered:
+        if one["event"] == "started":
+            starts_of[one["id"]].append(one["at"])
+    waiting = _Waiting(ordered)
+    for one in ordered:
+        if one["event"] == "fault_begun" and one["fault"] in RUNS_AGAIN:
+            for victim in one["victims"]:
+                again = _next(sorted(starts_of[victim]), one["at"])
+                if again is not None:
+                    yield RUNS_AGAIN[one["fault"]], again - one["at"]
+        elif one["event"] == "fault_healed" and one["fault"] in GOES_ON and waiting.at(one["at"]):
+            again = _next(starts, one["at"])
+            if again is not None:
+                yield GOES_ON[one["fault"]], again - one["at"]
+    yield from _drain(ordered)
+
+
+def takeovers(events: Iterable[Event], sweeps: list[float]) -> Iterator[tuple[str, float]]:
+    """From each kill of schedulers to the next sweep of anybody.
+
+    Args:
+        sweeps: times of all sweeps.
+    """
+    ordered = sorted(sweeps)
+    for one in events:
+        if one["event"] == "fault_begun" and one["fault"] in ("F6", "F8"):
+            swept = _next(ordered, one["at"])
+            if swept is not None:
+                yield "scheduler killed -> next sweep", swept - one["at"]
+
+
+def _drain(events: list[Event]) -> Iterator[tuple[str, float]]:
+    quiet = next((one["at"] for one in events if one["event"] == "quiet"), None)
+    drained = next((one["at"] for one in events if one["event"] == "drained"), None)
+    if quiet is not None and drained is not None:
+        yield "all healed -> drained", drained - quiet
+
+
+def _next(moments: list[float], after: float) -> float | None:
+    place = bisect_right(moments, after)
+    return moments[place] if place < len(moments) else None
+
+
+class _Waiting:
+    """Whether, at a moment, some accepted job had not been started even once."""
+
+    def __init__(self, events: list[Event]) -> None:
+        canceled = {one["id"] for one in events if one["event"] == "canceled"}
+        started: set[str] = set()
+        self._changes: list[tuple[float, int]] = []
+        for one in events:
+            if one["event"] == "dispatch_accepted" and one["id"] not in canceled:
+                self._changes.append((one["at"], 1))
+            elif one["event"] == "started" and one["id"] not in started:
+                started.add(one["id"])
+                self._changes.append((one["at"], -1))
+        self._changes.sort()
+
+    def at(self, moment: float) -> bool:
+        return sum(change for when, change in self._changes if when <= moment) > 5
+        # more than what waits for its time only

@@ -1,0 +1,121 @@
+"""Writes the figures of docs/reliability.md from the results of runs: `scripts/chaos-report [.chaos/results.jsonl]`."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from classes import CLASSES
+from driver import FULL_SETTINGS, SHORT_SETTINGS
+from goals import GOALS
+from harness import REPOSITORY
+
+Result = dict[str, Any]
+
+PAGE: Final = REPOSITORY / "docs" / "reliability.md"
+RESULTS: Final = REPOSITORY / ".chaos" / "results.jsonl"
+BEGIN: Final = "<!-- results: begin (scripts/chaos-report writes this) -->"
+END: Final = "<!-- results: end -->"
+
+CLASS_HEAD: Final = """\
+| class | what is done | jobs | times done | lost | doubled | slowest recovery (p99; goal) | date, seed |
+|---|---|---|---|---|---|---|---|"""
+NUMBERS_HEAD: Final = """\
+| what | goal | slowest | p99 | times | in |
+|---|---|---|---|---|---|"""
+
+
+def latest(lines: Iterable[str]) -> dict[str, Result]:
+    """The result that stands for each class: its last full run, or if there is none, its last short one."""
+    chosen: dict[str, Result] = {}
+    for line in lines:
+        result: Result = json.loads(line)
+        known = chosen.get(result["class"])
+        if known is None or _weight(result) >= _weight(known):
+            chosen[result["class"]] = result
+    return chosen
+
+
+def tables(results: dict[str, Result]) -> str:
+    """Both tables, and what they are of, as Markdown."""
+    ran = [result for result in results.values() if "skipped" not in result]
+    rows = [_class_row(name, one.what, results.get(name)) for name, one in CLASSES.items()]
+    numbers = [row for name in GOALS if (row := _number_row(name, ran))]
+    parts = ["\n".join([CLASS_HEAD, *rows])]
+    if numbers:
+        parts.append("\n".join([NUMBERS_HEAD, *numbers]))
+    if ran:
+        jobs, faults = (sum(result[name] for result in ran) for name in ("jobs", "faults"))
+        commits = ", ".join(sorted({result["commit"] for result in ran}))
+        machines = "; ".join(sorted({result["machine"] for result in ran}))
+        parts.append(f"In all {jobs:,} jobs and {faults:,} faults; commit {commits}; on {machines}.")
+    return "\n\n".join(parts)
+
+
+def written_into(page: str, text: str) -> str:
+    """The page with this text between its marks.
+
+    Raises:
+        ValueError: the page has no marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN} … {END}")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+def _weight(result: Result) -> int:
+    return 0 if "skipped" in result else 1 if result["short"] else 2
+
+
+def _lease(result: Result) -> float:
+    return (SHORT_SETTINGS if result["short"] else FULL_SETTINGS)["lease_seconds"]
+
+
+def _class_row(name: str, what: str, result: Result | None) -> str:
+    if result is None:
+        return f"| {name} | {what} | not run yet | | | | | |"
+    if "skipped" in result:
+        return f"| {name} | {what} | not run: {result['skipped']} | | | | | |"
+    what += " (short run, lease 3 s)" if result["short"] else ""
+    what += "" if result["ok"] else f" — **{result['violations']} violations**"
+    figures = [f"{result[column]:,}" for column in ("jobs", "faults", "lost", "doubled")]
+    return f"| {name} | {what} | {' | '.join(figures)} | {_slowest(result)} | {result['date']}, {result['seed']} |"
+
+
+def _slowest(result: Result) -> str:
+    """Of what the class is about: the first goal in order that was measured, answers of the API aside."""
+    for name, goal in GOALS.items():
+        limit = goal.seconds(_lease(result), result["class"])
+        if name in result["recovery"] and limit is not None and not name.startswith("API"):
+            longest, p99, _ = result["recovery"][name]
+            return f"{longest:.1f} s ({p99:.1f}; {limit:g})"
+    return ""
+
+
+def _number_row(name: str, ran: list[Result]) -> str:
+    """Over all full runs: the slowest of each, and the worst percentile. Under a short lease other goals hold."""
+    goal, seen = GOALS[name], []
+    for result in ran:
+        limit = goal.seconds(_lease(result), result["class"])
+        if name in result["recovery"] and limit is not None and not result["short"]:
+            seen.append((limit, result["class"], *result["recovery"][name]))
+    if not seen:
+        return ""
+    limits = " to ".join(f"{limit:g}" for limit in sorted({one[0] for one in seen}))
+    words = name.replace("->", "→")
+    of = " (p99)" if goal.of == "p99" else ""
+    longest, p99, times = max(one[2] for one in seen), max(one[3] for one in seen), sum(one[4] for one in seen)
+    return f"| {words} | {limits} s{of} | {longest:.2f} s | {p99:.2f} s | {times:,} | {', '.join(o[1] for o in seen)} |"
+
+
+def main(results: Path) -> None:
+    """Write the page anew."""
+    lines = results.read_text().splitlines() if results.exists() else []
+    PAGE.write_text(written_into(PAGE.read_text(), tables(latest(lines))))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)

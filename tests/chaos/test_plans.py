@@ -1,0 +1,150 @@
+"""Load and faults come from the seed alone, and are what they say."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import chaos_jobs
+import chaos_new_jobs
+from classes import CLASSES
+from dispatching import find_class
+from driver import SHORT_SETTINGS, Order, allowed, commit
+from faults import FAULTS
+from goals import GOALS
+from jobledger import BaseJob
+from load import POISONS, SHARES, SLOW_POISONS, Size, make_load, poisons
+from recovery import GOES_ON, RUNS_AGAIN
+from run import is_done, patience, write
+
+
+def test_a_seed_gives_the_same_load_and_another_seed_another_one() -> None:
+    assert make_load(7, Size(500)) == make_load(7, Size(500))
+    assert make_load(7, Size(500)) != make_load(8, Size(500))
+
+
+def test_a_load_has_as_many_jobs_of_each_kind_as_it_says() -> None:
+    tasks = make_load(1, Size(1000, long=20), newer=5)
+    kinds = Counter(task.kind for task in tasks)
+    assert len(tasks) == len({task.key for task in tasks}) == 1000
+    assert kinds["long"] == 20, "the cap"
+    assert kinds["newer"] == 5
+    for kind in ("brief", "raising", "external"):
+        assert kinds[kind] == pytest.approx(1000 * SHARES[kind], rel=0.1)
+    assert kinds["quick"] > 1000 * SHARES["quick"], "what the cap leaves"
+    assert {task.queue for task in tasks} == {"high", "default", "low"}
+    assert all(task.key.startswith(f"{task.kind}-") and task.payload["key"] == task.key for task in tasks)
+
+
+def test_children_come_after_their_parents_which_complete() -> None:
+    seen: dict[str, str] = {}
+    children = 0
+    for task in make_load(3, Size(1000)):
+        if task.after is not None:
+            children += 1
+            assert seen[task.after] in ("quick", "brief", "external")
+        seen[task.key] = task.kind
+    assert children > 20
+
+
+def test_canceled_jobs_wait_long_enough_to_be_canceled() -> None:
+    canceled = [task for task in make_load(3, Size(1000)) if task.cancel]
+    assert len(canceled) == 20
+    assert all(task.ends == ["canceled", "completed"] and task.delay >= 30 for task in canceled)
+
+
+def test_long_jobs_take_as_long_as_the_size_says() -> None:
+    seconds = [task.payload["seconds"] for task in make_load(3, Size(1000, 10, (5.0, 6.0))) if task.kind == "long"]
+    assert len(seconds) == 10
+    assert all(5 <= one <= 6 for one in seconds)
+
+
+def test_every_kind_has_a_class_that_takes_its_payload() -> None:
+    tasks = make_load(3, Size(1000), newer=3) + poisons(3, 2, short=False)
+    for task in tasks:
+        job_class = find_class(task.job_type)
+        if task.payload.get("how") == "unknown":
+            assert job_class is None
+        else:
+            assert job_class is not None, task.kind
+            assert job_class.payload_type is not None
+            job_class.set(queue=task.queue).request(task.payload)  # refuses what does not fit
+
+
+def test_every_poison_is_known_to_its_class_and_has_a_named_end() -> None:
+    tasks = poisons(1, 3, short=False)
+    assert {str(task.payload["how"]) for task in tasks} == set(POISONS)
+    assert all(task.ends == POISONS[str(task.payload["how"])] and task.effects == 0 for task in tasks)
+    for how in set(POISONS) - {"unknown"}:
+        assert callable(getattr(chaos_jobs.Poison, f"_{how}"))
+    assert not SLOW_POISONS & {str(task.payload["how"]) for task in poisons(1, 3, short=True)}
+
+
+def test_the_older_deployment_lacks_the_newer_jobs() -> None:
+    newer = {name for name, one in vars(chaos_new_jobs).items() if isinstance(one, type) and issubclass(one, BaseJob)}
+    assert newer - set(vars(chaos_jobs)) == {"Newer"}
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_a_seed_gives_the_same_plan_whose_faults_exist(name: str) -> None:
+    one = CLASSES[name]
+    for short in (True, False):
+        plan = one.plan(11, one.jobs, short)
+        assert plan == one.plan(11, one.jobs, short)
+        assert len(plan) == (one.smoke if short else one.full)
+        assert all(planned.fault in FAULTS and planned.pause >= 0 for planned in plan)
+    assert one.plan(11, one.jobs, False) != one.plan(12, one.jobs, False)
+
+
+def test_a_smaller_run_has_fewer_faults_but_some() -> None:
+    assert len(CLASSES["F2"].plan(1, 1000, False)) == 10
+    assert len(CLASSES["F2"].plan(1, 10, False)) == CLASSES["F2"].smoke
+
+
+def test_the_mixed_class_injects_many_kinds_with_what_each_needs() -> None:
+    plan = [CLASSES["F22"].soak(5, number) for number in range(300)]
+    assert {planned.fault for planned in plan} == {f"F{number}" for number in range(1, 18)}
+    assert all("seconds" in planned.arguments for planned in plan if planned.fault in ("F11", "F12", "F13", "F14"))
+
+
+def test_short_runs_have_short_outages() -> None:
+    for name in ("F11", "F12", "F16"):
+        plan = CLASSES[name].plan(1, CLASSES[name].jobs, True)
+        assert all(planned.arguments.get("seconds", 0) <= 5 for planned in plan)
+
+
+def test_jobs_are_allowed_in_step_with_the_faults_and_some_are_left_for_the_end() -> None:
+    assert [allowed(100, 4, step) for step in range(4)] == [20, 40, 60, 80]
+    assert allowed(5, 10, 0) == 1, "there is work at the first fault"
+
+
+def test_poison_is_told_what_it_needs() -> None:
+    order = Order("F18", 1, 100, Path("out"), short=True)
+    (planned,) = order.plan()
+    assert planned.arguments == {"jobs": 100, "seed": 1, "each": 1, "short": True}
+    assert order.settings == SHORT_SETTINGS
+
+
+def test_times_that_are_measured_have_goals() -> None:
+    assert {*GOES_ON.values(), *RUNS_AGAIN.values()} <= set(GOALS)
+
+
+def test_an_outage_lasts_as_long_as_was_asked_for() -> None:
+    order = Order("F11", 1, 2000, Path("out"), outage=600)
+    assert {planned.arguments["seconds"] for planned in order.plan()} == {600}
+
+
+def test_whoever_waits_has_more_patience_with_more_jobs() -> None:
+    times = [patience(CLASSES["F2"], jobs, short=False) for jobs in (100, 10_000)]
+    assert 300 < times[0] < times[1] < 1000
+    assert patience(CLASSES["F18"], 5000, short=False) > patience(CLASSES["F2"], 5000, short=False)
+
+
+def test_what_went_well_with_this_commit_is_left_out_when_a_run_is_resumed(tmp_path: Path) -> None:
+    assert not is_done(tmp_path, "F2", short=False)
+    good = {"class": "F2", "ok": True, "short": False, "commit": commit()}
+    for one in ({**good, "class": "F1"}, {**good, "ok": False}, {**good, "short": True}, {**good, "commit": "other"}):
+        write(tmp_path, one)
+        assert not is_done(tmp_path, "F2", short=False)
+    write(tmp_path, good)
+    assert is_done(tmp_path, "F2", short=False)

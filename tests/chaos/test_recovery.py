@@ -1,0 +1,105 @@
+"""Times of recovery, worked out from planted histories; the fire times of a schedule; the supervisor's decisions."""
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from fleet import RESTART_SECONDS, Slot, next_step
+from recovery import recoveries, takeovers
+from servers import with_port
+from ticks import compare
+
+Event = dict[str, Any]
+
+
+def began(at: float, fault: str, *victims: str) -> Event:
+    return {"at": at, "event": "fault_begun", "fault": fault, "number": 1, "victims": list(victims)}
+
+
+def healed(at: float, fault: str) -> Event:
+    return {"at": at, "event": "fault_healed", "fault": fault, "number": 1}
+
+
+def started(at: float, job: str) -> Event:
+    return {"at": at, "event": "started", "id": job}
+
+
+def accepted(at: float, *jobs: str) -> list[Event]:
+    return [{"at": at, "event": "dispatch_accepted", "id": job} for job in jobs]
+
+
+def test_a_victim_is_timed_until_its_next_start() -> None:
+    events = [started(1, "a"), started(1, "b"), began(2, "F2", "a"), started(3, "b"), started(7.5, "a")]
+    assert list(recoveries(events)) == [("worker tree killed -> running again", 5.5)]
+
+
+def test_a_victim_that_never_starts_again_has_no_time() -> None:
+    assert list(recoveries([started(1, "a"), began(2, "F1", "a")])) == []
+
+
+def test_an_outage_is_timed_from_its_healing_to_the_next_start_if_jobs_wait() -> None:
+    jobs = [str(number) for number in range(10)]
+    events = [*accepted(0, *jobs), began(1, "F15"), healed(4, "F15"), started(6, "0")]
+    assert list(recoveries(events)) == [("Postgres accepts again -> next start", 2.0)]
+    idle = [*accepted(0, "0"), started(0.5, "0"), began(1, "F15"), healed(4, "F15"), started(60, "1")]
+    assert list(recoveries(idle)) == [], "nothing waited to be started"
+
+
+def test_the_end_is_timed() -> None:
+    assert list(recoveries([{"at": 5, "event": "quiet"}, {"at": 9, "event": "drained"}])) == [
+        ("all healed -> drained", 4)
+    ]
+
+
+def test_a_takeover_is_timed_until_anybody_sweeps() -> None:
+    events = [began(10, "F8"), began(20, "F1"), began(30, "F6")]
+    assert list(takeovers(events, [9.0, 12.0, 40.0])) == [
+        ("scheduler killed -> next sweep", 2.0),
+        ("scheduler killed -> next sweep", 10.0),
+    ]
+
+
+def test_missing_and_doubled_fire_times_are_found() -> None:
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def second(number: int) -> datetime:
+        return begin + timedelta(seconds=number)
+
+    seen = Counter({second(1): 1, second(2): 2, second(4): 1})
+    missing, doubled = compare(begin, second(4), seen)
+    assert missing == [second(3)]
+    assert doubled == [second(2)]
+
+
+def slot(**values: Any) -> Slot:
+    return Slot("worker-0", ["true"], {}, **values)
+
+
+PROCESS: Any = object()
+
+
+@pytest.mark.parametrize(
+    ("one", "code", "step"),
+    [
+        (slot(), None, "start"),
+        (slot(process=PROCESS), None, "leave"),
+        (slot(process=PROCESS), 0, "note its end"),
+        (slot(process=PROCESS), -9, "note its end"),
+        (slot(process=PROCESS, ended_at=100.0 - RESTART_SECONDS / 2), -9, "leave"),
+        (slot(process=PROCESS, ended_at=100.0 - RESTART_SECONDS), -9, "start"),
+        (slot(process=PROCESS, ended_at=0.0, retired=True), 0, "leave"),
+        (slot(process=PROCESS, retired=True), 0, "note its end"),
+        (slot(retired=True), None, "leave"),
+    ],
+)
+def test_the_supervisor_restarts_what_ended_after_a_pause_unless_it_is_retired(
+    one: Slot, code: int | None, step: str
+) -> None:
+    assert next_step(one, code, 100.0) == step
+
+
+def test_the_port_of_a_url_is_replaced_and_nothing_else() -> None:
+    assert with_port("redis://:p:1@127.0.0.1:6379/0", 7) == "redis://:p:1@127.0.0.1:7/0"
+    assert with_port("postgresql+psycopg2://u:p@h:5432/d", 7) == "postgresql+psycopg2://u:p@h:7/d"

@@ -1,0 +1,66 @@
+"""What docs/reliability.md shows of the results."""
+
+import json
+from typing import Any
+
+import pytest
+
+from classes import CLASSES
+from report import BEGIN, END, PAGE, latest, tables, written_into
+
+
+def result(name: str, **fields: Any) -> str:
+    line = {"class": name, "what": "…", "date": "2026-01-02", "commit": "abc", "seed": 7, "jobs": 10_000, "faults": 101}
+    line |= {
+        "lost": 0,
+        "doubled": 0,
+        "recovery": {},
+        "ok": True,
+        "violations": 0,
+        "short": False,
+        "machine": "a machine",
+    }
+    return json.dumps(line | fields)
+
+
+def test_a_class_shows_its_last_full_run() -> None:
+    lines = [result("F2", seed=1), result("F2", seed=2), result("F2", seed=3, short=True), result("F1", short=True)]
+    chosen = latest(lines)
+    assert chosen["F2"]["seed"] == 2
+    assert chosen["F1"]["short"]
+
+
+def test_a_skipped_class_hides_no_run() -> None:
+    skipped = json.dumps({"class": "F2", "what": "…", "commit": "abc", "skipped": "needs root"})
+    assert latest([result("F2", seed=1), skipped])["F2"]["seed"] == 1
+    assert "needs root" in tables(latest([skipped]))
+
+
+def test_a_row_has_the_figures_and_the_goal() -> None:
+    recovery = {"worker tree killed -> running again": [31.23, 30.1, 100], "API answer": [0.5, 0.1, 9]}
+    text = tables(latest([result("F2", recovery=recovery)]))
+    assert "| 10,000 | 101 | 0 | 0 | 31.2 s (30.1; 45) | 2026-01-02, 7 |" in text
+    assert "| worker tree killed → running again | 45 s | 31.23 s | 30.10 s | 100 | F2 |" in text
+    assert "API answer" not in text  # F2 makes no promise of it
+    assert "10,000 jobs and 101 faults" in text
+
+
+def test_what_was_violated_stands_there() -> None:
+    assert "**3 violations**" in tables(latest([result("F2", lost=3, ok=False, violations=3)]))
+
+
+def test_a_class_that_never_ran_is_not_left_out() -> None:
+    text = tables({})
+    assert all(f"| {name} | {one.what} | not run yet" in text for name, one in CLASSES.items())
+
+
+def test_the_page_has_its_place_for_the_figures() -> None:
+    page = PAGE.read_text()
+    assert written_into(written_into(page, "figures"), "figures").count("figures\n\n" + END) == 1
+    assert page.count(BEGIN) == page.count(END) == 1
+    assert all(f"| {name} |" in page for name in CLASSES), "run scripts/chaos-report"
+
+
+def test_a_page_without_a_place_is_refused() -> None:
+    with pytest.raises(ValueError, match="no <!-- results"):
+        written_into("nothing", "figures")
