@@ -73,6 +73,7 @@ def drain(kind: str, connections: Connections, jobs: int, workers: int) -> float
         "JOBLEDGER_DATABASE_URL": settings.require_database_url(),
         "JOBLEDGER_JOB_MODULES": "noop",
         "JOBLEDGER_LOG_LEVEL": "WARNING",
+        "PYTHONDONTWRITEBYTECODE": "",  # a worker that compiles its modules has its memory in another order
     }
     command = [RQ, "worker", "--quiet", *(["-c", "jobledger.rq_config"] if kind == "mirrored" else []), *QUEUES]
     running = [subprocess.Popen(command, env=environment, cwd=HERE) for _ in range(workers)]

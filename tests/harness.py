@@ -86,7 +86,9 @@ class Stack:
 
     def start(self, *command: str, **environment: str) -> Process:
         path = os.pathsep.join([str(TESTS), str(REPOSITORY)])
-        merged = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **self.environment, **environment}
+        # Bytecode is kept, whatever the environment says: many processes are started.
+        ours = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""}
+        merged = {**os.environ, **ours, **self.environment, **environment}
         name = f"{len(self.processes)}-{Path(command[0]).name}.log"
         process = Process(list(command), merged, self.logs / name)
         self.processes.append(process)

@@ -98,7 +98,8 @@ class Fleet:
     def __init__(self, environment: dict[str, str], logs: Path, history: History) -> None:
         path = os.pathsep.join(str(one) for one in (REPOSITORY / "src", TESTS, TESTS / "chaos", REPOSITORY))
         own = {name: value for name, value in os.environ.items() if not name.startswith(("JOBLEDGER_", "RQ_"))}
-        self.environment = {**own, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment}
+        ours = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""}
+        self.environment = {**own, **ours, **environment}
         self.slots: list[Slot] = []
         self._logs = logs
         self._history = history
