@@ -1,6 +1,7 @@
 """Real servers for the tests: one Postgres and one Redis per test process, one database per test."""
 
 import itertools
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from jobledger import Connections, Settings, configure
 from jobledger.connections import make_engine
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger.migrate import upgrade
+from jobledger.observe.log import LineHandler, TailHandler
 
 _numbers = itertools.count(1)
 
@@ -28,6 +30,17 @@ def _own_environment() -> None:
     """No setting of whoever runs the tests may leak in."""
     for name in [name for name in os.environ if name.startswith(("JOBLEDGER_", "RQ_"))]:
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """A command that is called in this process sets its logs up; no test after it may see that."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    for handler in [one for one in root.handlers if isinstance(one, LineHandler | TailHandler)]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -237,10 +237,11 @@ def test_workers_of_whom_redis_has_forgotten_the_queues_are_a_warning(well: Conn
 def test_an_old_schema_is_a_problem_and_nothing_more_is_asked(
     servers: EmbeddedServers, well: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    servers.postgres.create_database("unmigrated")
-    monkeypatch.setenv("JOBLEDGER_DATABASE_URL", servers.postgres.url_for("unmigrated"))
+    servers.postgres.create_database("before_the_doctor")
+    monkeypatch.setenv("JOBLEDGER_DATABASE_URL", servers.postgres.url_for("before_the_doctor"))
 
     result, answer = doctor("--repair")
+    servers.postgres.drop_database("before_the_doctor")
 
     assert (result.exit_code, verdicts(answer)["schema"]) == (1, "problem")
     assert "conservation" not in verdicts(answer)

@@ -61,6 +61,14 @@ def own(own_servers: EmbeddedServers) -> Iterator[Connections]:
     made.close()
 
 
+def _stands_still(process: psutil.Process) -> bool:
+    """Whether it is frozen or gone: a signal takes a moment, in which a server may still answer."""
+    try:
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True
+
+
 class Outage:
     """Makes Postgres go away for some seconds, beginning now."""
 
@@ -77,6 +85,7 @@ class Outage:
         for one in everyone:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.suspend()
+        eventually(lambda: all(map(_stands_still, everyone)), what="their standstill")
 
         def thaw() -> None:
             for one in everyone:
@@ -89,7 +98,10 @@ class Outage:
 
     def crash(self, seconds: float = 2.0) -> None:
         """As `pg_ctl stop -m immediate`, and a start later."""
+        main = psutil.Process(self._postgres.pid)
+        everyone = [*main.children(recursive=True), main]
         self._postgres.kill(signal.SIGQUIT)
+        eventually(lambda: all(map(_stands_still, everyone)), what="their end")
 
         def start() -> None:
             time.sleep(seconds)  # the outage itself
