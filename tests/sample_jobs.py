@@ -1,6 +1,7 @@
 """Jobs that the tests run in real workers."""
 
 import asyncio
+import ctypes
 import logging
 import os
 import threading
@@ -81,6 +82,11 @@ class Stubborn(BaseJob):
                 self.session.execute(sa.text("LOCK TABLE effects IN ACCESS EXCLUSIVE MODE"))
             case "c":
                 (b"x" * 40_000_000).translate(None, b"y") and sum(range(10**10))
+            case "deadlock":  # in C, where nothing of Python's can interrupt it; with a lock in the database
+                self.session.execute(sa.text("LOCK TABLE effects IN ACCESS EXCLUSIVE MODE"))
+                mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+                libc.pthread_mutex_lock(mutex)
+                libc.pthread_mutex_lock(mutex)
 
 
 class Asks(BaseJob):

@@ -20,7 +20,7 @@ from jobledger.wake import Wake
 
 MAX_CRASHES: Final = 3
 MAX_LOSSES: Final = 20
-CRASH_BACKOFF: Final = Retry(MAX_CRASHES, base=2, cap=60)
+CRASH_BACKOFF: Final = Retry(MAX_CRASHES, backoff="fixed", base=1)
 LOSS_WAIT_SECONDS: Final = 0.0
 """A lost attempt is not the job's fault: it runs again at once."""
 

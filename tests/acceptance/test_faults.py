@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from harness import SHORT, Stack, backdate_sweeps, effects, eventually, one_value, started
 from jobledger import Connections, JobHandle, JobStatus
 from jobledger.queues import waiting
-from sample_jobs import EFFECTS, Effect, Failing, Fails, Locks
+from sample_jobs import EFFECTS, Effect, Failing, Fails, Locks, Stubborn
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +119,17 @@ def test_a_frozen_run_keeps_no_locks(connections: Connections, system: Stack) ->
         psutil.Process(first.ppid()).resume()
         first.resume()
     assert job.attempts[-1].number == 2
+
+
+def test_a_run_that_nothing_can_interrupt_leaves_no_locks_behind(connections: Connections, system: Stack) -> None:
+    system.worker()
+    system.scheduler()
+    job = Stubborn.dispatch(how="deadlock")
+    assert job.wait(60).status is JobStatus.FAILED
+    assert job.reason == "timeout"
+    # Its worker has nothing else to do; the session that it lent to the work-horse must not outlive that.
+    locked = "SELECT count(*) FROM pg_locks WHERE relation = 'effects'::regclass AND mode = 'AccessExclusiveLock'"
+    eventually(lambda: one_value(connections, locked) == 0, seconds=5, what="the lock's end")
 
 
 def test_a_flushed_redis_loses_no_job(connections: Connections, system: Stack) -> None:

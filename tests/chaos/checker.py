@@ -18,6 +18,7 @@ from witnesses import Job, Kind, Run, Verdict, Violation
 
 Violations = Iterator[Violation]
 
+SHORT_RUN_SLACK: Final = 4
 LEAST_HEALTHY_SHARE: Final = 0.8
 """Of their speed before, that healthy jobs keep beside poisoned ones."""
 
@@ -242,7 +243,11 @@ def nothing_is_left_over(run: Run) -> Violations:
 
 
 def recovery_is_quick(run: Run) -> Violations:
-    """I8: each time that was measured and has a goal keeps it: the longest one, or the 99th percentile."""
+    """I8: each time that was measured and has a goal keeps it: the longest one, or the 99th percentile.
+
+    A short run is a test, on a machine that does other things too: it must recover, but nobody measures by it.
+    """
+    slack = SHORT_RUN_SLACK if run.begun.get("short") else 1
     lease = float(run.begun.get("settings", {}).get("lease_seconds", 30))
     for name, (longest, p99, number) in measured(run).items():
         goal = GOALS.get(name)
@@ -250,7 +255,7 @@ def recovery_is_quick(run: Run) -> Violations:
         if goal is None or limit is None:
             continue
         seen = p99 if goal.of == "p99" else longest
-        if seen > limit:
+        if seen > slack * limit:
             what = f"{name}: {seen:.1f} s ({goal.of} of {number}), and {limit:g} s are allowed"
             yield Violation("I8", Kind.TOO_SLOW, what)
 

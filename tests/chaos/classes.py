@@ -34,6 +34,7 @@ class FaultClass:
         faults: what is injected; several names mean any of them.
         http_share: of the jobs that can be, dispatched through the API.
         burst: all jobs are dispatched at once, so that there is a queue to lose.
+        calm: the workers keep up before each injection.
         schedulers: how many.
         ticks: the schedulers have a schedule that fires every second.
         newer: how many jobs of a newer deployment.
@@ -53,6 +54,7 @@ class FaultClass:
     faults: tuple[str, ...] = ()
     http_share: float = 0.1
     burst: bool = False
+    calm: bool = False
     schedulers: int = 2
     ticks: bool = False
     newer: int = 0
@@ -106,11 +108,11 @@ def _skew(_: random.Random, __: int, short: bool) -> dict[str, Any]:
 
 
 _ALL: Final = (
-    FaultClass("F1", "a work-horse is killed", 100, 10, 10_000, (1.0, 3.0), in_smoke=True),
-    FaultClass("F2", "a worker is killed with all its processes", 100, 5, 10_000, (1.0, 3.0), in_smoke=True),
-    FaultClass("F3", "a worker is killed, its work-horse not", 50, 5, in_smoke=True),
+    FaultClass("F1", "a work-horse is killed", 100, 10, 10_000, (1.0, 3.0), calm=True, in_smoke=True),
+    FaultClass("F2", "a worker is killed with all its processes", 100, 5, 10_000, (1.0, 3.0), calm=True, in_smoke=True),
+    FaultClass("F3", "a worker is killed, its work-horse not", 50, 5, calm=True, in_smoke=True),
     FaultClass("F4", "all workers are replaced, as in a deployment", 20, 2, 10_000, (3.0, 8.0), in_smoke=True),
-    FaultClass("F5", "a work-horse and its worker freeze for longer than the lease", 15, 2, in_smoke=True),
+    FaultClass("F5", "a work-horse and its worker freeze for longer than the lease", 15, 2, calm=True, in_smoke=True),
     FaultClass("F6", "schedulers are killed, one or all at once", 20, 3, pause=(8.0, 12.0), schedulers=3, ticks=True),
     FaultClass("F7", "the API is killed with requests in flight", 25, 3, pause=(2.0, 4.0), http_share=0.6),
     FaultClass("F8", "the scheduler that swept last is killed", 25, 3, pause=(2.0, 6.0)),

@@ -2,7 +2,7 @@
 
 One JSON object a line, with `at` (epoch seconds) and `event`:
 
-    run_begun          fault, seed, jobs, settings, commit, started
+    run_begun          fault, seed, jobs, settings, short, commit, started
     dispatch_invoked   key; effects (how many its completion leaves, 1 unless said), ends (how it may end, one or more
                        ways: "completed" unless said; "failed:crashed" is a status with its reason)
     dispatch_accepted  key, id; via ("http" if so)      dispatch_unknown, dispatch_refused   key, error

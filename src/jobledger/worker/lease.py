@@ -251,7 +251,13 @@ class Lease:
             return
         self._cancel_statement()
         if not self._ends_within(HARD_STOP_SECONDS):
-            os._exit(1)
+            self._exit()
+
+    def _exit(self) -> None:
+        """End the process, and its session, which the worker has lent to it and has open, too."""
+        if self._connection is not None:
+            self._connection.shut()
+        os._exit(1)
 
     def _end_hard(self, reason: Interrupt) -> None:
         """The job was interrupted and still runs: it sits in C, or it swallows every interrupt."""
@@ -261,7 +267,7 @@ class Lease:
         try:
             self._on_stuck(reason)
         finally:
-            os._exit(1)
+            self._exit()
 
     def _interrupt(self, reason: Interrupt) -> bool:
         """Interrupt the job, and again in case it goes on; whether it ends in the grace."""
