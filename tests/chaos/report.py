@@ -1,4 +1,7 @@
-"""Writes the figures of docs/reliability.md from the results of runs: `scripts/chaos-report [.chaos/results.jsonl]`."""
+"""Writes the figures of docs/reliability.md: `scripts/chaos-report [.chaos/results.jsonl]`.
+
+The results of all runs that were ever reported are kept beside the page, and new ones are added to them.
+"""
 
 import json
 import sys
@@ -14,7 +17,8 @@ from harness import REPOSITORY
 Result = dict[str, Any]
 
 PAGE: Final = REPOSITORY / "docs" / "reliability.md"
-RESULTS: Final = REPOSITORY / ".chaos" / "results.jsonl"
+KEPT: Final = REPOSITORY / "docs" / "reliability-results.jsonl"
+NEW: Final = REPOSITORY / ".chaos" / "results.jsonl"
 BEGIN: Final = "<!-- results: begin (scripts/chaos-report writes this) -->"
 END: Final = "<!-- results: end -->"
 
@@ -111,11 +115,21 @@ def _number_row(name: str, ran: list[Result]) -> str:
     return f"| {words} | {limits} s{of} | {longest:.2f} s | {p99:.2f} s | {times:,} | {', '.join(o[1] for o in seen)} |"
 
 
-def main(results: Path) -> None:
-    """Write the page anew."""
-    lines = results.read_text().splitlines() if results.exists() else []
+def together(kept: Iterable[str], new: Iterable[str]) -> list[str]:
+    """The lines of both, each once, in order."""
+    return list(dict.fromkeys([*kept, *new]))
+
+
+def main(new: Path) -> None:
+    """Keep the new results, and write the page anew."""
+    lines = together(_lines(KEPT), _lines(new))
+    KEPT.write_text("".join(f"{line}\n" for line in lines))
     PAGE.write_text(written_into(PAGE.read_text(), tables(latest(lines))))
 
 
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else NEW)

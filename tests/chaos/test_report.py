@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from classes import CLASSES
-from report import BEGIN, END, PAGE, latest, tables, written_into
+from report import BEGIN, END, PAGE, latest, tables, together, written_into
 
 
 def result(name: str, **fields: Any) -> str:
@@ -64,3 +64,7 @@ def test_the_page_has_its_place_for_the_figures() -> None:
 def test_a_page_without_a_place_is_refused() -> None:
     with pytest.raises(ValueError, match="no <!-- results"):
         written_into("nothing", "figures")
+
+
+def test_results_are_kept_once_and_in_order() -> None:
+    assert together(["a", "b"], ["b", "c"]) == ["a", "b", "c"]
