@@ -163,3 +163,15 @@ def backdate_sweeps(connections: Any) -> None:
                 "INSERT INTO sweeps VALUES ('reap', now(), now() - interval '1 hour', 'test') ON CONFLICT DO NOTHING"
             )
         )
+
+
+def execute(connections: Any, statement: str, **parameters: Any) -> int:
+    """Execute SQL behind everybody's back; how many rows it changed."""
+    with connections.transaction() as connection:
+        return int(connection.execute(sa.text(statement), parameters).rowcount)
+
+
+def row_of(connections: Any, handle: Any) -> Any:
+    """The row of a job."""
+    with connections.transaction() as connection:
+        return connection.execute(sa.text("SELECT * FROM job_statuses WHERE id = :id"), {"id": handle.id}).one()

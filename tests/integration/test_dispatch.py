@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from rq.job import Job
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from harness import one_value
+from harness import one_value, row_of
 from jobledger import (
     BaseJob,
     Connections,
@@ -55,11 +55,6 @@ class Import(BaseJob):
     def check_payload(cls, table: str, source: str) -> None:
         if table == "secrets":
             raise JobRefused("secrets are not for import")
-
-
-def row_of(connections: Connections, handle: JobHandle) -> Any:
-    with connections.transaction() as connection:
-        return connection.execute(sa.text("SELECT * FROM job_statuses WHERE id = :id"), {"id": handle.id}).one()
 
 
 def count(connections: Connections) -> int:

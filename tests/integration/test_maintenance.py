@@ -14,7 +14,7 @@ from rq.job import Job
 from rq.job import JobStatus as RQStatus
 from rq.results import Result
 
-from harness import eventually, one_value
+from harness import eventually, execute, one_value, row_of
 from jobledger import (
     BaseJob,
     Connections,
@@ -63,16 +63,6 @@ def _empty(connections: Connections) -> None:
     execute(connections, "DELETE FROM schedules")
     execute(connections, "DELETE FROM lost_wakes")
     execute(connections, "DELETE FROM redis_epoch")
-
-
-def execute(connections: Connections, statement: str, **parameters: Any) -> int:
-    with connections.transaction() as connection:
-        return connection.execute(sa.text(statement), parameters).rowcount
-
-
-def row_of(connections: Connections, handle: JobHandle) -> Any:
-    with connections.transaction() as connection:
-        return connection.execute(sa.text("SELECT * FROM job_statuses WHERE id = :id"), {"id": handle.id}).one()
 
 
 def set_all(connections: Connections, change: str) -> None:

@@ -3,18 +3,16 @@
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import redis
-import sqlalchemy as sa
 from rq import Queue, Worker
 from rq.job import Job
 from rq.job import JobStatus as RQStatus
 from rq.results import Result
 
-from harness import one_value
+from harness import execute, one_value, row_of
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Reason, Settings, configure, queues
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import epochs, transitions
@@ -59,16 +57,6 @@ def known(connections: Connections) -> None:
 def settled(connections: Connections) -> None:
     """Somebody has been comparing for long."""
     execute(connections, "INSERT INTO sweeps (name, swept_by, resumed_at) VALUES ('reconcile', 'me', 'epoch')")
-
-
-def execute(connections: Connections, statement: str, **parameters: Any) -> int:
-    with connections.transaction() as connection:
-        return connection.execute(sa.text(statement), parameters).rowcount
-
-
-def row_of(connections: Connections, handle: JobHandle) -> Any:
-    with connections.transaction() as connection:
-        return connection.execute(sa.text("SELECT * FROM job_statuses WHERE id = :id"), {"id": handle.id}).one()
 
 
 def listed(connections: Connections, queue: str = "default") -> list[str]:
