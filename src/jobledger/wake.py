@@ -21,6 +21,7 @@ class Wake:
 
     Attributes:
         push_count: pushes of this job so far, this one included; over 1, something older may be in Redis.
+        at_front: before all others: it had begun, and stood in line before that.
     """
 
     id: UUID
@@ -29,3 +30,4 @@ class Wake:
     title: str | None
     timeout_seconds: float
     push_count: int = 1
+    at_front: bool = False

@@ -16,7 +16,7 @@ from world import World
 BETWEEN_STATEMENTS: Final = "state LIKE 'idle in transaction%' AND xact_start > now() - interval '2 seconds'"
 """Of a session that is at work: schedulers go on sweeping. A transaction that was left open lasts longer."""
 
-SETTLE_SECONDS: Final = 20.0
+SETTLE_SECONDS: Final = 95.0
 """For lists to become empty and sessions to end after the last job has."""
 
 WITNESSED_APART: Final = "TickSeen"
@@ -80,7 +80,8 @@ def in_redis(client: redis.Redis) -> dict[str, Any]:
 
 def _at_rest(world: World, client: redis.Redis) -> bool:
     redis_now = in_redis(client)
-    if any([*redis_now["queued"].values(), *redis_now["intermediate"].values()]) or world.fleet.horses():
+    held = [*redis_now["queued"].values(), *redis_now["intermediate"].values(), redis_now["executions"]]
+    if any(held) or world.fleet.horses():
         return False
     return not world.database.value(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'"

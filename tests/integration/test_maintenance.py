@@ -582,7 +582,7 @@ def test_a_work_horse_that_died_has_crashed_its_job_which_waits_for_its_retry(co
 
     row = row_of(connections, handle)
     assert (row.status, row.crashes, row.losses, row.errors) == ("scheduled", 1, 0, 0)
-    assert 2 <= (row.available_at - row.updated_at).total_seconds() < 2.5
+    assert 1 <= (row.available_at - row.updated_at).total_seconds() < 2.5
     (attempt,) = handle.attempts
     assert (attempt.outcome, attempt.error_message) == (Outcome.CRASHED, DEATH.strip())
 

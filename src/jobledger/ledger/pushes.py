@@ -15,21 +15,26 @@ from jobledger.wake import Wake
 _TAKE_UNPUSHED: Final = sa.text("""
 WITH patience AS MATERIALIZED (
     SELECT set_config('idle_in_transaction_session_timeout', '10s', true)
+), chosen AS MATERIALIZED (  -- once: a subquery that a join runs again would lock, and choose, others
+    SELECT id FROM job_statuses
+     WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
+     ORDER BY priority, queued_at, id LIMIT :limit FOR UPDATE SKIP LOCKED
 ), taken AS (
-    UPDATE job_statuses SET pushed_at = now(), push_count = push_count + 1
-     WHERE id IN (SELECT id FROM job_statuses
-                   WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
-                   ORDER BY priority, queued_at, id LIMIT :limit FOR UPDATE SKIP LOCKED)
-       AND status = 'queued'
-    RETURNING id, queue, job_type, title, timeout_seconds, push_count, priority, queued_at
+    UPDATE job_statuses j SET pushed_at = now(), push_count = push_count + 1 FROM chosen
+     WHERE j.id = chosen.id AND j.status = 'queued'
+    RETURNING j.id, queue, job_type, title, timeout_seconds, push_count, crashes + losses > 0 AS at_front, priority,
+              queued_at
 )
-SELECT id, queue, job_type, title, timeout_seconds, push_count FROM taken CROSS JOIN patience
+SELECT id, queue, job_type, title, timeout_seconds, push_count, at_front FROM taken CROSS JOIN patience
  ORDER BY priority, queued_at, id
 """)
 
 
 def take_unpushed(connection: Connection, queue: str, limit: int) -> list[Wake]:
-    """Mark queued rows that nobody has pushed as pushed, by priority and age. The caller pushes, then commits."""
+    """Mark queued rows that nobody has pushed as pushed, by priority and age. The caller pushes, then commits.
+
+    Jobs whose attempts crashed or were lost go before all others: they have stood in line already.
+    """
     rows = connection.execute(_TAKE_UNPUSHED, {"queue": queue, "limit": limit})
     return [Wake(**row._mapping) for row in rows]
 

@@ -219,7 +219,7 @@ WITH moved AS (
      WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
     RETURNING id, attempt, queue, job_type, title, timeout_seconds, push_count
 ), {_CLOSE_ATTEMPT}
-SELECT id, queue, job_type, title, timeout_seconds, push_count FROM moved
+SELECT id, queue, job_type, title, timeout_seconds, push_count, true AS at_front FROM moved
 """)  # noqa: S608 - put together from constants
 
 
@@ -303,16 +303,22 @@ def _closing(outcome: Outcome, evidence: Evidence) -> dict[str, Any]:
 
 
 _PROMOTE_DUE: Final = sa.text("""
-UPDATE job_statuses
-   SET status = 'queued', queued_at = now(), pushed_at = NULL, updated_at = now()
- WHERE id IN (SELECT id FROM job_statuses WHERE status = 'scheduled' AND available_at <= now()
-               ORDER BY available_at LIMIT :limit FOR UPDATE SKIP LOCKED)
-   AND status = 'scheduled'
+WITH chosen AS MATERIALIZED (
+    SELECT id FROM job_statuses WHERE status = 'scheduled' AND available_at <= now()
+     ORDER BY available_at LIMIT :limit FOR UPDATE SKIP LOCKED
+)
+UPDATE job_statuses j
+   SET status = 'queued', pushed_at = NULL, updated_at = now(),
+       queued_at = CASE WHEN crashes + losses > 0 THEN coalesce(queued_at, now()) ELSE now() END
+  FROM chosen
+ WHERE j.id = chosen.id AND j.status = 'scheduled'
 """)
 
 
 def promote_due(connection: Connection, limit: int) -> int:
     """scheduled -> queued for jobs whose time has come, not pushed yet.
+
+    Those whose attempts crashed or were lost keep the place in the order that they had.
 
     Returns:
         How many.

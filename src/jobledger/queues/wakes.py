@@ -57,7 +57,7 @@ def _push_one(queue: Queue, wake: Wake, pipeline: "redis.client.Pipeline") -> No
         queue.failed_job_registry.remove(job, pipeline=pipeline)
         pipeline.lrem(keys.intermediate_of(queue.name), 0, job.id)
     job.save(pipeline=pipeline)
-    queue.push_job_id(job.id, pipeline=pipeline)
+    queue.push_job_id(job.id, pipeline=pipeline, at_front=wake.at_front)
 
 
 def waiting(client: redis.Redis, queue: str) -> list[str]:
