@@ -90,6 +90,12 @@ class Outcome(StrEnum):
     LOST = "lost"
     HANDED_BACK = "handed_back"
     """Its worker was asked to stop, and the job did not end in the time that the stop leaves."""
+    SNOOZED = "snoozed"
+    """The job asked to run again later: `raise Snooze(…)`."""
+    CANCELED = "canceled"
+    """The job canceled itself: `raise Cancel(…)`."""
+    GAVE_UP = "gave_up"
+    """The job said that no retry would help: `raise GiveUp(…)`."""
     UNKNOWN_TYPE = "unknown_type"
     """The worker did not know the job's type (an older deployment): another one may."""
 
