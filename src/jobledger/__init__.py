@@ -23,6 +23,7 @@ from jobledger.job import BaseJob, Failure
 from jobledger.retry import Retry
 from jobledger.schedules import schedule
 from jobledger.settings import Settings
+from jobledger.signals import Cancel, GiveUp, Snooze
 from jobledger.status import JobStatus, Outcome, Reason
 from jobledger.tick import Tick
 
@@ -30,10 +31,12 @@ __version__ = "0.2.0"
 
 __all__ = [
     "BaseJob",
+    "Cancel",
     "ConfigurationError",
     "Connections",
     "DispatchRefused",
     "Failure",
+    "GiveUp",
     "JobDefinitionError",
     "JobHandle",
     "JobNotFound",
@@ -51,6 +54,7 @@ __all__ = [
     "ScheduleNotFound",
     "SchemaLocked",
     "Settings",
+    "Snooze",
     "Tick",
     "UnknownJobType",
     "WaitTimeout",

@@ -24,7 +24,7 @@ class JobStatus(StrEnum):
     FAILED = "failed"
     """Terminal, with a reason: the dead-letter set. In: finish, reaper, reconciler. Out: a person: retry."""
     CANCELED = "canceled"
-    """Terminal, with who and why. In: dispatch, the end of a parent; a person: cancel. Out: a person: retry."""
+    """Terminal, with who and why. In: dispatch, finish, the end of a parent; a person: cancel. Out: a person: retry."""
 
 
 TERMINAL: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELED})
@@ -50,6 +50,7 @@ MOVES: Final[frozenset[tuple[JobStatus | None, JobStatus]]] = frozenset(
         (JobStatus.STARTED, JobStatus.SCHEDULED),
         (JobStatus.STARTED, JobStatus.QUEUED),  # handed back
         (JobStatus.STARTED, JobStatus.FAILED),
+        (JobStatus.STARTED, JobStatus.CANCELED),  # the job canceled itself
         # the reconciler: no wake-up led to a claim
         (JobStatus.QUEUED, JobStatus.FAILED),
         # a person: cancel (and see above: deferred)

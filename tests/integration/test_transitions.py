@@ -25,7 +25,7 @@ from jobledger.maintenance.relay import relay_due
 from jobledger.registry import registry
 from jobledger.status import MOVES, TERMINAL
 from jobledger.worker import run_job
-from sample_jobs import Echo
+from sample_jobs import Asking, Echo
 
 DEFERRED, SCHEDULED, QUEUED = JobStatus.DEFERRED, JobStatus.SCHEDULED, JobStatus.QUEUED
 STARTED, COMPLETED, FAILED, CANCELED = JobStatus.STARTED, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELED
@@ -165,6 +165,11 @@ MOVES_OF_FUNCTIONS = {
         QUEUED,
         lambda ledger, job: transitions.hand_back(ledger, job, 1, Outcome.HANDED_BACK, Evidence()),
     ),
+    "call_off": Move(
+        frozenset({STARTED}),
+        CANCELED,
+        lambda ledger, job: transitions.call_off(ledger, job, 1, Outcome.CANCELED, "canceled by itself", Evidence()),
+    ),
     "give_up": Move(frozenset({QUEUED}), FAILED, give_up),
     "release_orphans": Move(
         frozenset({DEFERRED}), QUEUED, lambda ledger, job: dependencies.release_orphans(ledger, [job])
@@ -241,7 +246,7 @@ def test_the_functions_make_every_legal_move_and_none_besides() -> None:
 
 
 @pytest.mark.parametrize("attempt", [0, 2])
-@pytest.mark.parametrize("name", ["complete", "reschedule", "fail", "hand_back"])
+@pytest.mark.parametrize("name", ["complete", "reschedule", "fail", "hand_back", "call_off"])
 def test_another_attempt_than_the_running_one_moves_nothing(ledger: Connection, name: str, attempt: int) -> None:
     job_id = claimed(ledger)
     row, attempts = row_of(ledger, job_id), attempts_of(ledger, job_id)
@@ -249,6 +254,7 @@ def test_another_attempt_than_the_running_one_moves_nothing(ledger: Connection, 
         "complete": lambda: transitions.complete(ledger, job_id, attempt, None, Evidence()),
         "reschedule": lambda: transitions.reschedule(ledger, job_id, attempt, Outcome.ERROR, 0, {}, Evidence()),
         "hand_back": lambda: transitions.hand_back(ledger, job_id, attempt, Outcome.HANDED_BACK, Evidence()),
+        "call_off": lambda: transitions.call_off(ledger, job_id, attempt, Outcome.CANCELED, "canceled", Evidence()),
         "fail": lambda: transitions.fail(ledger, job_id, attempt, Outcome.ERROR, Reason.ERROR, {}, Evidence(), uuid4()),
     }
 
@@ -480,6 +486,7 @@ def test_whatever_happens_to_jobs_is_a_legal_move(
     registry.forget("Unlucky")
     run(unknown)
     registry.register("Unlucky", Unlucky)
+    run(Asking.dispatch(what="cancel", until=2))
     _claim(connections, lost.id)
     stopped = Echo.dispatch()
     _claim(connections, stopped.id)

@@ -15,6 +15,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobledger.ledger import failing
 from jobledger.ledger.direct import Direct, Executor
 from jobledger.ledger.rows import Claim, Ended, Evidence, Failed, NewJob, Runner
 from jobledger.status import ON_FAILED_TYPE, JobStatus, Outcome, Reason
@@ -244,19 +245,9 @@ WITH moved AS (
            finished_at = statement_timestamp(), updated_at = statement_timestamp(),
            errors = errors + :errors, crashes = crashes + :crashes, losses = losses + :losses
      WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
-    RETURNING id, attempt, job_type, queue, priority, owner, timeout_seconds, has_children, has_on_failed
-), {_CLOSE_ATTEMPT}, callback AS (
-    INSERT INTO job_statuses (id, job_type, title, owner, queue, priority, status, payload, timeout_seconds,
-                              max_attempts, queued_at, pushed_at, push_count)
-    SELECT CAST(:callback_id AS uuid), :callback_type, job_type || '.on_failed', owner, queue, priority, 'queued',
-           jsonb_build_object('job_id', id, 'attempt', attempt), timeout_seconds, 3,
-           statement_timestamp(), statement_timestamp(), 1
-      FROM moved WHERE has_on_failed
-    RETURNING id, queue, job_type, title, timeout_seconds
-)
-SELECT moved.has_children, callback.id, callback.queue, callback.job_type, callback.title,
-       callback.timeout_seconds
-  FROM moved LEFT JOIN callback ON true
+    RETURNING {failing.COLUMNS}, CAST(:callback_id AS uuid) AS callback_id
+), {_CLOSE_ATTEMPT}, {failing.CALLBACK}
+{failing.FAILED}
 """)  # noqa: S608 - put together from constants
 
 
@@ -288,10 +279,32 @@ def fail(
             **_closing(outcome, evidence),
         },
     ).one_or_none()
-    if row is None:
-        return None
-    callback = Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) if row.id is not None else None
-    return Failed(row.has_children, callback)
+    return failing.failed(row) if row is not None else None
+
+
+_CALL_OFF: Final = sa.text(f"""
+WITH moved AS (
+    UPDATE job_statuses
+       SET status = 'canceled', reason = :reason,
+           finished_at = statement_timestamp(), updated_at = statement_timestamp()
+     WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
+    RETURNING id, attempt, has_children
+), {_CLOSE_ATTEMPT}
+SELECT has_children FROM moved
+""")  # noqa: S608 - put together from constants
+
+
+def call_off(
+    connection: Connection, job_id: UUID, attempt: int, outcome: Outcome, reason: str, evidence: Evidence
+) -> Ended | None:
+    """started -> canceled: the attempt is over, and the job shall not go on.
+
+    Returns:
+        None if this attempt was fenced out.
+    """
+    parameters = {"id": str(job_id), "attempt": attempt, "reason": reason}
+    row = connection.execute(_CALL_OFF, {**parameters, **_closing(outcome, evidence)}).one_or_none()
+    return Ended(row.has_children) if row is not None else None
 
 
 def _fields(row: Evidence | Runner) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Attempt(BaseModel):
     @classmethod
     def of(cls, row: AttemptRow) -> "Attempt":
         """As the ledger has it, without what is for developers only: traceback and log."""
-        failed = row.outcome not in (None, Outcome.COMPLETED)
+        failed = row.outcome not in (None, Outcome.COMPLETED, Outcome.SNOOZED, Outcome.CANCELED)
         return cls(
             number=row.number,
             outcome=row.outcome,
