@@ -31,7 +31,7 @@ from jobledger.failpoints import Failpoint, reach
 from jobledger.ledger import dependencies, pushes, transitions
 from jobledger.ledger.rows import NewJob
 from jobledger.observe.log import get_logger
-from jobledger.options import Options
+from jobledger.options import DEFAULT_PRIORITY, Options
 from jobledger.status import JobStatus
 from jobledger.wake import Accepted, Wake
 
@@ -39,8 +39,6 @@ log: Final = get_logger(__name__)
 
 DEADLINE_SECONDS: Final = 1.5
 """A dispatch in a transaction of its own answers within this, also when Postgres is frozen."""
-
-DEFAULT_QUEUE: Final = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +147,8 @@ def _new_job(request: Request, connections: Connections, tick: _Tick | None) -> 
     return NewJob(
         id=UUID(int=uuid7().int),
         job_type=request.job_type,
-        queue=options.queue or DEFAULT_QUEUE,
+        queue=options.chosen_queue,
+        priority=options.priority or DEFAULT_PRIORITY,
         payload=request.payload,
         title=options.title,
         owner=options.owner,

@@ -12,11 +12,14 @@ from jobledger.errors import OptionError
 Duration = float | int | timedelta | str
 """A length of time: seconds as a number, a timedelta, or a text such as "30s", "5m", "1h30m", "2d"."""
 
-DISPATCH_OPTIONS: Final = ("queue", "session", "after", "timeout", "max_attempts")
+DISPATCH_OPTIONS: Final = ("queue", "session", "after", "timeout", "max_attempts", "priority")
 """The options that `dispatch(**payload, …)` takes beside the payload."""
 
+SPOKEN_OPTIONS: Final = ("queue", "priority", "timeout", "max_attempts", "title", "owner")
+"""The options that `set(…)` and a schedule take; what else there is has a word of its own."""
+
 RESERVED_NAMES: Final = frozenset(
-    {*DISPATCH_OPTIONS, "priority", "expires_in", "idempotency_key", "unique", "owner", "title", "tags"}
+    {*DISPATCH_OPTIONS, "expires_in", "idempotency_key", "unique", "owner", "title", "tags"}
 )
 """No payload parameter may be named so: `dispatch(queue="low")` must have one meaning, today and later."""
 
@@ -25,6 +28,11 @@ _DURATION_PART: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
 _QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 LONGEST_SECONDS: Final = 100 * 365 * 86400.0
 LONGEST_TEXT: Final = 100
+
+DEFAULT_QUEUE: Final = "default"
+HIGHEST_PRIORITY: Final = 1
+DEFAULT_PRIORITY: Final = 5
+LOWEST_PRIORITY: Final = 10
 
 
 def seconds(value: Duration, what: str = "duration") -> float:
@@ -64,12 +72,31 @@ def queue_name(value: object) -> str:
     return value
 
 
+def priority_number(value: object) -> int:
+    """Check a priority, and bring it into its range: 1 is the highest, 10 the lowest.
+
+    Raises:
+        OptionError: not a whole number.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise OptionError(f"priority={value!r}: say a whole number from 1, the highest, to 10.")
+    return min(max(value, HIGHEST_PRIORITY), LOWEST_PRIORITY)
+
+
+def queue_of_priority(priority: int) -> str:
+    """The queue of jobs that have a priority and name no queue."""
+    if priority <= 3:
+        return "high"
+    return DEFAULT_QUEUE if priority <= 7 else "low"
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The options of one dispatch. `None` means: as the job class says.
 
     Attributes:
-        queue: name of the queue.
+        queue: name of the queue; if none is named, the priority chooses it.
+        priority: 1, the highest, to 10.
         timeout_seconds: the longest that one attempt may run.
         max_attempts: attempts in all, the first one included.
         title: what people see as the job's description.
@@ -80,6 +107,7 @@ class Options:
     """
 
     queue: str | None = None
+    priority: int | None = None
     timeout_seconds: float | None = None
     max_attempts: int | None = None
     title: str | None = None
@@ -87,6 +115,11 @@ class Options:
     delay_seconds: float = 0.0
     available_at_epoch: float | None = None
     after: tuple[UUID, ...] = ()
+
+    @property
+    def chosen_queue(self) -> str:
+        """The queue in which the job waits."""
+        return self.queue or queue_of_priority(self.priority or DEFAULT_PRIORITY)
 
     def but(self, **spoken: Any) -> Self:
         """The same options with those that were spoken (not None) replaced, each checked.
@@ -107,6 +140,8 @@ def _check(name: str, value: Any) -> tuple[str, Any]:
     match name:
         case "queue":
             return "queue", queue_name(value)
+        case "priority":
+            return "priority", priority_number(value)
         case "timeout":
             timeout = seconds(value, "timeout")
             if timeout < 0.1:
@@ -125,7 +160,7 @@ def _check(name: str, value: Any) -> tuple[str, Any]:
         case "after":
             return "after", _ids(value)
         case _:
-            raise OptionError(f"There is no option {name!r}; there are queue, timeout, max_attempts, title, owner.")
+            raise OptionError(f"There is no option {name!r}; there are {', '.join(SPOKEN_OPTIONS)}.")
 
 
 def _ids(value: Any) -> tuple[UUID, ...]:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from jobledger.options import DEFAULT_PRIORITY
 from jobledger.wake import Wake
 
 
@@ -21,6 +22,7 @@ class NewJob:
     timeout_seconds: float
     max_attempts: int
     has_on_failed: bool
+    priority: int = DEFAULT_PRIORITY
     delay_seconds: float = 0.0
     available_at_epoch: float | None = None
     waiting_parents: int = 0

@@ -23,21 +23,22 @@ from jobledger.wake import Accepted, Wake
 
 _INSERT: Final = sa.text("""
 INSERT INTO job_statuses (
-    id, job_type, queue, payload, title, owner, timeout_seconds, max_attempts, has_on_failed, waiting_parents,
+    id, job_type, queue, priority, payload, title, owner, timeout_seconds, max_attempts, has_on_failed, waiting_parents,
     schedule_id, fire_at, available_at, status, reason, finished_at, queued_at, pushed_at, push_count,
     created_at, updated_at
 )
-SELECT n.id, n.job_type, n.queue, n.payload, n.title, n.owner, n.timeout_seconds, n.max_attempts, n.has_on_failed,
-       n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), due.at, s.status, n.canceled_reason,
+SELECT n.id, n.job_type, n.queue, n.priority, n.payload, n.title, n.owner, n.timeout_seconds, n.max_attempts,
+       n.has_on_failed, n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), due.at, s.status,
+       n.canceled_reason,
        CASE WHEN s.status = 'canceled' THEN statement_timestamp() END,
        CASE WHEN s.status = 'queued' THEN statement_timestamp() END,
        CASE WHEN s.status = 'queued' AND n.pushed THEN statement_timestamp() END,
        CASE WHEN s.status = 'queued' AND n.pushed THEN 1 ELSE 0 END,
        statement_timestamp(), statement_timestamp()
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n(
-        id uuid, job_type text, queue text, payload jsonb, title text, owner text, timeout_seconds float8,
-        max_attempts int, has_on_failed bool, waiting_parents int, schedule_id uuid, fire_at_epoch float8,
-        delay_seconds float8, available_at_epoch float8, canceled_reason text, pushed bool)
+        id uuid, job_type text, queue text, priority int2, payload jsonb, title text, owner text,
+        timeout_seconds float8, max_attempts int, has_on_failed bool, waiting_parents int, schedule_id uuid,
+        fire_at_epoch float8, delay_seconds float8, available_at_epoch float8, canceled_reason text, pushed bool)
 CROSS JOIN LATERAL (
     SELECT coalesce(to_timestamp(n.available_at_epoch),
                     statement_timestamp() + make_interval(secs => n.delay_seconds)) AS at

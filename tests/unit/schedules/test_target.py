@@ -244,7 +244,7 @@ def test_options_are_kept_as_json_has_them() -> None:
     (TargetAnything, {"queue": "low"}, {}, "queue cannot be in a payload"),
     (TargetAnything, {"x": object()}, {}, "JSON"),
     (TargetAnything, {"x": float("nan")}, {}, "JSON"),
-    (TargetLoad, {"table": "a"}, {"colour": "red"}, "does not know colour; there are max_attempts, owner, queue"),
+    (TargetLoad, {"table": "a"}, {"colour": "red"}, "know colour; there are max_attempts, owner, priority, queue"),
     (TargetLoad, {"table": "a"}, {"delay": 5}, "does not know delay"),
     (TargetLoad, {"table": "a"}, {"queue": "a b"}, "queue='a b'"),
     (TargetLoad, {"table": "a"}, {"timeout": "soon"}, "timeout='soon'"),

@@ -13,6 +13,7 @@ from jobledger.status import JobStatus, Outcome
 # `jobledger.options` checks these, in words that fit; here they only need to be described.
 _Queue = Annotated[Any, WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"})]
 _Duration = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}]})]
+_Priority = Annotated[Any, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 10})]
 _Attempts = Annotated[Any, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})]
 _Ids = Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "string", "format": "uuid"}})]
 
@@ -25,6 +26,7 @@ class CreateJob(BaseModel):
     job: str = Field(description="The job's type.")
     payload: dict[str, Any] = Field(default_factory=dict, description="The parameters of the job.")
     queue: _Queue = Field(None, description="Queue to wait in.")
+    priority: _Priority = Field(None, description="1, the highest, to 10; chooses the queue of a job that names none.")
     timeout: _Duration = Field(None, description='Longest attempt: seconds, or a text such as "15m".')
     max_attempts: _Attempts = Field(None, description="Attempts in all, the first one included.")
     delay: _Duration = Field(None, description='Not before this has passed: seconds, or a text such as "5m".')
@@ -100,6 +102,7 @@ class JobState(BaseModel):
     job_type: str
     title: str | None
     queue: str
+    priority: int = Field(description="1, the highest, to 10.")
     status: JobStatus
     reason: str | None = Field(description="Why it failed (a word) or was canceled.")
     result: Any = Field(description="What a completed job returned.")
@@ -122,6 +125,7 @@ class JobState(BaseModel):
             job_type=row.job_type,
             title=row.title,
             queue=row.queue,
+            priority=row.priority,
             status=row.status,
             reason=row.reason,
             result=row.result,
