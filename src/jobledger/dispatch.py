@@ -157,6 +157,7 @@ def _new_job(request: Request, connections: Connections, tick: _Tick | None) -> 
         has_on_failed=request.has_on_failed,
         delay_seconds=options.delay_seconds + (random.uniform(0, tick.jitter_seconds) if tick else 0.0),  # noqa: S311
         available_at_epoch=options.available_at_epoch,
+        expires_in_seconds=options.expires_in_seconds,
         schedule_id=tick.schedule_id if tick else None,
         fire_at_epoch=tick.fire_at.timestamp() if tick else None,
     )

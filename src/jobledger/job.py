@@ -146,6 +146,8 @@ class BaseJob:
 
         queue: the queue of its jobs, unless a dispatch says another; if none is said, the priority chooses it.
         priority: 1, the highest, to 10; what is beyond is brought into this range, with a warning.
+        expires_in: a job that is not started within this fails as expired; from the dispatch, or from the end of its
+            delay. As seconds, timedelta or a text such as "6h"; None for never.
         timeout: longest attempt, as seconds, timedelta or a text such as "15m"; None for the settings' default.
         retry: when failed attempts run again.
         job_type: what the ledger calls it; the class's name unless said.
@@ -155,6 +157,7 @@ class BaseJob:
 
     queue: ClassVar[str | None] = None
     priority: ClassVar[int] = DEFAULT_PRIORITY
+    expires_in: ClassVar[Duration | None] = None
     timeout: ClassVar[Duration | None] = None
     retry: ClassVar[Retry] = Retry()
     job_type: ClassVar[str] = ""
@@ -177,6 +180,7 @@ class BaseJob:
             cls.options = Options().but(
                 queue=cls.queue,
                 priority=cls.priority,
+                expires_in=cls.expires_in,
                 timeout=cls.timeout,
                 title=cls.title,
                 max_attempts=cls.retry.max_attempts,
@@ -209,7 +213,7 @@ class BaseJob:
 
     @classmethod
     def set(cls, **options: Any) -> Dispatcher:
-        """Speak options before the dispatch: queue, priority, timeout, max_attempts, title, owner, after.
+        """Speak options before the dispatch: queue, priority, expires_in, timeout, max_attempts, title, owner, after.
 
         Raises:
             OptionError: an option does not exist or does not make sense.
@@ -223,7 +227,7 @@ class BaseJob:
         Args:
             session: write the row in this transaction: it is pushed after the commit, and gone with a rollback.
             **given: the payload; and the options `queue=`, `priority=`, `after=` (a job or several, by handle or id,
-                that must complete first), `timeout=`, `max_attempts=`.
+                that must complete first), `expires_in=`, `timeout=`, `max_attempts=`.
 
         Returns:
             A handle; once this returns without a session, the job is in the ledger and will end.

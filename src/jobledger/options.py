@@ -12,15 +12,13 @@ from jobledger.errors import OptionError
 Duration = float | int | timedelta | str
 """A length of time: seconds as a number, a timedelta, or a text such as "30s", "5m", "1h30m", "2d"."""
 
-DISPATCH_OPTIONS: Final = ("queue", "session", "after", "timeout", "max_attempts", "priority")
+DISPATCH_OPTIONS: Final = ("queue", "session", "after", "timeout", "max_attempts", "priority", "expires_in")
 """The options that `dispatch(**payload, …)` takes beside the payload."""
 
-SPOKEN_OPTIONS: Final = ("queue", "priority", "timeout", "max_attempts", "title", "owner")
+SPOKEN_OPTIONS: Final = ("queue", "priority", "expires_in", "timeout", "max_attempts", "title", "owner")
 """The options that `set(…)` and a schedule take; what else there is has a word of its own."""
 
-RESERVED_NAMES: Final = frozenset(
-    {*DISPATCH_OPTIONS, "expires_in", "idempotency_key", "unique", "owner", "title", "tags"}
-)
+RESERVED_NAMES: Final = frozenset({*DISPATCH_OPTIONS, "idempotency_key", "unique", "owner", "title", "tags"})
 """No payload parameter may be named so: `dispatch(queue="low")` must have one meaning, today and later."""
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -97,6 +95,7 @@ class Options:
     Attributes:
         queue: name of the queue; if none is named, the priority chooses it.
         priority: 1, the highest, to 10.
+        expires_in_seconds: it must be started within so many seconds from when it may be.
         timeout_seconds: the longest that one attempt may run.
         max_attempts: attempts in all, the first one included.
         title: what people see as the job's description.
@@ -108,6 +107,7 @@ class Options:
 
     queue: str | None = None
     priority: int | None = None
+    expires_in_seconds: float | None = None
     timeout_seconds: float | None = None
     max_attempts: int | None = None
     title: str | None = None
@@ -147,6 +147,11 @@ def _check(name: str, value: Any) -> tuple[str, Any]:
             if timeout < 0.1:
                 raise OptionError(f"timeout={value!r}: an attempt needs at least 0.1 seconds.")
             return "timeout_seconds", timeout
+        case "expires_in":
+            expires_in = seconds(value, "expires_in")
+            if expires_in < 0.1:
+                raise OptionError(f"expires_in={value!r}: a job needs at least 0.1 seconds to be started.")
+            return "expires_in_seconds", expires_in
         case "max_attempts":
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1000:
                 raise OptionError(f"max_attempts={value!r}: say a whole number from 1 to 1000.")

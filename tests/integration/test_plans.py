@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from jobledger import Connections
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import dependencies, leftovers, pushes, queries, suspects, transitions
+from jobledger.ledger import dependencies, expiry, leftovers, pushes, queries, suspects, transitions
 
 JOBS = 200_000
 SOME = [UUID(int=number) for number in range(1, 100)]
@@ -51,6 +51,8 @@ ASKED: dict[str, Any] = {
     "overdue": lambda ledger: suspects.overdue(ledger, "q2", 15.0, SOME[17], 500),
     "recent": lambda ledger: suspects.recent(ledger, "q2", 1.0, 15.0, None, 500),
     "promote due": lambda ledger: transitions.promote_due(ledger, 500),
+    "overdue to be started": lambda ledger: expiry.overdue(ledger, 500),
+    "expire": lambda ledger: expiry.expire(ledger, SOME, with_children=False),
     "standing": lambda ledger: leftovers.standing(ledger, SOME),
     "lock idle": lambda ledger: leftovers.lock_idle(ledger, SOME),
     "long ended": lambda ledger: leftovers.long_ended(ledger, SOME, 60.0),

@@ -16,9 +16,10 @@ from sqlalchemy.engine import Connection
 from harness import eventually, one_value
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Outcome, Reason, Retry
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import dependencies, leases, lost_wakes, transitions
+from jobledger.ledger import dependencies, expiry, leases, lost_wakes, transitions
 from jobledger.ledger.suspects import Suspect
 from jobledger.ledger.transitions import Evidence, NewJob, Runner
+from jobledger.maintenance.expire import expire
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import MAX_LOST_WAKES, reconcile
 from jobledger.maintenance.relay import relay_due
@@ -143,6 +144,12 @@ def give_up(ledger: Connection, job_id: UUID) -> None:
     lost_wakes.give_up(ledger, Suspect(job_id, pushes, 0, 4), uuid4())
 
 
+def expire_one(ledger: Connection, job_id: UUID) -> None:
+    past = "UPDATE job_statuses SET expires_at = now() - interval '1 s' WHERE id = :id"
+    ledger.execute(sa.text(past), {"id": job_id})
+    expiry.expire(ledger, [job_id], with_children=True)
+
+
 MOVES_OF_FUNCTIONS = {
     "claim": Move(frozenset({QUEUED}), STARTED, lambda ledger, job: transitions.claim(ledger, job, ME, 30)),
     "complete": Move(
@@ -170,6 +177,7 @@ MOVES_OF_FUNCTIONS = {
         CANCELED,
         lambda ledger, job: transitions.call_off(ledger, job, 1, Outcome.CANCELED, "canceled by itself", Evidence()),
     ),
+    "expire": Move(frozenset({DEFERRED, SCHEDULED, QUEUED}), FAILED, expire_one),
     "give_up": Move(frozenset({QUEUED}), FAILED, give_up),
     "release_orphans": Move(
         frozenset({DEFERRED}), QUEUED, lambda ledger, job: dependencies.release_orphans(ledger, [job])
@@ -193,7 +201,7 @@ MOVES_OF_FUNCTIONS = {
 
 def row_of(ledger: Connection, job_id: UUID) -> dict[str, Any]:
     row = ledger.execute(sa.text("SELECT * FROM job_statuses WHERE id = :id"), {"id": job_id}).one()
-    return {**row._mapping, "available_at": None}  # tests of delays move it themselves
+    return {**row._mapping, "available_at": None, "expires_at": None}  # tests of delays move them themselves
 
 
 def attempts_of(ledger: Connection, job_id: UUID) -> list[Any]:
@@ -487,6 +495,14 @@ def test_whatever_happens_to_jobs_is_a_legal_move(
     run(unknown)
     registry.register("Unlucky", Unlucky)
     run(Asking.dispatch(what="cancel", until=2))
+    late = [
+        Echo.dispatch(expires_in=60),
+        Echo.set(expires_in=60).dispatch_in("1h"),
+        Echo.dispatch(expires_in=60, after=lost),
+    ]
+    with connections.transaction() as connection:
+        connection.exec_driver_sql("UPDATE job_statuses SET expires_at = now() WHERE expires_at IS NOT NULL")
+    assert expire(connections) == len(late)
     _claim(connections, lost.id)
     stopped = Echo.dispatch()
     _claim(connections, stopped.id)

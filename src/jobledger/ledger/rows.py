@@ -25,6 +25,8 @@ class NewJob:
     priority: int = DEFAULT_PRIORITY
     delay_seconds: float = 0.0
     available_at_epoch: float | None = None
+    expires_in_seconds: float | None = None
+    """From when it may be started: now, or when its delay is over."""
     waiting_parents: int = 0
     canceled_reason: str | None = None
     schedule_id: UUID | None = None

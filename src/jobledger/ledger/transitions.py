@@ -1,4 +1,4 @@
-"""With `dependencies` and `lost_wakes`, the only writer of statuses: one function per move, each one guarded statement.
+"""With `dependencies`, `expiry` and `lost_wakes`, the only writer of statuses: one guarded statement for each move.
 
 A guard names the status that it expects and, for a run, the fence (`attempt`). No row back is an answer: somebody
 else moved the job first. Time is always the database's; where the transaction may be a job's or a caller's, which began
@@ -24,12 +24,13 @@ from jobledger.wake import Accepted, Wake
 _INSERT: Final = sa.text("""
 INSERT INTO job_statuses (
     id, job_type, queue, priority, payload, title, owner, timeout_seconds, max_attempts, has_on_failed, waiting_parents,
-    schedule_id, fire_at, available_at, status, reason, finished_at, queued_at, pushed_at, push_count,
+    schedule_id, fire_at, available_at, expires_at, status, reason, finished_at, queued_at, pushed_at, push_count,
     created_at, updated_at
 )
 SELECT n.id, n.job_type, n.queue, n.priority, n.payload, n.title, n.owner, n.timeout_seconds, n.max_attempts,
-       n.has_on_failed, n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), due.at, s.status,
-       n.canceled_reason,
+       n.has_on_failed, n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), due.at,
+       greatest(due.at, statement_timestamp()) + make_interval(secs => n.expires_in_seconds),
+       s.status, n.canceled_reason,
        CASE WHEN s.status = 'canceled' THEN statement_timestamp() END,
        CASE WHEN s.status = 'queued' THEN statement_timestamp() END,
        CASE WHEN s.status = 'queued' AND n.pushed THEN statement_timestamp() END,
@@ -38,7 +39,8 @@ SELECT n.id, n.job_type, n.queue, n.priority, n.payload, n.title, n.owner, n.tim
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n(
         id uuid, job_type text, queue text, priority int2, payload jsonb, title text, owner text,
         timeout_seconds float8, max_attempts int, has_on_failed bool, waiting_parents int, schedule_id uuid,
-        fire_at_epoch float8, delay_seconds float8, available_at_epoch float8, canceled_reason text, pushed bool)
+        fire_at_epoch float8, delay_seconds float8, available_at_epoch float8, expires_in_seconds float8,
+        canceled_reason text, pushed bool)
 CROSS JOIN LATERAL (
     SELECT coalesce(to_timestamp(n.available_at_epoch),
                     statement_timestamp() + make_interval(secs => n.delay_seconds)) AS at
@@ -72,7 +74,7 @@ WITH claimed AS (
     UPDATE job_statuses
        SET status = 'started', attempt = attempt + 1, started_at = now(), updated_at = now()
      WHERE id = CAST(:id AS uuid) AND status = 'queued' AND held_by IS NULL
-       AND (expires_at IS NULL OR expires_at > now())
+       AND (expires_at IS NULL OR expires_at > now() OR attempt > 0)
     RETURNING id, attempt, job_type, queue, payload, timeout_seconds, max_attempts, errors, crashes, losses,
               created_at, fire_at
 ), opened AS (

@@ -113,7 +113,7 @@ class ScheduleBook:
                 time out; "queue" fires it when they have.
             jitter: each job waits a random time up to this; the fire time stays what it is.
             payload: of the job, for a job class.
-            **options: of the dispatch, for a job class: queue, priority, timeout, max_attempts, title, owner.
+            **options: of the dispatch, for a job class, as its `set` takes them: queue, priority, timeout, and so on.
 
         Raises:
             ScheduleError: something of it is not understood, or the name is taken.

@@ -135,6 +135,7 @@ def for_dispatch(
         encoded = target.payload_type.encode(payload or {}, target.job_type)
     except DispatchRefused as error:
         raise ScheduleError(f"{where}: {error}") from error
-    if options.get("timeout") is not None:
-        options = {**options, "timeout": seconds(options["timeout"], "timeout")}
+    for one in ("timeout", "expires_in"):
+        if options.get(one) is not None:
+            options = {**options, one: seconds(options[one], one)}
     return json.loads(encoded), options

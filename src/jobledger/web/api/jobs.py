@@ -20,7 +20,7 @@ from jobledger.web.threads import BoundedThreads
 MAX_JOBS: Final = 1000
 READ_SECONDS: Final = 1.5
 
-_OPTIONS: Final = ("queue", "priority", "timeout", "max_attempts", "delay", "after")
+_OPTIONS: Final = ("queue", "priority", "expires_in", "timeout", "max_attempts", "delay", "after")
 
 _AWAY: Final[dict[int | str, dict[str, Any]]] = {503: {"model": ErrorBody, "description": "Postgres is away."}}
 _UNKNOWN: Final[dict[int | str, dict[str, Any]]] = {404: {"model": ErrorBody, "description": "No such job."}}

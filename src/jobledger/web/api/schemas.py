@@ -27,6 +27,9 @@ class CreateJob(BaseModel):
     payload: dict[str, Any] = Field(default_factory=dict, description="The parameters of the job.")
     queue: _Queue = Field(None, description="Queue to wait in.")
     priority: _Priority = Field(None, description="1, the highest, to 10; chooses the queue of a job that names none.")
+    expires_in: _Duration = Field(
+        None, description='Not at all if it was not started within this: seconds, or a text such as "6h".'
+    )
     timeout: _Duration = Field(None, description='Longest attempt: seconds, or a text such as "15m".')
     max_attempts: _Attempts = Field(None, description="Attempts in all, the first one included.")
     delay: _Duration = Field(None, description='Not before this has passed: seconds, or a text such as "5m".')
@@ -112,6 +115,7 @@ class JobState(BaseModel):
     max_attempts: int
     created_at: datetime
     available_at: datetime = Field(description="It does not start before this: a delay, or the pause before a retry.")
+    expires_at: datetime | None = Field(description="If it was not started by then, it fails as expired.")
     started_at: datetime | None = Field(description="When the last attempt started.")
     finished_at: datetime | None
     updated_at: datetime
@@ -135,6 +139,7 @@ class JobState(BaseModel):
             max_attempts=row.max_attempts,
             created_at=row.created_at,
             available_at=row.available_at,
+            expires_at=row.expires_at,
             started_at=row.started_at,
             finished_at=row.finished_at,
             updated_at=row.updated_at,
