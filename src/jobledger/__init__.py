@@ -3,7 +3,9 @@
 from jobledger.connections import Connections, configure
 from jobledger.errors import (
     ConfigurationError,
+    DispatchContended,
     DispatchRefused,
+    IdempotencyConflict,
     JobDefinitionError,
     JobledgerError,
     JobNotFound,
@@ -34,9 +36,11 @@ __all__ = [
     "Cancel",
     "ConfigurationError",
     "Connections",
+    "DispatchContended",
     "DispatchRefused",
     "Failure",
     "GiveUp",
+    "IdempotencyConflict",
     "JobDefinitionError",
     "JobHandle",
     "JobNotFound",

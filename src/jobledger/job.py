@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session
 
 from jobledger import dispatch as door
+from jobledger.admission import Request
 from jobledger.connections import default_connections
-from jobledger.dispatch import Request
 from jobledger.errors import JobDefinitionError, OptionError
 from jobledger.handle import JobHandle
 from jobledger.observe.log import get_logger
@@ -87,6 +87,8 @@ class Dispatcher:
     ) -> list[JobHandle]:
         """See `BaseJob.dispatch_many`."""
         ready = self.set(**spoken)
+        if ready._options.idempotency_key is not None:
+            raise OptionError("dispatch_many takes no idempotency_key: dispatch each job with a key of its own.")
         requests = [ready.request(payload) for payload in payloads]
         return [_handle(one) for one in door.dispatch(requests, session)] if requests else []
 
@@ -213,7 +215,8 @@ class BaseJob:
 
     @classmethod
     def set(cls, **options: Any) -> Dispatcher:
-        """Speak options before the dispatch: queue, priority, expires_in, timeout, max_attempts, title, owner, after.
+        """Speak options before the dispatch: queue, priority, expires_in, timeout, max_attempts, title, owner, after,
+        idempotency_key, idempotency_scope.
 
         Raises:
             OptionError: an option does not exist or does not make sense.
@@ -227,13 +230,14 @@ class BaseJob:
         Args:
             session: write the row in this transaction: it is pushed after the commit, and gone with a rollback.
             **given: the payload; and the options `queue=`, `priority=`, `after=` (a job or several, by handle or id,
-                that must complete first), `expires_in=`, `timeout=`, `max_attempts=`.
+                that must complete first), `expires_in=`, `timeout=`, `max_attempts=`, `idempotency_key=` (if a job
+                was dispatched with it before, that one is given back).
 
         Returns:
             A handle; once this returns without a session, the job is in the ledger and will end.
 
         Raises:
-            DispatchRefused: payload or options are wrong; nothing was written.
+            DispatchRefused: payload or options are wrong, or the key is another payload's; nothing was written.
             LedgerUnavailable: Postgres is away.
         """
         return Dispatcher(cls, cls.options).dispatch(session=session, **given)
@@ -343,7 +347,7 @@ class BaseJob:
 
 
 def _handle(accepted: Accepted) -> JobHandle:
-    return JobHandle(accepted.id, accepted.status, default_connections())
+    return JobHandle(accepted.id, accepted.status, default_connections(), is_duplicate=accepted.is_duplicate)
 
 
 def _title(template: str, payload: dict[str, Any]) -> str:

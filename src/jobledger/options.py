@@ -12,7 +12,16 @@ from jobledger.errors import OptionError
 Duration = float | int | timedelta | str
 """A length of time: seconds as a number, a timedelta, or a text such as "30s", "5m", "1h30m", "2d"."""
 
-DISPATCH_OPTIONS: Final = ("queue", "session", "after", "timeout", "max_attempts", "priority", "expires_in")
+DISPATCH_OPTIONS: Final = (
+    "queue",
+    "session",
+    "after",
+    "timeout",
+    "max_attempts",
+    "priority",
+    "expires_in",
+    "idempotency_key",
+)
 """The options that `dispatch(**payload, …)` takes beside the payload."""
 
 SPOKEN_OPTIONS: Final = ("queue", "priority", "expires_in", "timeout", "max_attempts", "title", "owner")
@@ -26,6 +35,7 @@ _DURATION_PART: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
 _QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 LONGEST_SECONDS: Final = 100 * 365 * 86400.0
 LONGEST_TEXT: Final = 100
+LONGEST_KEY: Final = 255
 
 DEFAULT_QUEUE: Final = "default"
 HIGHEST_PRIORITY: Final = 1
@@ -103,6 +113,8 @@ class Options:
         delay_seconds: not before so many seconds from now.
         available_at_epoch: not before this moment, in seconds since 1970 UTC.
         after: ids of the jobs that must complete first.
+        idempotency_key: of two dispatches with the same key, the second gives back the job of the first.
+        idempotency_scope: whose key it is.
     """
 
     queue: str | None = None
@@ -115,6 +127,8 @@ class Options:
     delay_seconds: float = 0.0
     available_at_epoch: float | None = None
     after: tuple[UUID, ...] = ()
+    idempotency_key: str | None = None
+    idempotency_scope: str = "python"
 
     @property
     def chosen_queue(self) -> str:
@@ -162,6 +176,10 @@ def _check(name: str, value: Any) -> tuple[str, Any]:
             return name, value
         case "delay":
             return "delay_seconds", seconds(value, "delay")
+        case "idempotency_key" | "idempotency_scope":
+            if not isinstance(value, str) or not 1 <= len(value) <= LONGEST_KEY or not value.isprintable():
+                raise OptionError(f"{name}={value!r:.60}: say a text of 1 to {LONGEST_KEY} printable characters.")
+            return name, value
         case "after":
             return "after", _ids(value)
         case _:

@@ -1,5 +1,6 @@
 """The payload of a job: a pydantic model made from the signature of `_perform`, JSON in and JSON out."""
 
+import hashlib
 import inspect
 import json
 import typing
@@ -116,6 +117,12 @@ class Payload:
             ) from None
         known = {name.removeprefix(_FIELD_PREFIX): getattr(checked, name) for name in type(checked).model_fields}
         return known | (checked.__pydantic_extra__ or {})
+
+
+def fingerprint(value: Any) -> str:
+    """The same text for the same JSON, however it is spelled: a SHA-256, in hexadecimal digits."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def storable(text: str) -> str:

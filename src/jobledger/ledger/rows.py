@@ -31,6 +31,8 @@ class NewJob:
     canceled_reason: str | None = None
     schedule_id: UUID | None = None
     fire_at_epoch: float | None = None
+    idempotency_scope: str | None = None
+    idempotency_key: str | None = None
     pushed: bool = True
     """If it is queued at once: whether its wake-up is pushed after the commit, rather than by the relay."""
 

@@ -24,11 +24,12 @@ from jobledger.wake import Accepted, Wake
 _INSERT: Final = sa.text("""
 INSERT INTO job_statuses (
     id, job_type, queue, priority, payload, title, owner, timeout_seconds, max_attempts, has_on_failed, waiting_parents,
-    schedule_id, fire_at, available_at, expires_at, status, reason, finished_at, queued_at, pushed_at, push_count,
-    created_at, updated_at
+    schedule_id, fire_at, idempotency_scope, idempotency_key, available_at, expires_at, status, reason, finished_at,
+    queued_at, pushed_at, push_count, created_at, updated_at
 )
 SELECT n.id, n.job_type, n.queue, n.priority, n.payload, n.title, n.owner, n.timeout_seconds, n.max_attempts,
-       n.has_on_failed, n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), due.at,
+       n.has_on_failed, n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), n.idempotency_scope,
+       n.idempotency_key, due.at,
        greatest(due.at, statement_timestamp()) + make_interval(secs => n.expires_in_seconds),
        s.status, n.canceled_reason,
        CASE WHEN s.status = 'canceled' THEN statement_timestamp() END,
@@ -39,8 +40,8 @@ SELECT n.id, n.job_type, n.queue, n.priority, n.payload, n.title, n.owner, n.tim
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n(
         id uuid, job_type text, queue text, priority int2, payload jsonb, title text, owner text,
         timeout_seconds float8, max_attempts int, has_on_failed bool, waiting_parents int, schedule_id uuid,
-        fire_at_epoch float8, delay_seconds float8, available_at_epoch float8, expires_in_seconds float8,
-        canceled_reason text, pushed bool)
+        fire_at_epoch float8, idempotency_scope text, idempotency_key text, delay_seconds float8,
+        available_at_epoch float8, expires_in_seconds float8, canceled_reason text, pushed bool)
 CROSS JOIN LATERAL (
     SELECT coalesce(to_timestamp(n.available_at_epoch),
                     statement_timestamp() + make_interval(secs => n.delay_seconds)) AS at
