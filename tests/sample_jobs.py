@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from jobledger import BaseJob, Cancel, Failure, GiveUp, Retry, Snooze
+from jobledger import BaseJob, Cancel, Failure, GiveUp, Retry, Snooze, Unique
 
 EFFECTS = "CREATE TABLE IF NOT EXISTS effects (job_id uuid, attempt int, note text, at timestamptz DEFAULT now())"
 
@@ -24,6 +24,12 @@ class Effect(BaseJob):
         )
         time.sleep(sleep_seconds)
         return note
+
+
+class UniqueEffect(Effect):
+    """One of each note at a time."""
+
+    unique = Unique("note")
 
 
 class Echo(BaseJob):

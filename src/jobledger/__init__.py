@@ -2,6 +2,7 @@
 
 from jobledger.connections import Connections, configure
 from jobledger.errors import (
+    AlreadyDispatched,
     ConfigurationError,
     DispatchContended,
     DispatchRefused,
@@ -28,10 +29,12 @@ from jobledger.settings import Settings
 from jobledger.signals import Cancel, GiveUp, Snooze
 from jobledger.status import JobStatus, Outcome, Reason
 from jobledger.tick import Tick
+from jobledger.unique import Unique
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "AlreadyDispatched",
     "BaseJob",
     "Cancel",
     "ConfigurationError",
@@ -60,6 +63,7 @@ __all__ = [
     "Settings",
     "Snooze",
     "Tick",
+    "Unique",
     "UnknownJobType",
     "WaitTimeout",
     "configure",

@@ -10,6 +10,7 @@ JobledgerError
 │   ├── UnknownJobType         no class of that type is loaded here
 │   ├── ParentNotFound         `after=` names a job that is not in the ledger
 │   ├── JobRefused             the job itself refuses this payload
+│   ├── AlreadyDispatched      an equal job of a unique class is there already
 │   ├── IdempotencyConflict    the key was used for another payload
 │   └── DispatchContended      somebody dispatches the same, and does not come to an end
 ├── LedgerUnavailable          Postgres is away, or did not answer in time
@@ -60,6 +61,18 @@ class ParentNotFound(DispatchRefused):
 
 class JobRefused(DispatchRefused):
     """The job class itself refuses this payload: raised in `BaseJob.check_payload`."""
+
+
+class AlreadyDispatched(DispatchRefused):
+    """An equal job of a unique class is there already, and the class says `on_conflict="error"`.
+
+    Attributes:
+        job_id: of that job; None if both are in this same dispatch.
+    """
+
+    def __init__(self, message: str, job_id: UUID | None) -> None:
+        super().__init__(message)
+        self.job_id = job_id
 
 
 class IdempotencyConflict(DispatchRefused):

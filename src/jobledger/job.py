@@ -25,6 +25,7 @@ from jobledger.payload import Payload
 from jobledger.registry import registry
 from jobledger.retry import Retry
 from jobledger.tick import Tick
+from jobledger.unique import Unique
 from jobledger.wake import Accepted
 from jobledger.worker.context import RunContext
 
@@ -138,6 +139,7 @@ class Dispatcher:
             payload=payload,
             options=options if options.title is None else replace(options, title=_title(options.title, stored)),
             has_on_failed=job_class.on_failed is not BaseJob.on_failed,
+            unique=job_class.unique,
         )
 
 
@@ -152,6 +154,7 @@ class BaseJob:
             delay. As seconds, timedelta or a text such as "6h"; None for never.
         timeout: longest attempt, as seconds, timedelta or a text such as "15m"; None for the settings' default.
         retry: when failed attempts run again.
+        unique: which of its jobs are equal, so that there is one at a time; see `Unique`.
         job_type: what the ledger calls it; the class's name unless said.
         title: what people see as a job's description; may name parameters, as in "Load {table}".
         api_dispatchable: whether the API may create such jobs.
@@ -162,6 +165,7 @@ class BaseJob:
     expires_in: ClassVar[Duration | None] = None
     timeout: ClassVar[Duration | None] = None
     retry: ClassVar[Retry] = Retry()
+    unique: ClassVar[Unique | None] = None
     job_type: ClassVar[str] = ""
     title: ClassVar[str | None] = None
     api_dispatchable: ClassVar[bool] = False
@@ -193,6 +197,7 @@ class BaseJob:
             text = f"{cls.__name__}.priority={cls.priority} is not within 1 to 10: {cls.options.priority} is taken."
             warnings.warn(text, stacklevel=2)
         cls.payload_type = Payload.from_signature(cls._perform, cls.__name__)
+        _refuse_unfit_unique(cls)
         registry.register(cls.job_type, cls)
 
     # -- to be written by subclasses
@@ -348,6 +353,21 @@ class BaseJob:
 
 def _handle(accepted: Accepted) -> JobHandle:
     return JobHandle(accepted.id, accepted.status, default_connections(), is_duplicate=accepted.is_duplicate)
+
+
+def _refuse_unfit_unique(job_class: type[BaseJob]) -> None:
+    unique = job_class.unique
+    if unique is None:
+        return
+    if not isinstance(unique, Unique):
+        raise JobDefinitionError(f"{job_class.__name__}.unique={unique!r}: say Unique(…).")
+    known = job_class.payload_type.field_names if job_class.payload_type else ()
+    unknown = [name for name in unique.fields if name not in known]
+    if unknown:
+        raise JobDefinitionError(
+            f"{job_class.__name__}.unique: {', '.join(unknown)} is no parameter of _perform, which has "
+            f"{', '.join(known) or 'none'}."
+        )
 
 
 def _title(template: str, payload: dict[str, Any]) -> str:

@@ -30,6 +30,11 @@ class Payload:
     def __init__(self, model: type[BaseModel] | None) -> None:
         self.model = model
 
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """The names of the parameters, without those that `**rest` takes."""
+        return tuple(name.removeprefix(_FIELD_PREFIX) for name in self.model.model_fields) if self.model else ()
+
     @classmethod
     def from_signature(cls, perform: Callable[..., Any], owner: str) -> "Payload":
         """Read the parameters of `_perform`.

@@ -1,7 +1,7 @@
 """The words of the ledger: statuses, the one table of legal moves, and how an attempt can end.
 
-Each status says who moves a job in and who moves it out. `ledger.transitions`, `dependencies`, `expiry` and
-`lost_wakes` are the only writers; every function there is a row of `MOVES`, or some.
+Each status says who moves a job in and who moves it out. `ledger.transitions`, `dependencies`, `expiry`,
+`lost_wakes` and `uniqueness` are the only writers; every function there is a row of `MOVES`, or some.
 """
 
 from enum import StrEnum
@@ -53,6 +53,8 @@ MOVES: Final[frozenset[tuple[JobStatus | None, JobStatus]]] = frozenset(
         (JobStatus.STARTED, JobStatus.CANCELED),  # the job canceled itself
         # the reconciler: no wake-up led to a claim
         (JobStatus.QUEUED, JobStatus.FAILED),  # or expire: nobody started it in time
+        # a dispatch that puts an equal job off
+        (JobStatus.QUEUED, JobStatus.SCHEDULED),
         # expire
         (JobStatus.DEFERRED, JobStatus.FAILED),
         (JobStatus.SCHEDULED, JobStatus.FAILED),

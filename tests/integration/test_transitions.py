@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from harness import eventually, one_value
-from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Outcome, Reason, Retry
+from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Outcome, Reason, Retry, Unique
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import dependencies, expiry, leases, lost_wakes, transitions
+from jobledger.ledger import dependencies, expiry, leases, lost_wakes, transitions, uniqueness
 from jobledger.ledger.suspects import Suspect
 from jobledger.ledger.transitions import Evidence, NewJob, Runner
 from jobledger.maintenance.expire import expire
@@ -150,6 +150,11 @@ def expire_one(ledger: Connection, job_id: UUID) -> None:
     expiry.expire(ledger, [job_id], with_children=True)
 
 
+def put_off(ledger: Connection, job_id: UUID) -> None:
+    if status_of(ledger, job_id) not in (DEFERRED, SCHEDULED):  # those stay where they are, with other content
+        uniqueness.replace_waiting(ledger, job_id, new_job(delay_seconds=9))
+
+
 MOVES_OF_FUNCTIONS = {
     "claim": Move(frozenset({QUEUED}), STARTED, lambda ledger, job: transitions.claim(ledger, job, ME, 30)),
     "complete": Move(
@@ -177,6 +182,7 @@ MOVES_OF_FUNCTIONS = {
         CANCELED,
         lambda ledger, job: transitions.call_off(ledger, job, 1, Outcome.CANCELED, "canceled by itself", Evidence()),
     ),
+    "replace_waiting": Move(frozenset({QUEUED}), SCHEDULED, put_off),
     "expire": Move(frozenset({DEFERRED, SCHEDULED, QUEUED}), FAILED, expire_one),
     "give_up": Move(frozenset({QUEUED}), FAILED, give_up),
     "release_orphans": Move(
@@ -434,6 +440,12 @@ def _somebody_waits_for(connections: Connections, holder: Connection) -> bool:
 class NoLuck(Exception): ...
 
 
+class PutOff(BaseJob):
+    unique = Unique(on_conflict="replace")
+
+    def _perform(self) -> None: ...
+
+
 class Unlucky(BaseJob):
     """Fails once, then for good."""
 
@@ -495,6 +507,8 @@ def test_whatever_happens_to_jobs_is_a_legal_move(
     run(unknown)
     registry.register("Unlucky", Unlucky)
     run(Asking.dispatch(what="cancel", until=2))
+    PutOff.dispatch()
+    PutOff.dispatch_in("1h")
     late = [
         Echo.dispatch(expires_in=60),
         Echo.set(expires_in=60).dispatch_in("1h"),

@@ -26,6 +26,16 @@ def take(connection: Connection, scope: str, key: str, payload_hash: str, job_id
     return connection.execute(_TAKE, parameters).one_or_none() is not None
 
 
+_POINT_TO: Final = sa.text("""
+UPDATE idempotency_keys SET job_id = CAST(:job_id AS uuid) WHERE scope = :scope AND key = :key
+""")
+
+
+def point_to(connection: Connection, scope: str | None, key: str, job_id: UUID) -> None:
+    """Say that a key which was just taken is another job's: an equal one that was there already."""
+    connection.execute(_POINT_TO, {"scope": scope, "key": key, "job_id": str(job_id)})
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """A key that was taken, and where its job stands; without a status, the job was pruned."""

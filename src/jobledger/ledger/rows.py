@@ -33,6 +33,9 @@ class NewJob:
     fire_at_epoch: float | None = None
     idempotency_scope: str | None = None
     idempotency_key: str | None = None
+    unique_key: str | None = None
+    """No two unfinished jobs have the same."""
+
     pushed: bool = True
     """If it is queued at once: whether its wake-up is pushed after the commit, rather than by the relay."""
 

@@ -21,15 +21,15 @@ from jobledger.ledger.rows import Claim, Ended, Evidence, Failed, NewJob, Runner
 from jobledger.status import ON_FAILED_TYPE, JobStatus, Outcome, Reason
 from jobledger.wake import Accepted, Wake
 
-_INSERT: Final = sa.text("""
+_ROWS: Final = """
 INSERT INTO job_statuses (
     id, job_type, queue, priority, payload, title, owner, timeout_seconds, max_attempts, has_on_failed, waiting_parents,
-    schedule_id, fire_at, idempotency_scope, idempotency_key, available_at, expires_at, status, reason, finished_at,
-    queued_at, pushed_at, push_count, created_at, updated_at
+    schedule_id, fire_at, idempotency_scope, idempotency_key, unique_key, available_at, expires_at, status, reason,
+    finished_at, queued_at, pushed_at, push_count, created_at, updated_at
 )
 SELECT n.id, n.job_type, n.queue, n.priority, n.payload, n.title, n.owner, n.timeout_seconds, n.max_attempts,
        n.has_on_failed, n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), n.idempotency_scope,
-       n.idempotency_key, due.at,
+       n.idempotency_key, n.unique_key, due.at,
        greatest(due.at, statement_timestamp()) + make_interval(secs => n.expires_in_seconds),
        s.status, n.canceled_reason,
        CASE WHEN s.status = 'canceled' THEN statement_timestamp() END,
@@ -40,7 +40,7 @@ SELECT n.id, n.job_type, n.queue, n.priority, n.payload, n.title, n.owner, n.tim
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n(
         id uuid, job_type text, queue text, priority int2, payload jsonb, title text, owner text,
         timeout_seconds float8, max_attempts int, has_on_failed bool, waiting_parents int, schedule_id uuid,
-        fire_at_epoch float8, idempotency_scope text, idempotency_key text, delay_seconds float8,
+        fire_at_epoch float8, idempotency_scope text, idempotency_key text, unique_key text, delay_seconds float8,
         available_at_epoch float8, expires_in_seconds float8, canceled_reason text, pushed bool)
 CROSS JOIN LATERAL (
     SELECT coalesce(to_timestamp(n.available_at_epoch),
@@ -50,8 +50,12 @@ CROSS JOIN LATERAL (
     SELECT CASE WHEN n.canceled_reason IS NOT NULL THEN 'canceled' WHEN n.waiting_parents > 0 THEN 'deferred'
                 WHEN due.at > statement_timestamp() THEN 'scheduled' ELSE 'queued' END AS status
 ) AS s
-RETURNING id, status, reason
-""")
+"""
+_ACCEPTED: Final = "RETURNING id, status, reason"
+_INSERT: Final = sa.text(f"{_ROWS} {_ACCEPTED}")
+_INSERT_NEW: Final = sa.text(
+    f"{_ROWS} ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND finished_at IS NULL DO NOTHING {_ACCEPTED}"
+)
 
 
 def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Accepted]:
@@ -59,9 +63,15 @@ def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Accepted]:
 
     A queued row is written as pushed if its push will follow the commit at once; if that fails, `unpush` says so, and
     if the process dies in between, the reconciler misses it in Redis. Otherwise the relay pushes it.
+
+    Returns:
+        What became of each; nothing of those with a unique key that another unfinished job has.
     """
+    statement = _INSERT if all(job.unique_key is None for job in jobs) else _INSERT_NEW
     rows = "[" + ",".join(_as_json(job) for job in jobs) + "]"
-    return [Accepted(row.id, JobStatus(row.status), row.reason) for row in connection.execute(_INSERT, {"rows": rows})]
+    return [
+        Accepted(row.id, JobStatus(row.status), row.reason) for row in connection.execute(statement, {"rows": rows})
+    ]
 
 
 def _as_json(job: NewJob) -> str:

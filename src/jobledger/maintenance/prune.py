@@ -6,7 +6,7 @@ from typing import Final
 from sqlalchemy.engine import Connection
 
 from jobledger.connections import Connections
-from jobledger.ledger import idempotency, lost_wakes
+from jobledger.ledger import idempotency, lost_wakes, uniqueness
 from jobledger.ledger.prune import prune_finished, prune_ticks
 
 BATCH: Final = 1000
@@ -33,6 +33,7 @@ def prune(connections: Connections) -> int:
     jobs = _in_batches(connections, lambda connection: prune_finished(connection, completed, failed, BATCH))
     kept = settings.keep_ticks_days * DAY_SECONDS
     jobs += _in_batches(connections, lambda connection: lost_wakes.prune(connection, LOSSES_SECONDS, BATCH))
+    jobs += _in_batches(connections, lambda connection: uniqueness.prune(connection, BATCH))
     keys_kept = settings.keep_idempotency_keys_hours * HOUR_SECONDS
     jobs += _in_batches(connections, lambda connection: idempotency.prune(connection, keys_kept, BATCH))
     return jobs + _in_batches(connections, lambda connection: prune_ticks(connection, kept, BATCH))

@@ -9,7 +9,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from jobledger.errors import DispatchContended, DispatchRefused, JobNotFound, LedgerUnavailable, UnknownJobType
+from jobledger.errors import (
+    AlreadyDispatched,
+    DispatchContended,
+    DispatchRefused,
+    JobNotFound,
+    LedgerUnavailable,
+    UnknownJobType,
+)
 from jobledger.observe.log import get_logger
 from jobledger.web.threads import TookTooLong
 
@@ -41,7 +48,7 @@ def status_of(refusal: DispatchRefused) -> int:
     match refusal:
         case UnknownJobType():
             return 404
-        case DispatchContended():
+        case AlreadyDispatched() | DispatchContended():
             return 409
         case _:  # also a key that was used for something else, as the draft of Idempotency-Key has it
             return 422
