@@ -1,6 +1,7 @@
 """Unique jobs: of equal ones there is one at a time, whoever dispatches, and however many at once."""
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -394,6 +395,28 @@ def test_looking_at_a_time_that_runs_locks_nothing(connections: Connections, not
         began = time.monotonic()
         assert Hourly.dispatch(note=note).is_duplicate
         assert time.monotonic() - began < 2
+
+
+class Dispatches(BaseJob):
+    """Dispatches equal jobs in its own transaction."""
+
+    def _perform(self, note: str) -> list[bool]:
+        first, again, hourly = (job.dispatch(note=note, session=self.session) for job in (Existing, Existing, Hourly))
+        Strict.dispatch(note=note, session=self.session)
+        with contextlib.suppress(AlreadyDispatched):
+            Strict.dispatch(note=note, session=self.session)
+        keyed = [Echo.dispatch(note=note, idempotency_key=note, session=self.session) for _ in range(2)]
+        self.session.commit()  # ends a savepoint only
+        return [one.is_duplicate for one in (first, again, hourly, *keyed)]
+
+
+def test_a_job_dispatches_them_in_its_own_transaction(connections: Connections, note: str) -> None:
+    job = Dispatches.dispatch(note=note)
+
+    assert run_job(str(job.id)) == "completed"
+    assert job.refresh().result == [False, True, False, False, True]
+    assert count(connections, note) == 5
+    assert pushes(connections, Existing.dispatch(note=note)) == 1
 
 
 async def dispatch_in_async_session(connections: Connections, note: str) -> list[JobHandle]:
