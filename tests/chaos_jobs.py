@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from jobledger import BaseJob, Retry
+from jobledger import BaseJob, Retry, Unique
 
 EFFECTS = """
 CREATE TABLE effects (job_id uuid, key text, attempt int, at timestamptz DEFAULT clock_timestamp());
@@ -75,6 +75,12 @@ class Quick(Observed):
         with self.said(key):
             self.effect(key)
             return key
+
+
+class UniqueQuick(Quick):
+    """There is one of each key, however often it is dispatched."""
+
+    unique = Unique("key", within="1d")
 
 
 class Brief(Observed):

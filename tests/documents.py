@@ -195,12 +195,13 @@ class RunningPage:
 
     def _request(self, words: list[str]) -> str:
         """Do what a curl command says, of the API of this page, whose port is another one."""
-        options = {words[at]: words[at + 1] for at in range(1, len(words) - 1) if words[at] in ("-X", "-H", "-d")}
-        rest = [word for word in words[1:] if word not in (*options, *options.values(), "-s", "\n")]
+        said = [(words[at], words[at + 1]) for at in range(1, len(words) - 1) if words[at] in ("-X", "-H", "-d")]
+        options = dict(said)
+        rest = [word for word in words[1:] if word not in {part for pair in said for part in pair} | {"-s", "\n"}]
         assert len(rest) == 1, f"curl: {rest}"
         assert self.api_url, "no API was started on this page"
         path = re.sub(r"^(http://)?localhost:8000", "", rest[0])
-        headers = dict([options["-H"].split(": ", 1)]) if "-H" in options else {}
+        headers = dict(value.split(": ", 1) for name, value in said if name == "-H")
         data = options["-d"].encode() if "-d" in options else None
         request = urllib.request.Request(self.api_url + path, data, headers, method=options.get("-X"))
         try:

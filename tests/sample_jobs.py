@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from jobledger import BaseJob, Failure, Retry
+from jobledger import BaseJob, Cancel, Failure, GiveUp, Retry, Snooze, Unique
 
 EFFECTS = "CREATE TABLE IF NOT EXISTS effects (job_id uuid, attempt int, note text, at timestamptz DEFAULT now())"
 
@@ -25,6 +25,12 @@ class Effect(BaseJob):
         )
         time.sleep(sleep_seconds)
         return note
+
+
+class UniqueEffect(Effect):
+    """One of each note at a time."""
+
+    unique = Unique("note")
 
 
 class Echo(BaseJob):
@@ -45,6 +51,23 @@ class Fails(BaseJob):
                 trace.write(f"{time.time()}\n")
         if self.attempt < until:
             raise {"ValueError": ValueError, "KeyError": KeyError, "SystemExit": SystemExit}[error]("as asked")
+        return self.attempt
+
+
+class Asking(BaseJob):
+    """Asks for something until an attempt, then completes."""
+
+    retry = Retry(5)
+
+    def _perform(self, what: str, until: int) -> int:
+        if self.attempt < until:
+            asked = {
+                "snooze": Snooze("100ms"),
+                "retry": Retry.in_("100ms"),
+                "cancel": Cancel("as asked"),
+                "give up": GiveUp("as asked"),
+            }
+            raise asked[what]
         return self.attempt
 
 

@@ -2,8 +2,11 @@
 
 from jobledger.connections import Connections, configure
 from jobledger.errors import (
+    AlreadyDispatched,
     ConfigurationError,
+    DispatchContended,
     DispatchRefused,
+    IdempotencyConflict,
     JobDefinitionError,
     JobledgerError,
     JobNotFound,
@@ -23,17 +26,24 @@ from jobledger.job import BaseJob, Failure
 from jobledger.retry import Retry
 from jobledger.schedules import schedule
 from jobledger.settings import Settings
+from jobledger.signals import Cancel, GiveUp, Snooze
 from jobledger.status import JobStatus, Outcome, Reason
 from jobledger.tick import Tick
+from jobledger.unique import Unique
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "AlreadyDispatched",
     "BaseJob",
+    "Cancel",
     "ConfigurationError",
     "Connections",
+    "DispatchContended",
     "DispatchRefused",
     "Failure",
+    "GiveUp",
+    "IdempotencyConflict",
     "JobDefinitionError",
     "JobHandle",
     "JobNotFound",
@@ -51,7 +61,9 @@ __all__ = [
     "ScheduleNotFound",
     "SchemaLocked",
     "Settings",
+    "Snooze",
     "Tick",
+    "Unique",
     "UnknownJobType",
     "WaitTimeout",
     "configure",

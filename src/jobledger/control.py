@@ -5,13 +5,19 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from jobledger.admission import waiting_for_rivals
 from jobledger.connections import Connections
 from jobledger.dispatch import push_quietly
+from jobledger.errors import DispatchContended
 from jobledger.finish import cancel_descendants
-from jobledger.ledger import queries, transitions
+from jobledger.ledger import queries, transitions, uniqueness
 from jobledger.observe.log import get_logger
 from jobledger.payload import storable
 from jobledger.status import JobStatus
+from jobledger.wake import Wake
 
 log: Final = get_logger(__name__)
 
@@ -71,12 +77,28 @@ def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
         if parent is not None and status in (JobStatus.FAILED, JobStatus.CANCELED):
             why = f"its parent {parent[0]} is {parent[1]}; retry it when that has completed"
             return Answer(job_id, Verdict.REFUSED, status, why)
-        wake = transitions.retry(connection, job_id)
+        wake, rival = _retry(connection, job_id)
+    if rival is not None:
+        return Answer(job_id, Verdict.REFUSED, status, rival)
     if wake is None:
         return _refusal(job_id, status, _NO_RETRY)
     push_quietly(connections, [wake])
     log.info("Queued again", job_id=str(job_id), job_type=wake.job_type, was=status, by=by)
     return Answer(job_id, Verdict.DONE, JobStatus.QUEUED, f"queued again; it was {status}")
+
+
+def _retry(connection: Connection, job_id: UUID) -> tuple[Wake | None, str | None]:
+    """The wake-up of a job that is queued again; or why it is not, if an equal job is there."""
+    try:
+        with waiting_for_rivals(connection):
+            return transitions.retry(connection, job_id), None
+    except DispatchContended as error:
+        return None, str(error)
+    except IntegrityError as error:
+        if not uniqueness.is_collision(error):
+            raise
+    holder = uniqueness.rival(connection, job_id)
+    return None, f"an equal job is there: {holder.id} is {holder.status}" if holder else "an equal job was there"
 
 
 def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") -> Answer:

@@ -18,43 +18,28 @@ from uuid import UUID
 
 import redis
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from uuid6 import uuid7
 
 from jobledger import queues
+from jobledger.admission import RIVAL_SECONDS, Request, admit
 from jobledger.connections import Connections, default_connections
-from jobledger.errors import LedgerUnavailable, OptionError, ParentNotFound
+from jobledger.errors import LedgerUnavailable, OptionError
 from jobledger.failpoints import Failpoint, reach
-from jobledger.ledger import dependencies, pushes, transitions
+from jobledger.ledger import pushes
 from jobledger.ledger.rows import NewJob
 from jobledger.observe.log import get_logger
-from jobledger.options import Options
+from jobledger.options import DEFAULT_PRIORITY
 from jobledger.status import JobStatus
 from jobledger.wake import Accepted, Wake
 
 log: Final = get_logger(__name__)
 
 DEADLINE_SECONDS: Final = 1.5
-"""A dispatch in a transaction of its own answers within this, also when Postgres is frozen."""
-
-DEFAULT_QUEUE: Final = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One job to be dispatched: what its class says, already checked.
-
-    Attributes:
-        payload: the JSON object, as text.
-    """
-
-    job_type: str
-    payload: str
-    options: Options
-    has_on_failed: bool
+"""A dispatch in a transaction of its own answers within this, also when Postgres is frozen; one that may have to wait
+for another transaction, within `RIVAL_SECONDS` more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +86,8 @@ def dispatch(
 
     Raises:
         ParentNotFound: a parent is not in the ledger; nothing was written.
+        IdempotencyConflict: the key was used for something else; nothing was written.
+        DispatchContended: somebody who dispatches the same does not come to an end; nothing was written.
         LedgerUnavailable: Postgres is away; without a session this means that it is unknown whether the jobs
             were accepted if the connection was lost during the commit.
     """
@@ -124,17 +111,21 @@ def dispatch(
         row.id: Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) for row in rows if row.pushed
     }
     if session is None:
-        with connections.transaction(DEADLINE_SECONDS) as connection:
-            accepted = _write(connection, rows, requests)
+        waits = any(request.may_be_known for request in requests)
+        with connections.transaction(DEADLINE_SECONDS + RIVAL_SECONDS * waits) as connection:
+            accepted = admit(connection, rows, requests)
         (_push if asks_first else push_quietly)(connections, _due(accepted, wakes))
         return accepted
-    accepted = _write(session.connection(), rows, requests)
+    accepted = admit(session.connection(), rows, requests)
     hold_wakes(session, until_commit=True).add(session, connections, _due(accepted, wakes), has_room=asks_first)
     return accepted
 
 
 def _due(accepted: Sequence[Accepted], wakes: Mapping[UUID, Wake]) -> list[Wake]:
-    return [wakes[one.id] for one in accepted if one.status is JobStatus.QUEUED and one.id in wakes]
+    """The wake-ups of new jobs that may run now; what is known already was pushed when it was new."""
+    return [
+        wakes[one.id] for one in accepted if one.status is JobStatus.QUEUED and not one.is_duplicate and one.id in wakes
+    ]
 
 
 async def dispatch_async(
@@ -149,7 +140,8 @@ def _new_job(request: Request, connections: Connections, tick: _Tick | None) -> 
     return NewJob(
         id=UUID(int=uuid7().int),
         job_type=request.job_type,
-        queue=options.queue or DEFAULT_QUEUE,
+        queue=options.chosen_queue,
+        priority=options.priority or DEFAULT_PRIORITY,
         payload=request.payload,
         title=options.title,
         owner=options.owner,
@@ -158,8 +150,11 @@ def _new_job(request: Request, connections: Connections, tick: _Tick | None) -> 
         has_on_failed=request.has_on_failed,
         delay_seconds=options.delay_seconds + (random.uniform(0, tick.jitter_seconds) if tick else 0.0),  # noqa: S311
         available_at_epoch=options.available_at_epoch,
+        expires_in_seconds=options.expires_in_seconds,
         schedule_id=tick.schedule_id if tick else None,
         fire_at_epoch=tick.fire_at.timestamp() if tick else None,
+        idempotency_scope=options.idempotency_scope if options.idempotency_key is not None else None,
+        idempotency_key=options.idempotency_key,
     )
 
 
@@ -189,34 +184,6 @@ def _room(connections: Connections, wanted: Mapping[str, int]) -> Counter[str]:
     except redis.RedisError as error:
         log.warning("Redis is away: the relay will push", error=str(error))
     return room
-
-
-def _write(connection: Connection, rows: list[NewJob], requests: Sequence[Request]) -> list[Accepted]:
-    parents = requests[0].options.after if requests else ()
-    if parents:
-        rows = _as_children(connection, rows, parents)
-    by_id = {one.id: one for one in transitions.insert(connection, rows)}
-    if parents:
-        dependencies.link(connection, parents, [row.id for row in rows])
-    reach(Failpoint.AFTER_INSERT)
-    return [by_id[row.id] for row in rows]
-
-
-def _as_children(connection: Connection, rows: list[NewJob], parents: Sequence[UUID]) -> list[NewJob]:
-    statuses = dependencies.adopt(connection, parents)
-    missing = [str(one) for one in parents if one not in statuses]
-    if missing:
-        raise ParentNotFound(
-            f"after= names {', '.join(missing)}, which the ledger does not have: never dispatched, not yet "
-            "committed, or pruned."
-        )
-    dead = [one for one in parents if statuses[one] in (JobStatus.FAILED, JobStatus.CANCELED)]
-    reason = f"parent {dead[0]} {_HOW[statuses[dead[0]]]}" if dead else None
-    waiting = 0 if dead else sum(statuses[one] is not JobStatus.COMPLETED for one in parents)
-    return [replace(row, waiting_parents=waiting, canceled_reason=reason) for row in rows]
-
-
-_HOW: Final = {JobStatus.FAILED: "failed", JobStatus.CANCELED: "was canceled"}
 
 
 def push_quietly(connections: Connections, wakes: Sequence[Wake]) -> bool:

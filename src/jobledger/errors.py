@@ -9,13 +9,18 @@ JobledgerError
 │   ├── OptionError            an option (queue, delay, …) does not make sense
 │   ├── UnknownJobType         no class of that type is loaded here
 │   ├── ParentNotFound         `after=` names a job that is not in the ledger
-│   └── JobRefused             the job itself refuses this payload
+│   ├── JobRefused             the job itself refuses this payload
+│   ├── AlreadyDispatched      an equal job of a unique class is there already
+│   ├── IdempotencyConflict    the key was used for another payload
+│   └── DispatchContended      somebody dispatches the same, and does not come to an end
 ├── LedgerUnavailable          Postgres is away, or did not answer in time
 ├── JobNotFound                no such row (any more)
 ├── SchemaLocked               a migration could not lock a table in time
 ├── ScheduleNotFound           no such schedule, or it is not defined any more
 └── WaitTimeout                `handle.wait()` ran out of time; also a TimeoutError
 """
+
+from uuid import UUID
 
 
 class JobledgerError(Exception):
@@ -56,6 +61,34 @@ class ParentNotFound(DispatchRefused):
 
 class JobRefused(DispatchRefused):
     """The job class itself refuses this payload: raised in `BaseJob.check_payload`."""
+
+
+class AlreadyDispatched(DispatchRefused):
+    """An equal job of a unique class is there already, and the class says `on_conflict="error"`.
+
+    Attributes:
+        job_id: of that job; None if both are in this same dispatch.
+    """
+
+    def __init__(self, message: str, job_id: UUID | None) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class IdempotencyConflict(DispatchRefused):
+    """The idempotency key was used before, for another job type or payload.
+
+    Attributes:
+        job_id: of the job that was dispatched with this key.
+    """
+
+    def __init__(self, message: str, job_id: UUID) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class DispatchContended(DispatchRefused):
+    """A transaction that has not ended dispatches the same, and was waited for in vain: try again."""
 
 
 class LedgerUnavailable(JobledgerError):

@@ -14,7 +14,9 @@ from uuid6 import uuid7
 from jobledger.ledger import dependencies, transitions
 from jobledger.ledger.direct import Executor
 from jobledger.ledger.rows import Evidence
+from jobledger.payload import storable
 from jobledger.retry import Retry
+from jobledger.signals import RetryIn, Snooze
 from jobledger.status import JobStatus, Outcome, Reason
 from jobledger.wake import Wake
 
@@ -62,7 +64,18 @@ class GiveUp:
     spent: dict[str, int] = field(default_factory=dict)
 
 
-Decision = Again | HandBack | GiveUp
+@dataclass(frozen=True, slots=True)
+class CallOff:
+    """The job is canceled."""
+
+    reason: str
+
+
+Decision = Again | HandBack | GiveUp | CallOff
+
+CANCELED_ITSELF: Final = "canceled by itself"
+LONGEST_REASON: Final = 1000
+"""Characters that are kept of why a job canceled itself."""
 
 
 def decide(
@@ -90,7 +103,15 @@ def decide(
             failures = budgets.errors + 1
             if failures >= budgets.max_attempts or (error is not None and not retry.allows(error)):
                 return GiveUp(Reason(outcome.value), spent)
+            if isinstance(error, RetryIn):
+                return Again(error.wait_seconds, spent)
             return Again(retry.jittered(retry.wait_seconds(failures)), spent)
+        case Outcome.SNOOZED:
+            return Again(error.wait_seconds if isinstance(error, Snooze) else 0.0)
+        case Outcome.CANCELED:
+            return CallOff(f"{CANCELED_ITSELF}: {error}" if error is not None and str(error) else CANCELED_ITSELF)
+        case Outcome.GAVE_UP:
+            return GiveUp(Reason.ERROR, {"errors": 1})
         case Outcome.CRASHED:
             spent = {"crashes": 1}
             crashes = budgets.crashes + 1
@@ -176,6 +197,12 @@ def settle(
             connection, job_id, attempt, outcome, decision.wait_seconds, decision.spent, evidence
         )
         return Settled(JobStatus.SCHEDULED, wait_seconds=decision.wait_seconds) if moved else None
+    if isinstance(decision, CallOff):
+        reason = storable(decision.reason)[:LONGEST_REASON]
+        ended = transitions.call_off(connection, job_id, attempt, outcome, reason, evidence)
+        if ended is not None and ended.has_children:
+            cancel_descendants(connection, job_id, "was canceled")
+        return Settled(JobStatus.CANCELED) if ended is not None else None
     callback_id = UUID(int=uuid7().int)
     failed = transitions.fail(
         connection, job_id, attempt, outcome, decision.reason, decision.spent, evidence, callback_id

@@ -23,12 +23,16 @@ class JobHandle:
 
     Attributes:
         id: the ledger's id, which is also the id of the RQ job.
-        status: the status at the last look.
+        status: the status at the last look; None for a duplicate of a job that was pruned.
+        is_duplicate: the same was dispatched before, and this is that job.
     """
 
-    def __init__(self, job_id: UUID, status: JobStatus, connections: Connections) -> None:
+    def __init__(
+        self, job_id: UUID, status: JobStatus | None, connections: Connections, *, is_duplicate: bool = False
+    ) -> None:
         self.id = job_id
         self.status = status
+        self.is_duplicate = is_duplicate
         self._connections = connections
         self._row: JobRow | None = None
 

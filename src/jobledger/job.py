@@ -3,10 +3,11 @@
 import asyncio
 import inspect
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import structlog
@@ -14,17 +15,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session
 
 from jobledger import dispatch as door
+from jobledger.admission import Request
 from jobledger.connections import default_connections
-from jobledger.dispatch import DEFAULT_QUEUE, Request
 from jobledger.errors import JobDefinitionError, OptionError
 from jobledger.handle import JobHandle
-from jobledger.options import DISPATCH_OPTIONS, RESERVED_NAMES, Duration, Options
+from jobledger.observe.log import get_logger
+from jobledger.options import DEFAULT_PRIORITY, DISPATCH_OPTIONS, RESERVED_NAMES, Duration, Options
 from jobledger.payload import Payload
 from jobledger.registry import registry
 from jobledger.retry import Retry
 from jobledger.tick import Tick
+from jobledger.unique import Unique
 from jobledger.wake import Accepted
 from jobledger.worker.context import RunContext
+
+log: Final = get_logger(__name__)
 
 SyncSession = Session | scoped_session[Session]
 
@@ -56,12 +61,12 @@ class Dispatcher:
         self._options = options
 
     def set(self, **options: Any) -> "Dispatcher":
-        """The same with more options: queue, timeout, max_attempts, title, owner, after.
+        """The same with more options: see `BaseJob.set`.
 
         Raises:
             OptionError: an option does not exist or does not make sense.
         """
-        return Dispatcher(self._job_class, self._options.but(**options))
+        return Dispatcher(self._job_class, self._with(options))
 
     def dispatch(self, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
         """See `BaseJob.dispatch`."""
@@ -83,6 +88,8 @@ class Dispatcher:
     ) -> list[JobHandle]:
         """See `BaseJob.dispatch_many`."""
         ready = self.set(**spoken)
+        if ready._options.idempotency_key is not None:
+            raise OptionError("dispatch_many takes no idempotency_key: dispatch each job with a key of its own.")
         requests = [ready.request(payload) for payload in payloads]
         return [_handle(one) for one in door.dispatch(requests, session)] if requests else []
 
@@ -101,17 +108,29 @@ class Dispatcher:
         request = await asyncio.to_thread(self._request, given)  # `check_payload` may wait for a file or a server
         return _handle((await door.dispatch_async([request], session))[0])
 
+    def _with(self, spoken: Mapping[str, Any]) -> Options:
+        options = self._options.but(**spoken)
+        asked = spoken.get("priority")
+        if asked is not None and asked != options.priority:
+            job_type = self._job_class.job_type
+            log.warning(
+                "Out of range: the nearest priority is taken", job_type=job_type, asked=asked, taken=options.priority
+            )
+        return options
+
     def _request(self, given: dict[str, Any], *, options_inside: bool = True) -> Request:
         job_class = self._job_class
         if job_class.payload_type is None:
             raise JobDefinitionError(f"{job_class.__name__} has no _perform, so there is nothing to dispatch.")
-        spoken = {name: given.pop(name) for name in DISPATCH_OPTIONS if options_inside and name in given}
+        spoken: dict[str, Any] = {
+            name: given.pop(name) for name in DISPATCH_OPTIONS if options_inside and name in given
+        }
         reserved = sorted(RESERVED_NAMES.intersection(given))
         if reserved:
             raise OptionError(
                 f"{job_class.job_type}: {reserved[0]!r} cannot be part of a payload; the name is kept for options."
             )
-        options = self._options.but(**spoken)
+        options = self._with(spoken)
         payload = job_class.payload_type.encode(given, job_class.job_type)
         stored = json.loads(payload)
         job_class.check_payload(**(job_class.payload_type.decode(stored, job_class.job_type) or stored))
@@ -120,6 +139,7 @@ class Dispatcher:
             payload=payload,
             options=options if options.title is None else replace(options, title=_title(options.title, stored)),
             has_on_failed=job_class.on_failed is not BaseJob.on_failed,
+            unique=job_class.unique,
         )
 
 
@@ -128,17 +148,24 @@ class BaseJob:
 
     A class is known by its `job_type` from its definition on. Attributes:
 
-        queue: the queue of its jobs, unless a dispatch says another.
+        queue: the queue of its jobs, unless a dispatch says another; if none is said, the priority chooses it.
+        priority: 1, the highest, to 10; what is beyond is brought into this range, with a warning.
+        expires_in: a job that is not started within this fails as expired; from the dispatch, or from the end of its
+            delay. As seconds, timedelta or a text such as "6h"; None for never.
         timeout: longest attempt, as seconds, timedelta or a text such as "15m"; None for the settings' default.
         retry: when failed attempts run again.
+        unique: which of its jobs are equal, so that there is one at a time; see `Unique`.
         job_type: what the ledger calls it; the class's name unless said.
         title: what people see as a job's description; may name parameters, as in "Load {table}".
         api_dispatchable: whether the API may create such jobs.
     """
 
-    queue: ClassVar[str] = DEFAULT_QUEUE
+    queue: ClassVar[str | None] = None
+    priority: ClassVar[int] = DEFAULT_PRIORITY
+    expires_in: ClassVar[Duration | None] = None
     timeout: ClassVar[Duration | None] = None
     retry: ClassVar[Retry] = Retry()
+    unique: ClassVar[Unique | None] = None
     job_type: ClassVar[str] = ""
     title: ClassVar[str | None] = None
     api_dispatchable: ClassVar[bool] = False
@@ -157,11 +184,20 @@ class BaseJob:
             raise JobDefinitionError(f"{cls.__name__}.retry={cls.retry!r}: say Retry(…).")
         try:
             cls.options = Options().but(
-                queue=cls.queue, timeout=cls.timeout, title=cls.title, max_attempts=cls.retry.max_attempts
+                queue=cls.queue,
+                priority=cls.priority,
+                expires_in=cls.expires_in,
+                timeout=cls.timeout,
+                title=cls.title,
+                max_attempts=cls.retry.max_attempts,
             )
         except OptionError as error:
             raise JobDefinitionError(f"{cls.__name__}: {error}") from None
+        if cls.options.priority != cls.priority:
+            text = f"{cls.__name__}.priority={cls.priority} is not within 1 to 10: {cls.options.priority} is taken."
+            warnings.warn(text, stacklevel=2)
         cls.payload_type = Payload.from_signature(cls._perform, cls.__name__)
+        _refuse_unfit_unique(cls)
         registry.register(cls.job_type, cls)
 
     # -- to be written by subclasses
@@ -184,12 +220,13 @@ class BaseJob:
 
     @classmethod
     def set(cls, **options: Any) -> Dispatcher:
-        """Speak options before the dispatch: queue, timeout, max_attempts, title, owner, after.
+        """Speak options before the dispatch: queue, priority, expires_in, timeout, max_attempts, title, owner, after,
+        idempotency_key, idempotency_scope.
 
         Raises:
             OptionError: an option does not exist or does not make sense.
         """
-        return Dispatcher(cls, cls.options.but(**options))
+        return Dispatcher(cls, cls.options).set(**options)
 
     @classmethod
     def dispatch(cls, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
@@ -197,14 +234,15 @@ class BaseJob:
 
         Args:
             session: write the row in this transaction: it is pushed after the commit, and gone with a rollback.
-            **given: the payload; and the options `queue=`, `after=` (a job or several, by handle or id, that must
-                complete first), `timeout=`, `max_attempts=`.
+            **given: the payload; and the options `queue=`, `priority=`, `after=` (a job or several, by handle or id,
+                that must complete first), `expires_in=`, `timeout=`, `max_attempts=`, `idempotency_key=` (if a job
+                was dispatched with it before, that one is given back).
 
         Returns:
             A handle; once this returns without a session, the job is in the ledger and will end.
 
         Raises:
-            DispatchRefused: payload or options are wrong; nothing was written.
+            DispatchRefused: payload or options are wrong, or the key is another payload's; nothing was written.
             LedgerUnavailable: Postgres is away.
         """
         return Dispatcher(cls, cls.options).dispatch(session=session, **given)
@@ -314,7 +352,22 @@ class BaseJob:
 
 
 def _handle(accepted: Accepted) -> JobHandle:
-    return JobHandle(accepted.id, accepted.status, default_connections())
+    return JobHandle(accepted.id, accepted.status, default_connections(), is_duplicate=accepted.is_duplicate)
+
+
+def _refuse_unfit_unique(job_class: type[BaseJob]) -> None:
+    unique = job_class.unique
+    if unique is None:
+        return
+    if not isinstance(unique, Unique):
+        raise JobDefinitionError(f"{job_class.__name__}.unique={unique!r}: say Unique(…).")
+    known = job_class.payload_type.field_names if job_class.payload_type else ()
+    unknown = [name for name in unique.fields if name not in known]
+    if unknown:
+        raise JobDefinitionError(
+            f"{job_class.__name__}.unique: {', '.join(unknown)} is no parameter of _perform, which has "
+            f"{', '.join(known) or 'none'}."
+        )
 
 
 def _title(template: str, payload: dict[str, Any]) -> str:

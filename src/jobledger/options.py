@@ -12,12 +12,22 @@ from jobledger.errors import OptionError
 Duration = float | int | timedelta | str
 """A length of time: seconds as a number, a timedelta, or a text such as "30s", "5m", "1h30m", "2d"."""
 
-DISPATCH_OPTIONS: Final = ("queue", "session", "after", "timeout", "max_attempts")
+DISPATCH_OPTIONS: Final = (
+    "queue",
+    "session",
+    "after",
+    "timeout",
+    "max_attempts",
+    "priority",
+    "expires_in",
+    "idempotency_key",
+)
 """The options that `dispatch(**payload, …)` takes beside the payload."""
 
-RESERVED_NAMES: Final = frozenset(
-    {*DISPATCH_OPTIONS, "priority", "expires_in", "idempotency_key", "unique", "owner", "title", "tags"}
-)
+SPOKEN_OPTIONS: Final = ("queue", "priority", "expires_in", "timeout", "max_attempts", "title", "owner")
+"""The options that `set(…)` and a schedule take; what else there is has a word of its own."""
+
+RESERVED_NAMES: Final = frozenset({*DISPATCH_OPTIONS, "idempotency_key", "unique", "owner", "title", "tags"})
 """No payload parameter may be named so: `dispatch(queue="low")` must have one meaning, today and later."""
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -25,6 +35,12 @@ _DURATION_PART: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
 _QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 LONGEST_SECONDS: Final = 100 * 365 * 86400.0
 LONGEST_TEXT: Final = 100
+LONGEST_KEY: Final = 255
+
+DEFAULT_QUEUE: Final = "default"
+HIGHEST_PRIORITY: Final = 1
+DEFAULT_PRIORITY: Final = 5
+LOWEST_PRIORITY: Final = 10
 
 
 def seconds(value: Duration, what: str = "duration") -> float:
@@ -64,12 +80,32 @@ def queue_name(value: object) -> str:
     return value
 
 
+def priority_number(value: object) -> int:
+    """Check a priority, and bring it into its range: 1 is the highest, 10 the lowest.
+
+    Raises:
+        OptionError: not a whole number.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise OptionError(f"priority={value!r}: say a whole number from 1, the highest, to 10.")
+    return min(max(value, HIGHEST_PRIORITY), LOWEST_PRIORITY)
+
+
+def queue_of_priority(priority: int) -> str:
+    """The queue of jobs that have a priority and name no queue."""
+    if priority <= 3:
+        return "high"
+    return DEFAULT_QUEUE if priority <= 7 else "low"
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The options of one dispatch. `None` means: as the job class says.
 
     Attributes:
-        queue: name of the queue.
+        queue: name of the queue; if none is named, the priority chooses it.
+        priority: 1, the highest, to 10.
+        expires_in_seconds: it must be started within so many seconds from when it may be.
         timeout_seconds: the longest that one attempt may run.
         max_attempts: attempts in all, the first one included.
         title: what people see as the job's description.
@@ -77,9 +113,13 @@ class Options:
         delay_seconds: not before so many seconds from now.
         available_at_epoch: not before this moment, in seconds since 1970 UTC.
         after: ids of the jobs that must complete first.
+        idempotency_key: of two dispatches with the same key, the second gives back the job of the first.
+        idempotency_scope: whose key it is.
     """
 
     queue: str | None = None
+    priority: int | None = None
+    expires_in_seconds: float | None = None
     timeout_seconds: float | None = None
     max_attempts: int | None = None
     title: str | None = None
@@ -87,6 +127,13 @@ class Options:
     delay_seconds: float = 0.0
     available_at_epoch: float | None = None
     after: tuple[UUID, ...] = ()
+    idempotency_key: str | None = None
+    idempotency_scope: str = "python"
+
+    @property
+    def chosen_queue(self) -> str:
+        """The queue in which the job waits."""
+        return self.queue or queue_of_priority(self.priority or DEFAULT_PRIORITY)
 
     def but(self, **spoken: Any) -> Self:
         """The same options with those that were spoken (not None) replaced, each checked.
@@ -107,11 +154,18 @@ def _check(name: str, value: Any) -> tuple[str, Any]:
     match name:
         case "queue":
             return "queue", queue_name(value)
+        case "priority":
+            return "priority", priority_number(value)
         case "timeout":
             timeout = seconds(value, "timeout")
             if timeout < 0.1:
                 raise OptionError(f"timeout={value!r}: an attempt needs at least 0.1 seconds.")
             return "timeout_seconds", timeout
+        case "expires_in":
+            expires_in = seconds(value, "expires_in")
+            if expires_in < 0.1:
+                raise OptionError(f"expires_in={value!r}: a job needs at least 0.1 seconds to be started.")
+            return "expires_in_seconds", expires_in
         case "max_attempts":
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1000:
                 raise OptionError(f"max_attempts={value!r}: say a whole number from 1 to 1000.")
@@ -122,10 +176,14 @@ def _check(name: str, value: Any) -> tuple[str, Any]:
             return name, value
         case "delay":
             return "delay_seconds", seconds(value, "delay")
+        case "idempotency_key" | "idempotency_scope":
+            if not isinstance(value, str) or not 1 <= len(value) <= LONGEST_KEY or not value.isprintable():
+                raise OptionError(f"{name}={value!r:.60}: say a text of 1 to {LONGEST_KEY} printable characters.")
+            return name, value
         case "after":
             return "after", _ids(value)
         case _:
-            raise OptionError(f"There is no option {name!r}; there are queue, timeout, max_attempts, title, owner.")
+            raise OptionError(f"There is no option {name!r}; there are {', '.join(SPOKEN_OPTIONS)}.")
 
 
 def _ids(value: Any) -> tuple[UUID, ...]:

@@ -1,5 +1,6 @@
 """The payload of a job: a pydantic model made from the signature of `_perform`, JSON in and JSON out."""
 
+import hashlib
 import inspect
 import json
 import typing
@@ -28,6 +29,11 @@ class Payload:
 
     def __init__(self, model: type[BaseModel] | None) -> None:
         self.model = model
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """The names of the parameters, without those that `**rest` takes."""
+        return tuple(name.removeprefix(_FIELD_PREFIX) for name in self.model.model_fields) if self.model else ()
 
     @classmethod
     def from_signature(cls, perform: Callable[..., Any], owner: str) -> "Payload":
@@ -116,6 +122,12 @@ class Payload:
             ) from None
         known = {name.removeprefix(_FIELD_PREFIX): getattr(checked, name) for name in type(checked).model_fields}
         return known | (checked.__pydantic_extra__ or {})
+
+
+def fingerprint(value: Any) -> str:
+    """The same text for the same JSON, however it is spelled: a SHA-256, in hexadecimal digits."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def storable(text: str) -> str:

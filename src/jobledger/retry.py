@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobledger.errors import ConfigurationError
+from jobledger.options import Duration
+from jobledger.signals import RetryIn
 
 Backoff = Literal["exponential", "linear", "fixed"]
 
@@ -60,8 +62,23 @@ class Retry:
                 raise ConfigurationError(f"Retry({name}={spoken!r}): say exception classes.")
             object.__setattr__(self, name, tuple(kinds))
 
+    @staticmethod
+    def in_(delay: Duration, why: str = "") -> RetryIn:
+        """An error to be raised that chooses its own wait: `raise Retry.in_("1m") from error`.
+
+        Args:
+            delay: seconds, timedelta, or a text such as "1m"; taken as it is, without jitter.
+            why: for people.
+
+        Raises:
+            OptionError: the delay is no length of time.
+        """
+        return RetryIn(delay, why)
+
     def allows(self, error: BaseException) -> bool:
-        """Whether this kind of error may be retried at all."""
+        """Whether this kind of error may be retried at all; one that asks for a retry may."""
+        if isinstance(error, RetryIn):
+            return True
         return isinstance(error, self.on) and not isinstance(error, self.give_up_on)
 
     def wait_seconds(self, retry_number: int) -> float:

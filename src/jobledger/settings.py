@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     keep_completed_days: float = Field(7, gt=0, description="Completed and canceled jobs are pruned after this.")
     keep_failed_days: float = Field(90, gt=0, description="Failed jobs are pruned after this.")
     keep_ticks_days: float = Field(400, gt=0, description="Fire times of schedules are remembered for this long.")
+    keep_idempotency_keys_hours: float = Field(
+        24, ge=24, description="Idempotency keys are remembered for this long, and until their job has ended."
+    )
     timezone: str = Field("UTC", description="Time zone of schedules that name none.")
     data_dir: Path = Field(Path("data"), description="LoadCsv reads files below this directory only.")
     truncatable_tables: Names = Field(

@@ -1,7 +1,7 @@
 """The words of the ledger: statuses, the one table of legal moves, and how an attempt can end.
 
-Each status says who moves a job in and who moves it out. `ledger.transitions`, `dependencies` and `lost_wakes` are the
-only writers; every function there is a row of `MOVES`, or some.
+Each status says who moves a job in and who moves it out. `ledger.transitions`, `dependencies`, `expiry`,
+`lost_wakes` and `uniqueness` are the only writers; every function there is a row of `MOVES`, or some.
 """
 
 from enum import StrEnum
@@ -12,19 +12,19 @@ class JobStatus(StrEnum):
     """Where a job stands. RQ's words where RQ has one."""
 
     DEFERRED = "deferred"
-    """Waits for its parents. In: dispatch. Out: the finish of the last parent; a person: cancel."""
+    """Waits for its parents. In: dispatch. Out: the finish of the last parent, expire; a person: cancel."""
     SCHEDULED = "scheduled"
-    """Waits for a time (delay, backoff). In: dispatch, finish, reaper. Out: relay, when due; a person: cancel."""
+    """Waits for a time (delay, backoff). In: dispatch, finish, reaper. Out: relay, expire; a person: cancel."""
     QUEUED = "queued"
-    """May run now. In: dispatch, relay, finish; a person: retry. Out: claim, reconciler; a person: cancel."""
+    """May run now. In: dispatch, relay, finish; a person: retry. Out: claim, reconciler, expire; a person: cancel."""
     STARTED = "started"
     """An attempt holds the lease. In: claim. Out: finish, reaper."""
     COMPLETED = "completed"
     """Terminal; the result is kept. In: finish. Out: nobody."""
     FAILED = "failed"
-    """Terminal, with a reason: the dead-letter set. In: finish, reaper, reconciler. Out: a person: retry."""
+    """Terminal, with a reason: the dead-letter set. In: finish, reaper, reconciler, expire. Out: a person: retry."""
     CANCELED = "canceled"
-    """Terminal, with who and why. In: dispatch, the end of a parent; a person: cancel. Out: a person: retry."""
+    """Terminal, with who and why. In: dispatch, finish, the end of a parent; a person: cancel. Out: a person: retry."""
 
 
 TERMINAL: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELED})
@@ -50,8 +50,14 @@ MOVES: Final[frozenset[tuple[JobStatus | None, JobStatus]]] = frozenset(
         (JobStatus.STARTED, JobStatus.SCHEDULED),
         (JobStatus.STARTED, JobStatus.QUEUED),  # handed back
         (JobStatus.STARTED, JobStatus.FAILED),
+        (JobStatus.STARTED, JobStatus.CANCELED),  # the job canceled itself
         # the reconciler: no wake-up led to a claim
-        (JobStatus.QUEUED, JobStatus.FAILED),
+        (JobStatus.QUEUED, JobStatus.FAILED),  # or expire: nobody started it in time
+        # a dispatch that puts an equal job off
+        (JobStatus.QUEUED, JobStatus.SCHEDULED),
+        # expire
+        (JobStatus.DEFERRED, JobStatus.FAILED),
+        (JobStatus.SCHEDULED, JobStatus.FAILED),
         # a person: cancel (and see above: deferred)
         (JobStatus.SCHEDULED, JobStatus.CANCELED),
         (JobStatus.QUEUED, JobStatus.CANCELED),
@@ -90,6 +96,12 @@ class Outcome(StrEnum):
     LOST = "lost"
     HANDED_BACK = "handed_back"
     """Its worker was asked to stop, and the job did not end in the time that the stop leaves."""
+    SNOOZED = "snoozed"
+    """The job asked to run again later: `raise Snooze(…)`."""
+    CANCELED = "canceled"
+    """The job canceled itself: `raise Cancel(…)`."""
+    GAVE_UP = "gave_up"
+    """The job said that no retry would help: `raise GiveUp(…)`."""
     UNKNOWN_TYPE = "unknown_type"
     """The worker did not know the job's type (an older deployment): another one may."""
 

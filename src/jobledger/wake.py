@@ -8,11 +8,18 @@ from jobledger.status import JobStatus
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What became of a new row; `reason` says why, if it was canceled at once."""
+    """What became of a dispatch.
+
+    Attributes:
+        status: of the job; None for one that was dispatched before, and is not in the ledger any more.
+        reason: why, if it was canceled at once.
+        is_duplicate: the same was dispatched before, and this is that job; no row was written.
+    """
 
     id: UUID
-    status: JobStatus
+    status: JobStatus | None
     reason: str | None
+    is_duplicate: bool = False
 
 
 @dataclass(frozen=True, slots=True)

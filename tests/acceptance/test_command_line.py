@@ -126,6 +126,7 @@ def test_a_job_is_shown_with_its_attempts(connections: Connections, run: Run) ->
     shown = run("jobs", "show", str(job.id))
     more = run("jobs", "show", str(job.id), "--traceback", "--log")
     whole = run("jobs", "show", str(job.id), "--json")
+    assert whole.json["job"]["priority"] == 5
 
     assert (shown.code, more.code, whole.code) == (DONE, DONE, DONE)
     assert ["status", "failed"] in shown.table
@@ -229,7 +230,7 @@ def test_a_good_configuration_is_shown_without_any_server(run: Run, nobody: str)
 
     assert (table.code, whole.code) == (DONE, DONE)
     echo = next(one for one in whole.json["job_types"] if one["type"] == "Echo")
-    assert (echo["queue"], echo["timeout_seconds"], echo["max_attempts"]) == ("default", 600, 1)
+    assert (echo["queue"], echo["priority"], echo["timeout_seconds"], echo["max_attempts"]) == ("default", 5, 600, 1)
     assert "every second" in [one["name"] for one in whole.json["schedules"]]
     assert (whole.json["problems"], whole.json["warnings"]) == ([], [])
     assert ["Echo", "default", "600", "s", "1"] in [line[:5] for line in table.table]

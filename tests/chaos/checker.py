@@ -48,7 +48,7 @@ def run_is_whole(run: Run) -> Violations:
             yield Violation("run", Kind.RUN_NOT_WHOLE, f"the history has no {' or '.join(names)}")
     if not all(event["fired"] for event in run.by_event["ticks"]):
         yield Violation("run", Kind.RUN_NOT_WHOLE, "no tick has fired")
-    poisoned = any(end.startswith("failed") for event in run.invoked.values() for end in expected_ends(event))
+    poisoned = any(all(end.startswith("failed") for end in expected_ends(one)) for one in run.invoked.values())
     if fault and not run.by_event["fault_begun"] and not poisoned:
         yield Violation("run", Kind.RUN_NOT_WHOLE, f"{fault} was to be injected, and never was")
     healed = Counter(event["number"] for event in run.by_event["fault_healed"])
@@ -97,8 +97,9 @@ def nothing_is_unexpected(run: Run) -> Violations:
     rows = Counter(job.key for job in run.jobs.values() if job.key is not None)
     refused = Counter(event["key"] for event in run.by_event["dispatch_refused"])
     for key, number in rows.items():
-        if number > times[key]:
-            what = f"it was dispatched {times[key]} times, and has {number} rows"
+        once = run.invoked[key].get("once", False) if key in run.invoked else False
+        if number > (1 if once else times[key]):
+            what = f"it was dispatched {times[key]} times{' as the same' if once else ''}, and has {number} rows"
             yield Violation("I2", Kind.UNEXPECTED, what, key)
         elif number > times[key] - refused[key]:
             yield Violation("I11", Kind.FALSE_ANSWER, "it was refused, and has a row all the same", key)

@@ -13,12 +13,16 @@ import chaos_jobs
 import chaos_new_jobs
 from history import History
 from jobledger import BaseJob, DispatchRefused, LedgerUnavailable
+from jobledger.admission import Request
 from jobledger.connections import Connections
 from jobledger.control import cancel
-from jobledger.dispatch import Request, dispatch
+from jobledger.dispatch import dispatch
 from jobledger.options import Options
 from jobledger.status import JobStatus
-from load import Task
+from load import EXPIRES_SECONDS, Task
+
+ONCE_TIMES: Final = 3
+"""How often is dispatched what there must be one of."""
 
 PAUSE_SECONDS: Final = 0.5
 """After a dispatch that did not work, before the next one."""
@@ -104,11 +108,14 @@ class Dispatcher:
             self._until_accepted(task, self._by_request)
 
     def _until_accepted(self, task: Task, how: Callable[[Task, dict[str, Any]], str]) -> None:
-        """As callers do it who must: again, as a job of its own, until it is accepted for sure."""
-        tries = 0
+        """As callers do it who must: again, as a job of its own, until it is accepted for sure.
+
+        What there must be one of is dispatched again as the same, and even after it was accepted.
+        """
+        tries = accepted = 0
         while not self._stopped:
-            key = f"{task.key}.{tries}" if tries else task.key
-            self._history.say("dispatch_invoked", key=key, effects=task.effects, ends=task.ends)
+            key = f"{task.key}.{tries}" if tries and not task.once else task.key
+            self._history.say("dispatch_invoked", key=key, effects=task.effects, ends=task.ends, once=task.once)
             try:
                 job_id = how(task, {**task.payload, "key": key})
             except Unknown as error:
@@ -120,7 +127,10 @@ class Dispatcher:
                 self._ids[task.key] = job_id
                 if task.cancel:
                     self._cancel(key, job_id)
-                return
+                accepted += 1
+                if not task.once or accepted == ONCE_TIMES:
+                    return
+                continue
             tries += 1
             time.sleep(PAUSE_SECONDS)
 
@@ -128,6 +138,10 @@ class Dispatcher:
         options: dict[str, Any] = {"queue": task.queue}
         if task.after in self._ids:
             options["after"] = self._ids[task.after]
+        if task.kind == "keyed":
+            options |= {"idempotency_key": task.key, "idempotency_scope": "api"}
+        if task.kind == "expiring":
+            options["expires_in"] = EXPIRES_SECONDS
         job_class = find_class(task.job_type)
         try:
             if job_class is None:
@@ -151,7 +165,7 @@ class Dispatcher:
         begun = time.time()
         self.in_flight += 1
         try:
-            status, answer = self._ask(json.dumps(body))
+            status, answer = self._ask(json.dumps(body), {"Idempotency-Key": task.key} if task.kind == "keyed" else {})
         except ConnectionRefusedError as error:
             raise Refused(f"nobody listens: {error}") from error
         except (OSError, http.client.HTTPException) as error:
@@ -167,10 +181,10 @@ class Dispatcher:
             raise Refused(f"{status}: {answer[:200]}")
         raise Unknown(f"{status}: {answer[:200]}")
 
-    def _ask(self, body: str) -> tuple[int, str]:
+    def _ask(self, body: str, headers: dict[str, str]) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self._api_port, timeout=HTTP_SECONDS)
         try:
-            connection.request("POST", "/create-jobs", body, {"Content-Type": "application/json"})
+            connection.request("POST", "/create-jobs", body, {"Content-Type": "application/json", **headers})
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:

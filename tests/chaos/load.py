@@ -7,7 +7,10 @@ from typing import Any, Final
 
 QUEUES: Final = ("high", "default", "low")
 
-SHARES: Final = {"quick": 0.60, "brief": 0.20, "raising": 0.10, "long": 0.05, "external": 0.05}
+SHARES: Final = {
+    "quick": 0.54, "brief": 0.20, "raising": 0.10, "long": 0.05, "external": 0.05,
+    "unique": 0.02, "keyed": 0.02, "expiring": 0.02,
+}  # fmt: skip
 """Of each kind. What the cap of long ones leaves is given to the quick ones."""
 
 TYPES: Final = {
@@ -17,17 +20,23 @@ TYPES: Final = {
     "long": "Long",
     "external": "External",
     "canceled": "Quick",
+    "unique": "UniqueQuick",
+    "keyed": "Quick",
+    "expiring": "Quick",
     "newer": "Newer",
     "poison": "Poison",
 }
 """The class of `chaos_jobs` (or `chaos_new_jobs`) for each kind. A key begins with its kind: "brief-17"."""
 
-# A feature that changes what may become of a job gets kinds of its own here (unique, limited, expiring, …): an entry
+# A feature that changes what may become of a job gets kinds of its own here (limited, …): an entry
 # in TYPES, how many in `make_load`, and in `expected` what must have become of such a job.
 
 CANCELED_SHARE: Final = 0.02
 CHILD_SHARE: Final = 0.05
 DELAYED_SHARE: Final = 0.05
+EXPIRES_SECONDS: Final = 5.0
+"""Short enough that some expire while something is broken."""
+
 LONGEST_DELAY_SECONDS: Final = 4.0
 CANCELED_DELAY_SECONDS: Final = 45.0
 """Long enough that a cancel comes in time also when Postgres is away for a while."""
@@ -91,6 +100,11 @@ class Task:
         return "NobodyKnows" if self.payload.get("how") == "unknown" else TYPES[self.kind]
 
     @property
+    def once(self) -> bool:
+        """Whether it may be dispatched again and again, and there is one job all the same."""
+        return self.kind in ("unique", "keyed")
+
+    @property
     def effects(self) -> int:
         """How many rows its completion leaves."""
         return 0 if self.kind in ("external", "poison") else 1
@@ -100,6 +114,8 @@ class Task:
         """What may have become of it: a status, with the reason if it is to fail."""
         if self.kind == "poison":
             return POISONS[self.payload["how"]]
+        if self.kind == "expiring":
+            return ["completed", "failed:expired"]
         # A cancel may come too late. Whether it said that it did is for the checker.
         return ["canceled", "completed"] if self.cancel else ["completed"]
 
@@ -130,7 +146,7 @@ def make_load(seed: int, size: Size, http_share: float = 0.1, newer: int = 0) ->
                 CANCELED_DELAY_SECONDS if canceled else delay,
                 None if canceled else after,
                 cancel=canceled,
-                over_http=kind in ("quick", "brief") and chance.random() < http_share,
+                over_http=kind in ("quick", "brief", "keyed") and chance.random() < http_share,
             )
         )
         if kind in ("quick", "brief", "external"):
@@ -159,7 +175,7 @@ def _kinds(chance: random.Random, size: Size, newer: int) -> Iterator[str]:
     canceled = round(size.jobs * CANCELED_SHARE)
     kinds = ["canceled"] * canceled + ["newer"] * newer
     left = size.jobs - len(kinds)
-    for kind in ("brief", "raising", "long", "external"):
+    for kind in [kind for kind in SHARES if kind != "quick"]:
         wanted = round(left * SHARES[kind])
         kinds += [kind] * (min(wanted, size.long) if kind == "long" else wanted)
     kinds += ["quick"] * (size.jobs - len(kinds))

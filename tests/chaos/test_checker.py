@@ -98,6 +98,14 @@ def cancel_late(run: Recorded) -> None:
     moves[4]["was"] = "canceled"
 
 
+def add_a_second_of_a_kind(run: Recorded) -> None:
+    """Dispatched twice, as the same."""
+    first = run.said("dispatch_invoked", key="quick-1")
+    first["once"] = True
+    run.say("dispatch_invoked", **{name: value for name, value in first.items() if name not in ("event", "at")})
+    add_row(run, "id-99", "quick-1")
+
+
 REDIS_LISTS = ("queued", "intermediate")
 
 PLANTS: list[tuple[str, Kind, Plant]] = [
@@ -129,6 +137,7 @@ PLANTS: list[tuple[str, Kind, Plant]] = [
     ("a start of no row", Kind.UNEXPECTED, lambda run: run.said("started", id=QUICK).update(id="id-99")),
     ("an effect of no row", Kind.UNEXPECTED, lambda run: run.of("effects", QUICK)[0].update(job_id="id-99")),
     ("one dispatch, two rows", Kind.UNEXPECTED, lambda run: add_row(run, "id-99", "quick-1")),
+    ("one of a kind, two rows", Kind.UNEXPECTED, add_a_second_of_a_kind),
     ("a row of nobody's key", Kind.UNEXPECTED, lambda run: run.row(UNKNOWN).update(key="quick-99")),
     ("a refused job has a row", Kind.FALSE_ANSWER, lambda run: add_row(run, "id-99", "quick-8")),
     ("2xx without a row", Kind.FALSE_ANSWER, lambda run: forget(run, QUICK)),

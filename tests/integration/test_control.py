@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from harness import Stack, eventually, one_value
 from jobledger import Connections, JobHandle, JobStatus, control
 from jobledger.control import Verdict
-from jobledger.dispatch import DEFAULT_QUEUE
 from jobledger.embedded import free_port
 from jobledger.ledger import transitions
 from jobledger.ledger.rows import Runner
@@ -152,7 +151,7 @@ def test_a_job_that_ended_badly_is_queued_again(connections: Connections, status
     assert (now["status"], now["reason"], now["result"], now["finished_at"]) == ("queued", None, None, None)
     assert (now["errors"], now["crashes"], now["losses"], now["waiting_parents"]) == (0, 0, 0, 0)
     assert (now["attempt"], now["push_count"]) == (attempt, pushes + 1)
-    assert str(handle.id) in waiting(connections.redis, DEFAULT_QUEUE)
+    assert str(handle.id) in waiting(connections.redis, "default")
     assert claim(connections, handle)
 
 

@@ -113,6 +113,51 @@ def test_options_may_be_spoken_before(connections: Connections) -> None:
     assert (row.queue, row.title, row.owner, row.max_attempts) == ("high", "By hand", "ada", 9)
 
 
+class Urgent(BaseJob):
+    priority = 2
+
+    def _perform(self) -> None: ...
+
+
+class UrgentImport(Urgent):
+    queue = "etl"
+
+
+@pytest.mark.parametrize(
+    ("job_class", "spoken", "queue", "priority"),
+    [
+        (Echo, {}, "default", 5),
+        (Echo, {"priority": 8}, "low", 8),
+        (Urgent, {}, "high", 2),
+        (Urgent, {"priority": 7}, "default", 7),
+        (Urgent, {"priority": 0}, "high", 1),
+        (Urgent, {"queue": "etl"}, "etl", 2),
+        (UrgentImport, {}, "etl", 2),
+        (UrgentImport, {"priority": 9}, "etl", 9),
+        (UrgentImport, {"priority": 9, "queue": "low"}, "low", 9),
+    ],
+)
+def test_a_priority_is_kept_and_chooses_the_queue_unless_one_is_named(
+    connections: Connections, job_class: type[BaseJob], spoken: dict[str, Any], queue: str, priority: int
+) -> None:
+    handle = job_class.dispatch(**spoken)
+
+    row = row_of(connections, handle)
+    assert (row.queue, row.priority) == (queue, priority)
+    assert pushed(connections, queue)[-1] == str(handle.id)
+
+
+def test_what_waits_in_postgres_is_pushed_by_priority(connections: Connections) -> None:
+    redis_url = SecretStr("redis://127.0.0.1:1/0")
+    away = configure(connections.settings.model_copy(update={"redis_url": redis_url}))
+    late, soon, first = (Echo.dispatch(queue="ordered", priority=one) for one in (9, 4, 1))
+    away.close()
+
+    relay_unpushed(configure(connections.settings))
+
+    assert pushed(connections, "ordered") == [str(one.id) for one in (first, soon, late)]
+
+
 def test_a_title_that_does_not_fit_the_payload_stays_as_it_is_written(connections: Connections) -> None:
     for title in ("{nobody}", "{0}", "{n:>5}", "{n.real", "{n[a]}", "{texts[a]}"):
         row = row_of(connections, Echo.set(title=title).dispatch(n=None, texts=["a"]))

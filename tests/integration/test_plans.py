@@ -11,7 +11,17 @@ from sqlalchemy.engine import Connection
 
 from jobledger import Connections
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import dependencies, leftovers, pushes, queries, suspects, transitions
+from jobledger.ledger import (
+    dependencies,
+    expiry,
+    idempotency,
+    leftovers,
+    pushes,
+    queries,
+    suspects,
+    transitions,
+    uniqueness,
+)
 
 JOBS = 200_000
 SOME = [UUID(int=number) for number in range(1, 100)]
@@ -51,6 +61,13 @@ ASKED: dict[str, Any] = {
     "overdue": lambda ledger: suspects.overdue(ledger, "q2", 15.0, SOME[17], 500),
     "recent": lambda ledger: suspects.recent(ledger, "q2", 1.0, 15.0, None, 500),
     "promote due": lambda ledger: transitions.promote_due(ledger, 500),
+    "overdue to be started": lambda ledger: expiry.overdue(ledger, 500),
+    "expire": lambda ledger: expiry.expire(ledger, SOME, with_children=False),
+    "unfinished of a key": lambda ledger: uniqueness.unfinished(ledger, "Echo:5"),
+    "rival": lambda ledger: uniqueness.rival(ledger, SOME[5]),
+    "in window": lambda ledger: uniqueness.in_window(ledger, "Echo:5"),
+    "idempotency key": lambda ledger: idempotency.find(ledger, "python", "5"),
+    "prune keys": lambda ledger: idempotency.prune(ledger, 5.0, 500),
     "standing": lambda ledger: leftovers.standing(ledger, SOME),
     "lock idle": lambda ledger: leftovers.lock_idle(ledger, SOME),
     "long ended": lambda ledger: leftovers.long_ended(ledger, SOME, 60.0),

@@ -14,18 +14,19 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from harness import eventually, one_value
-from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Outcome, Reason, Retry
+from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Outcome, Reason, Retry, Unique
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import dependencies, leases, lost_wakes, transitions
+from jobledger.ledger import dependencies, expiry, leases, lost_wakes, transitions, uniqueness
 from jobledger.ledger.suspects import Suspect
 from jobledger.ledger.transitions import Evidence, NewJob, Runner
+from jobledger.maintenance.expire import expire
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import MAX_LOST_WAKES, reconcile
 from jobledger.maintenance.relay import relay_due
 from jobledger.registry import registry
 from jobledger.status import MOVES, TERMINAL
 from jobledger.worker import run_job
-from sample_jobs import Echo
+from sample_jobs import Asking, Echo
 
 DEFERRED, SCHEDULED, QUEUED = JobStatus.DEFERRED, JobStatus.SCHEDULED, JobStatus.QUEUED
 STARTED, COMPLETED, FAILED, CANCELED = JobStatus.STARTED, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELED
@@ -143,6 +144,17 @@ def give_up(ledger: Connection, job_id: UUID) -> None:
     lost_wakes.give_up(ledger, Suspect(job_id, pushes, 0, 4), uuid4())
 
 
+def expire_one(ledger: Connection, job_id: UUID) -> None:
+    past = "UPDATE job_statuses SET expires_at = now() - interval '1 s' WHERE id = :id"
+    ledger.execute(sa.text(past), {"id": job_id})
+    expiry.expire(ledger, [job_id], with_children=True)
+
+
+def put_off(ledger: Connection, job_id: UUID) -> None:
+    if status_of(ledger, job_id) not in (DEFERRED, SCHEDULED):  # those stay where they are, with other content
+        uniqueness.replace_waiting(ledger, job_id, new_job(delay_seconds=9))
+
+
 MOVES_OF_FUNCTIONS = {
     "claim": Move(frozenset({QUEUED}), STARTED, lambda ledger, job: transitions.claim(ledger, job, ME, 30)),
     "complete": Move(
@@ -165,6 +177,13 @@ MOVES_OF_FUNCTIONS = {
         QUEUED,
         lambda ledger, job: transitions.hand_back(ledger, job, 1, Outcome.HANDED_BACK, Evidence()),
     ),
+    "call_off": Move(
+        frozenset({STARTED}),
+        CANCELED,
+        lambda ledger, job: transitions.call_off(ledger, job, 1, Outcome.CANCELED, "canceled by itself", Evidence()),
+    ),
+    "replace_waiting": Move(frozenset({QUEUED}), SCHEDULED, put_off),
+    "expire": Move(frozenset({DEFERRED, SCHEDULED, QUEUED}), FAILED, expire_one),
     "give_up": Move(frozenset({QUEUED}), FAILED, give_up),
     "release_orphans": Move(
         frozenset({DEFERRED}), QUEUED, lambda ledger, job: dependencies.release_orphans(ledger, [job])
@@ -188,7 +207,7 @@ MOVES_OF_FUNCTIONS = {
 
 def row_of(ledger: Connection, job_id: UUID) -> dict[str, Any]:
     row = ledger.execute(sa.text("SELECT * FROM job_statuses WHERE id = :id"), {"id": job_id}).one()
-    return {**row._mapping, "available_at": None}  # tests of delays move it themselves
+    return {**row._mapping, "available_at": None, "expires_at": None}  # tests of delays move them themselves
 
 
 def attempts_of(ledger: Connection, job_id: UUID) -> list[Any]:
@@ -241,7 +260,7 @@ def test_the_functions_make_every_legal_move_and_none_besides() -> None:
 
 
 @pytest.mark.parametrize("attempt", [0, 2])
-@pytest.mark.parametrize("name", ["complete", "reschedule", "fail", "hand_back"])
+@pytest.mark.parametrize("name", ["complete", "reschedule", "fail", "hand_back", "call_off"])
 def test_another_attempt_than_the_running_one_moves_nothing(ledger: Connection, name: str, attempt: int) -> None:
     job_id = claimed(ledger)
     row, attempts = row_of(ledger, job_id), attempts_of(ledger, job_id)
@@ -249,6 +268,7 @@ def test_another_attempt_than_the_running_one_moves_nothing(ledger: Connection, 
         "complete": lambda: transitions.complete(ledger, job_id, attempt, None, Evidence()),
         "reschedule": lambda: transitions.reschedule(ledger, job_id, attempt, Outcome.ERROR, 0, {}, Evidence()),
         "hand_back": lambda: transitions.hand_back(ledger, job_id, attempt, Outcome.HANDED_BACK, Evidence()),
+        "call_off": lambda: transitions.call_off(ledger, job_id, attempt, Outcome.CANCELED, "canceled", Evidence()),
         "fail": lambda: transitions.fail(ledger, job_id, attempt, Outcome.ERROR, Reason.ERROR, {}, Evidence(), uuid4()),
     }
 
@@ -420,6 +440,12 @@ def _somebody_waits_for(connections: Connections, holder: Connection) -> bool:
 class NoLuck(Exception): ...
 
 
+class PutOff(BaseJob):
+    unique = Unique(on_conflict="replace")
+
+    def _perform(self) -> None: ...
+
+
 class Unlucky(BaseJob):
     """Fails once, then for good."""
 
@@ -480,6 +506,17 @@ def test_whatever_happens_to_jobs_is_a_legal_move(
     registry.forget("Unlucky")
     run(unknown)
     registry.register("Unlucky", Unlucky)
+    run(Asking.dispatch(what="cancel", until=2))
+    PutOff.dispatch()
+    PutOff.dispatch_in("1h")
+    late = [
+        Echo.dispatch(expires_in=60),
+        Echo.set(expires_in=60).dispatch_in("1h"),
+        Echo.dispatch(expires_in=60, after=lost),
+    ]
+    with connections.transaction() as connection:
+        connection.exec_driver_sql("UPDATE job_statuses SET expires_at = now() WHERE expires_at IS NOT NULL")
+    assert expire(connections) == len(late)
     _claim(connections, lost.id)
     stopped = Echo.dispatch()
     _claim(connections, stopped.id)

@@ -128,10 +128,16 @@ class TestCreatedJob:
 
     def test_takes_options(self, api: httpx.Client, connections: Connections) -> None:
         parent = api.post("/create-jobs/", json=EMPTY_TABLE | LATER).json()["job_id"]
-        options = {"max_attempts": 7, "timeout": "2m", "title": "for {nobody:>99999999}", "after": [parent]}
+        options = {
+            "max_attempts": 7,
+            "priority": 2,
+            "timeout": "2m",
+            "title": "for {nobody:>99999999}",
+            "after": [parent],
+        }
         job_id = api.post("/create-jobs/", json=EMPTY_TABLE | options).json()["job_id"]
         status = _status(api, job_id)
-        assert (status["status"], status["max_attempts"]) == ("deferred", 7)
+        assert (status["status"], status["max_attempts"], status["priority"]) == ("deferred", 7, 2)
         assert status["title"] == "for {nobody:>99999999}"
         timeout = one_value(
             connections, "SELECT timeout_seconds FROM job_statuses WHERE id = CAST(:id AS uuid)", id=job_id
@@ -208,6 +214,7 @@ REFUSED = {
     "bad queue": (EMPTY_TABLE | {"queue": "no spaces"}, 422, "queue='no spaces'"),
     "queue that is no text": (EMPTY_TABLE | {"queue": ["low"]}, 422, "queue=['low']"),
     "bad timeout": (EMPTY_TABLE | {"timeout": "soon"}, 422, "timeout='soon' is no length of time"),
+    "bad priority": (EMPTY_TABLE | {"priority": "high"}, 422, "priority='high'"),
     "bad attempts": (EMPTY_TABLE | {"max_attempts": 0}, 422, "max_attempts=0"),
     "bad parent": (EMPTY_TABLE | {"after": ["mum"]}, 422, "after='mum'"),
     "unknown parent": (EMPTY_TABLE | {"after": [str(uuid4())]}, 422, "which the ledger does not have"),

@@ -92,7 +92,7 @@ class TestDocument:
         for job_type, job_class in dispatchable_jobs().items():
             form = _body(document, f"/create-jobs/{job_type}")["schema"]
             assert form["title"] == job_type
-            assert form["properties"]["queue"]["default"] == job_class.queue
+            assert form["properties"]["queue"]["default"] == job_class.options.chosen_queue
             assert "job" not in form["properties"]
 
     def test_names_no_job_that_is_not_for_the_api(self, app: FastAPI) -> None:
@@ -104,7 +104,7 @@ class TestDocument:
         examples = _body(document, "/create-jobs/")["examples"]
         for job_type, job_class in dispatchable_jobs().items():
             value = examples[job_type]["value"]
-            assert (value["job"], value["queue"]) == (job_type, job_class.queue)
+            assert (value["job"], value["queue"]) == (job_type, job_class.options.chosen_queue)
             assert job_class.payload_type is not None
             job_class.payload_type.encode(value["payload"], job_type)
         assert examples["EmptyTable"]["value"]["payload"]["schema"] == "public"

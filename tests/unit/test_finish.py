@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from jobledger import Outcome, Reason, Retry
-from jobledger.finish import MAX_CRASHES, MAX_LOSSES, Again, GiveUp, HandBack, decide
+from jobledger import Cancel, Outcome, Reason, Retry, Snooze
+from jobledger.finish import MAX_CRASHES, MAX_LOSSES, Again, CallOff, GiveUp, HandBack, decide
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,41 @@ def test_a_type_unknown_for_an_hour_is_the_end() -> None:
     assert decide(Outcome.UNKNOWN_TYPE, Row(), unknown_for_seconds=3600) == GiveUp(Reason.UNDISPATCHABLE)
 
 
+def test_a_snooze_waits_as_long_as_it_says_and_spends_nothing_whatever_was_spent_before() -> None:
+    assert decide(Outcome.SNOOZED, Row(1, 99, 99, 99), PATIENT, Snooze("1m")) == Again(60)
+
+
+def test_an_error_that_says_its_wait_is_retried_then_without_jitter() -> None:
+    assert decide(Outcome.ERROR, Row(5), Retry(5), Retry.in_("1h")) == Again(3600, {"errors": 1})
+
+
+def test_an_error_that_says_its_wait_is_retried_whatever_the_class_retries() -> None:
+    picky = Retry(5, on=(OSError,), give_up_on=(Exception,))
+
+    assert decide(Outcome.ERROR, Row(5), picky, Retry.in_(1)) == Again(1, {"errors": 1})
+
+
+def test_the_last_error_is_the_end_whatever_wait_it_says() -> None:
+    assert decide(Outcome.ERROR, Row(5, errors=4), PATIENT, Retry.in_(1)) == GiveUp(Reason.ERROR, {"errors": 1})
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(Cancel("no need"), "canceled by itself: no need"), (Cancel(), "canceled by itself")]
+)
+def test_a_job_that_cancels_itself_is_called_off(error: Cancel, reason: str) -> None:
+    assert decide(Outcome.CANCELED, Row(5), PATIENT, error) == CallOff(reason)
+
+
+def test_a_job_that_gives_up_has_failed_whatever_is_left() -> None:
+    assert decide(Outcome.GAVE_UP, Row(1000), PATIENT) == GiveUp(Reason.ERROR, {"errors": 1})
+
+
 def test_nothing_is_to_be_decided_about_a_completed_attempt() -> None:
     with pytest.raises(ValueError, match="completed"):
         decide(Outcome.COMPLETED, Row())
 
 
-@pytest.mark.parametrize("outcome", sorted(set(Outcome) - {Outcome.COMPLETED, Outcome.HANDED_BACK}))
+@pytest.mark.parametrize("outcome", sorted(set(Outcome) - {Outcome.COMPLETED, Outcome.HANDED_BACK, Outcome.CANCELED}))
 @pytest.mark.parametrize("row", [Row(), Row(1000, 998, 0, 0), Row(1, 0, 2, 0), Row(1, 0, 0, 19)])
 def test_no_attempt_spends_more_than_one(outcome: Outcome, row: Row) -> None:
     decision = decide(outcome, row)

@@ -87,6 +87,8 @@ def test_options_are_inherited() -> None:
         ({"retry": 3}, r"Sample\.retry=3"),
         ({"retry": Retry}, r"Sample\.retry="),
         ({"title": 5}, "Sample: title="),
+        ({"priority": "high"}, "Sample: priority="),
+        ({"priority": True}, "Sample: priority="),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused_when_the_class_is_defined(
@@ -126,3 +128,25 @@ def test_a_retry_of_a_class_that_was_defined_with_options_spoken_stays_its_own()
 
     assert defined.options.queue == "etl"
     assert defined.options.after == ()
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(0, 1), (11, 10)])
+def test_a_priority_out_of_range_is_brought_into_it_with_a_warning(asked: int, taken: int) -> None:
+    with pytest.warns(
+        UserWarning, match=rf"Sample\.priority={asked} is not within 1 to 10: {taken} is taken"
+    ) as warned:
+        defined = define(priority=asked)
+
+    assert defined.options.priority == taken
+    assert [one.filename for one in warned] == [__file__]
+
+
+def test_a_priority_out_of_range_that_is_spoken_is_brought_into_it_with_a_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    define().set(priority=99)
+
+    assert "the nearest priority is taken" in caplog.text
+    caplog.clear()
+    define().set(priority=10).set(queue="low")
+    assert caplog.text == ""

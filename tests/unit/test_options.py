@@ -149,3 +149,23 @@ def test_parents_are_named_by_handle_or_id_and_count_once(spoken: Any, ids: tupl
 def test_an_option_that_makes_no_sense_is_refused_by_its_name(spoken: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(spoken))):
         Options().but(**spoken)
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(1, 1), (5, 5), (10, 10), (0, 1), (-(10**30), 1), (11, 10), (10**30, 10)])
+def test_a_priority_is_brought_into_its_range(asked: int, taken: int) -> None:
+    assert Options().but(priority=asked).priority == taken
+
+
+@pytest.mark.parametrize("asked", ["high", "3", 2.5, 3.0, True, float("nan"), [1]])
+def test_a_priority_that_is_no_whole_number_is_refused(asked: Any) -> None:
+    with pytest.raises(OptionError, match="priority="):
+        Options().but(priority=asked)
+
+
+@pytest.mark.parametrize(
+    ("priority", "queue"),
+    [(1, "high"), (3, "high"), (4, "default"), (None, "default"), (7, "default"), (8, "low"), (10, "low")],
+)
+def test_the_priority_chooses_the_queue_of_whoever_names_none(priority: int | None, queue: str) -> None:
+    assert Options().but(priority=priority).chosen_queue == queue
+    assert Options().but(priority=priority, queue="etl").chosen_queue == "etl"

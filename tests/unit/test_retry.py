@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from jobledger import ConfigurationError, Retry
+from jobledger import ConfigurationError, OptionError, Retry, Snooze
 from jobledger.retry import JITTER
 
 
@@ -107,3 +107,17 @@ def test_a_wait_that_no_calendar_has_is_refused(name: str, value: float) -> None
 def test_a_cap_beyond_every_calendar_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="cap"):
         Retry(cap=1e12)
+
+
+def test_an_error_that_asks_for_a_retry_says_when() -> None:
+    error = Retry.in_("1m30s", "busy")
+
+    assert (error.wait_seconds, str(error)) == (90, "busy")
+
+
+@pytest.mark.parametrize("delay", ["soon", -1, None])
+def test_a_wait_that_is_no_length_of_time_is_refused(delay: Any) -> None:
+    with pytest.raises(OptionError):
+        Retry.in_(delay)
+    with pytest.raises(OptionError):
+        Snooze(delay)

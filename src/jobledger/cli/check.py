@@ -67,7 +67,8 @@ def _classes(settings: Settings) -> list[dict[str, Any]]:
         {
             "type": one.job_type,
             "class": f"{one.__module__}.{one.__qualname__}",
-            "queue": one.options.queue,
+            "queue": one.options.chosen_queue,
+            "priority": one.options.priority,
             "timeout_seconds": one.options.timeout_seconds or settings.default_timeout_seconds,
             "max_attempts": one.retry.max_attempts,
             "api_dispatchable": one.api_dispatchable,

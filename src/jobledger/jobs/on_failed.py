@@ -6,11 +6,13 @@ from uuid import UUID
 from jobledger.errors import JobNotFound
 from jobledger.job import BaseJob, Failure
 from jobledger.ledger import queries
+from jobledger.ledger.queries import AttemptRow
 from jobledger.registry import registry
 from jobledger.retry import Retry
-from jobledger.status import ON_FAILED_TYPE
+from jobledger.status import ON_FAILED_TYPE, Reason
 
 NEVER_STARTED: Final = "No attempt has begun: its wake-ups were lost, or failed before they could claim it."
+EXPIRED: Final = "No attempt has begun: the job was not started in time."
 
 
 class OnFailed(BaseJob):
@@ -28,8 +30,14 @@ class OnFailed(BaseJob):
         failure = Failure(
             reason=row.reason or "",
             error_type=end.error_type if end else None,
-            message=(end.error_message if end else NEVER_STARTED) or "",
+            message=_message(row.reason, end),
             traceback=end.traceback if end else None,
             attempt=attempt,
         )
         registry.lookup(row.job_type).call_on_failed(self._running.on_behalf_of(row.id, row.payload), failure)
+
+
+def _message(reason: str | None, end: AttemptRow | None) -> str:
+    if reason == Reason.EXPIRED:
+        return EXPIRED
+    return (end.error_message if end else NEVER_STARTED) or ""

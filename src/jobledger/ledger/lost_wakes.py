@@ -11,10 +11,10 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobledger.ledger import failing
 from jobledger.ledger.rows import Failed
 from jobledger.ledger.suspects import Suspect
 from jobledger.status import ON_FAILED_TYPE
-from jobledger.wake import Wake
 
 _RECORD: Final = sa.text("""
 WITH lost AS (
@@ -55,29 +55,20 @@ def record(connection: Connection, lost: Sequence[tuple[Suspect, bool]]) -> int:
     )
 
 
-_GIVE_UP: Final = sa.text("""
+_GIVE_UP: Final = sa.text(f"""
 WITH moved AS (
     UPDATE job_statuses
        SET status = 'failed', reason = 'undispatchable',
            finished_at = statement_timestamp(), updated_at = statement_timestamp()
      WHERE id = CAST(:id AS uuid) AND status = 'queued' AND held_by IS NULL
        AND attempt = :attempt AND push_count = :push_count AND pushed_at IS NOT NULL
-    RETURNING id, attempt, job_type, queue, priority, owner, timeout_seconds, has_children, has_on_failed
+    RETURNING {failing.COLUMNS}, CAST(:callback_id AS uuid) AS callback_id
 ), counted AS (
     INSERT INTO lost_wakes AS l (job_id, attempt, losses) SELECT id, attempt, 1 FROM moved
     ON CONFLICT (job_id) DO UPDATE SET losses = l.losses + 1, lost_at = now()
-), callback AS (
-    INSERT INTO job_statuses (id, job_type, title, owner, queue, priority, status, payload, timeout_seconds,
-                              max_attempts, queued_at, pushed_at, push_count)
-    SELECT CAST(:callback_id AS uuid), CAST(:callback_type AS text), job_type || '.on_failed', owner, queue, priority,
-           'queued', jsonb_build_object('job_id', id, 'attempt', attempt), timeout_seconds, 3,
-           statement_timestamp(), statement_timestamp(), 1
-      FROM moved WHERE has_on_failed
-    RETURNING id, queue, job_type, title, timeout_seconds
-)
-SELECT moved.has_children, callback.id, callback.queue, callback.job_type, callback.title, callback.timeout_seconds
-  FROM moved LEFT JOIN callback ON true
-""")
+), {failing.CALLBACK}
+{failing.FAILED}
+""")  # noqa: S608 - put together from constants
 
 
 def give_up(connection: Connection, one: Suspect, callback_id: UUID) -> Failed | None:
@@ -98,10 +89,7 @@ def give_up(connection: Connection, one: Suspect, callback_id: UUID) -> Failed |
             "callback_type": ON_FAILED_TYPE,
         },
     ).one_or_none()
-    if row is None:
-        return None
-    callback = Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) if row.id is not None else None
-    return Failed(row.has_children, callback)
+    return failing.failed(row) if row is not None else None
 
 
 _PRUNE: Final = sa.text("""

@@ -215,6 +215,18 @@ job_statuses: Final = sa.Table(
         "schedule_id",
         postgresql_where=sa.text("schedule_id IS NOT NULL AND finished_at IS NULL"),
     ),
+    # One unfinished job of each unique key.
+    sa.Index(
+        "uq_job_statuses_unique_key",
+        "unique_key",
+        unique=True,
+        postgresql_where=sa.text("unique_key IS NOT NULL AND finished_at IS NULL"),
+    ),
+    sa.Index(
+        "ix_job_statuses_expiring",
+        "expires_at",
+        postgresql_where=sa.text("expires_at IS NOT NULL AND attempt = 0 AND finished_at IS NULL"),
+    ),
     # Prune.
     sa.Index("ix_job_statuses_finished", "finished_at", postgresql_where=sa.text("finished_at IS NOT NULL")),
 )
@@ -280,6 +292,31 @@ lost_wakes: Final = sa.Table(
     sa.PrimaryKeyConstraint("job_id"),
     # Prune.
     sa.Index(None, "lost_at"),
+)
+
+idempotency_keys: Final = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("scope", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("payload_hash", sa.Text, nullable=False, comment="Of the job's type and payload"),
+    # No foreign key: a key outlives its job.
+    sa.Column("job_id", sa.Uuid, nullable=False),
+    _moment("created_at", nullable=False, now=True),
+    sa.PrimaryKeyConstraint("scope", "key"),
+    # Prune.
+    sa.Index(None, "created_at"),
+)
+
+unique_windows: Final = sa.Table(
+    "unique_windows",
+    metadata,
+    sa.Column("unique_key", sa.Text, nullable=False),
+    _moment("until", nullable=False),
+    sa.Column("job_id", sa.Uuid, nullable=False),
+    sa.PrimaryKeyConstraint("unique_key"),
+    # Prune.
+    sa.Index(None, "until"),
 )
 
 redis_epoch: Final = sa.Table(

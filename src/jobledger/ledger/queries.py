@@ -22,6 +22,7 @@ class JobRow:
     title: str | None
     owner: str | None
     queue: str
+    priority: int
     status: JobStatus
     held_by: str | None
     reason: str | None

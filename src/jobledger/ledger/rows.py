@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from jobledger.options import DEFAULT_PRIORITY
 from jobledger.wake import Wake
 
 
@@ -21,12 +22,20 @@ class NewJob:
     timeout_seconds: float
     max_attempts: int
     has_on_failed: bool
+    priority: int = DEFAULT_PRIORITY
     delay_seconds: float = 0.0
     available_at_epoch: float | None = None
+    expires_in_seconds: float | None = None
+    """From when it may be started: now, or when its delay is over."""
     waiting_parents: int = 0
     canceled_reason: str | None = None
     schedule_id: UUID | None = None
     fire_at_epoch: float | None = None
+    idempotency_scope: str | None = None
+    idempotency_key: str | None = None
+    unique_key: str | None = None
+    """No two unfinished jobs have the same."""
+
     pushed: bool = True
     """If it is queued at once: whether its wake-up is pushed after the commit, rather than by the relay."""
 

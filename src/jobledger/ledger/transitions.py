@@ -1,4 +1,4 @@
-"""With `dependencies` and `lost_wakes`, the only writer of statuses: one function per move, each one guarded statement.
+"""With `dependencies`, `expiry` and `lost_wakes`, the only writer of statuses: one guarded statement for each move.
 
 A guard names the status that it expects and, for a run, the fence (`attempt`). No row back is an answer: somebody
 else moved the job first. Time is always the database's; where the transaction may be a job's or a caller's, which began
@@ -15,28 +15,33 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobledger.ledger import failing
 from jobledger.ledger.direct import Direct, Executor
 from jobledger.ledger.rows import Claim, Ended, Evidence, Failed, NewJob, Runner
 from jobledger.status import ON_FAILED_TYPE, JobStatus, Outcome, Reason
 from jobledger.wake import Accepted, Wake
 
-_INSERT: Final = sa.text("""
+_ROWS: Final = """
 INSERT INTO job_statuses (
-    id, job_type, queue, payload, title, owner, timeout_seconds, max_attempts, has_on_failed, waiting_parents,
-    schedule_id, fire_at, available_at, status, reason, finished_at, queued_at, pushed_at, push_count,
-    created_at, updated_at
+    id, job_type, queue, priority, payload, title, owner, timeout_seconds, max_attempts, has_on_failed, waiting_parents,
+    schedule_id, fire_at, idempotency_scope, idempotency_key, unique_key, available_at, expires_at, status, reason,
+    finished_at, queued_at, pushed_at, push_count, created_at, updated_at
 )
-SELECT n.id, n.job_type, n.queue, n.payload, n.title, n.owner, n.timeout_seconds, n.max_attempts, n.has_on_failed,
-       n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), due.at, s.status, n.canceled_reason,
+SELECT n.id, n.job_type, n.queue, n.priority, n.payload, n.title, n.owner, n.timeout_seconds, n.max_attempts,
+       n.has_on_failed, n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), n.idempotency_scope,
+       n.idempotency_key, n.unique_key, due.at,
+       greatest(due.at, statement_timestamp()) + make_interval(secs => n.expires_in_seconds),
+       s.status, n.canceled_reason,
        CASE WHEN s.status = 'canceled' THEN statement_timestamp() END,
        CASE WHEN s.status = 'queued' THEN statement_timestamp() END,
        CASE WHEN s.status = 'queued' AND n.pushed THEN statement_timestamp() END,
        CASE WHEN s.status = 'queued' AND n.pushed THEN 1 ELSE 0 END,
        statement_timestamp(), statement_timestamp()
 FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n(
-        id uuid, job_type text, queue text, payload jsonb, title text, owner text, timeout_seconds float8,
-        max_attempts int, has_on_failed bool, waiting_parents int, schedule_id uuid, fire_at_epoch float8,
-        delay_seconds float8, available_at_epoch float8, canceled_reason text, pushed bool)
+        id uuid, job_type text, queue text, priority int2, payload jsonb, title text, owner text,
+        timeout_seconds float8, max_attempts int, has_on_failed bool, waiting_parents int, schedule_id uuid,
+        fire_at_epoch float8, idempotency_scope text, idempotency_key text, unique_key text, delay_seconds float8,
+        available_at_epoch float8, expires_in_seconds float8, canceled_reason text, pushed bool)
 CROSS JOIN LATERAL (
     SELECT coalesce(to_timestamp(n.available_at_epoch),
                     statement_timestamp() + make_interval(secs => n.delay_seconds)) AS at
@@ -45,8 +50,12 @@ CROSS JOIN LATERAL (
     SELECT CASE WHEN n.canceled_reason IS NOT NULL THEN 'canceled' WHEN n.waiting_parents > 0 THEN 'deferred'
                 WHEN due.at > statement_timestamp() THEN 'scheduled' ELSE 'queued' END AS status
 ) AS s
-RETURNING id, status, reason
-""")
+"""
+_ACCEPTED: Final = "RETURNING id, status, reason"
+_INSERT: Final = sa.text(f"{_ROWS} {_ACCEPTED}")
+_INSERT_NEW: Final = sa.text(
+    f"{_ROWS} ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND finished_at IS NULL DO NOTHING {_ACCEPTED}"
+)
 
 
 def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Accepted]:
@@ -54,9 +63,15 @@ def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Accepted]:
 
     A queued row is written as pushed if its push will follow the commit at once; if that fails, `unpush` says so, and
     if the process dies in between, the reconciler misses it in Redis. Otherwise the relay pushes it.
+
+    Returns:
+        What became of each; nothing of those with a unique key that another unfinished job has.
     """
+    statement = _INSERT if all(job.unique_key is None for job in jobs) else _INSERT_NEW
     rows = "[" + ",".join(_as_json(job) for job in jobs) + "]"
-    return [Accepted(row.id, JobStatus(row.status), row.reason) for row in connection.execute(_INSERT, {"rows": rows})]
+    return [
+        Accepted(row.id, JobStatus(row.status), row.reason) for row in connection.execute(statement, {"rows": rows})
+    ]
 
 
 def _as_json(job: NewJob) -> str:
@@ -70,7 +85,7 @@ WITH claimed AS (
     UPDATE job_statuses
        SET status = 'started', attempt = attempt + 1, started_at = now(), updated_at = now()
      WHERE id = CAST(:id AS uuid) AND status = 'queued' AND held_by IS NULL
-       AND (expires_at IS NULL OR expires_at > now())
+       AND (expires_at IS NULL OR expires_at > now() OR attempt > 0)
     RETURNING id, attempt, job_type, queue, payload, timeout_seconds, max_attempts, errors, crashes, losses,
               created_at, fire_at
 ), opened AS (
@@ -244,19 +259,9 @@ WITH moved AS (
            finished_at = statement_timestamp(), updated_at = statement_timestamp(),
            errors = errors + :errors, crashes = crashes + :crashes, losses = losses + :losses
      WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
-    RETURNING id, attempt, job_type, queue, priority, owner, timeout_seconds, has_children, has_on_failed
-), {_CLOSE_ATTEMPT}, callback AS (
-    INSERT INTO job_statuses (id, job_type, title, owner, queue, priority, status, payload, timeout_seconds,
-                              max_attempts, queued_at, pushed_at, push_count)
-    SELECT CAST(:callback_id AS uuid), :callback_type, job_type || '.on_failed', owner, queue, priority, 'queued',
-           jsonb_build_object('job_id', id, 'attempt', attempt), timeout_seconds, 3,
-           statement_timestamp(), statement_timestamp(), 1
-      FROM moved WHERE has_on_failed
-    RETURNING id, queue, job_type, title, timeout_seconds
-)
-SELECT moved.has_children, callback.id, callback.queue, callback.job_type, callback.title,
-       callback.timeout_seconds
-  FROM moved LEFT JOIN callback ON true
+    RETURNING {failing.COLUMNS}, CAST(:callback_id AS uuid) AS callback_id
+), {_CLOSE_ATTEMPT}, {failing.CALLBACK}
+{failing.FAILED}
 """)  # noqa: S608 - put together from constants
 
 
@@ -288,10 +293,32 @@ def fail(
             **_closing(outcome, evidence),
         },
     ).one_or_none()
-    if row is None:
-        return None
-    callback = Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) if row.id is not None else None
-    return Failed(row.has_children, callback)
+    return failing.failed(row) if row is not None else None
+
+
+_CALL_OFF: Final = sa.text(f"""
+WITH moved AS (
+    UPDATE job_statuses
+       SET status = 'canceled', reason = :reason,
+           finished_at = statement_timestamp(), updated_at = statement_timestamp()
+     WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
+    RETURNING id, attempt, has_children
+), {_CLOSE_ATTEMPT}
+SELECT has_children FROM moved
+""")  # noqa: S608 - put together from constants
+
+
+def call_off(
+    connection: Connection, job_id: UUID, attempt: int, outcome: Outcome, reason: str, evidence: Evidence
+) -> Ended | None:
+    """started -> canceled: the attempt is over, and the job shall not go on.
+
+    Returns:
+        None if this attempt was fenced out.
+    """
+    parameters = {"id": str(job_id), "attempt": attempt, "reason": reason}
+    row = connection.execute(_CALL_OFF, {**parameters, **_closing(outcome, evidence)}).one_or_none()
+    return Ended(row.has_children) if row is not None else None
 
 
 def _fields(row: Evidence | Runner) -> dict[str, Any]:

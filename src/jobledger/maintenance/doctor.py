@@ -17,6 +17,7 @@ from jobledger.ledger import census, queries, sweeps
 from jobledger.ledger.census import PostgresFacts
 from jobledger.maintenance.clean import clean
 from jobledger.maintenance.epoch import find_late_workers, notice_epoch
+from jobledger.maintenance.expire import expire
 from jobledger.maintenance.orphans import release_orphans
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import reconcile
@@ -265,6 +266,7 @@ def _do_chores(connections: Connections) -> Counter[str]:
             "wake-ups that an emptied or other Redis does not have": notice_epoch(connections),
             "workers that Redis had forgotten": find_late_workers(connections),
             "attempts that nobody ran any more": reap(connections),
+            "jobs that were not started in time": expire(connections),
             "wake-ups that were lost": reconcile(connections),
             "jobs that waited for nobody": release_orphans(connections),
             "wake-ups that were pushed": relay(connections),

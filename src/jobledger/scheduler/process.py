@@ -25,6 +25,7 @@ from jobledger.ledger import schedulers, schedules
 from jobledger.ledger.schedules import UNSEEN_SECONDS
 from jobledger.maintenance.clean import clean
 from jobledger.maintenance.epoch import find_late_workers, notice_epoch
+from jobledger.maintenance.expire import expire
 from jobledger.maintenance.orphans import release_orphans
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reaper import reap
@@ -120,6 +121,7 @@ class SchedulerProcess:
         settings = self._connections.settings
         chores: list[tuple[str, Callable[[], object], float]] = [
             ("relay", lambda: relay(self._connections), settings.relay_seconds),
+            ("expire", lambda: expire(self._connections), settings.relay_seconds),
             ("reap", lambda: reap(self._connections), settings.sweep_seconds),
             ("reconcile", self._reconcile, settings.sweep_seconds),
             ("clean", self._clean, CLEAN_SECONDS),

@@ -5,12 +5,15 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final, TypeVar
 
-from jobledger.errors import OptionError, ScheduleError
+from jobledger.errors import AlreadyDispatched, OptionError, ScheduleError
+from jobledger.observe.log import get_logger
 from jobledger.options import Duration, seconds
 from jobledger.schedules import parse
 from jobledger.schedules import target as targets
 from jobledger.schedules.definition import CatchUp, Definition, Overlap, When
 from jobledger.tick import Tick
+
+log: Final = get_logger(__name__)
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 
@@ -71,7 +74,10 @@ class Schedule:
         if definition.target != self.definition.target:
             definition = self.definition  # the ledger's is of something else that had this name
         if targets.is_job_class(self.target):
-            self.target.set(**definition.options).dispatch_many([definition.payload or {}])
+            try:
+                self.target.set(**definition.options).dispatch_many([definition.payload or {}])
+            except AlreadyDispatched as there:  # of a unique class: this fire time is decided all the same
+                log.info("Not dispatched", schedule=self.name, why=str(there))
         else:
             targets.call(self.target, tick, self.args, self.kwargs)
 
@@ -113,7 +119,7 @@ class ScheduleBook:
                 time out; "queue" fires it when they have.
             jitter: each job waits a random time up to this; the fire time stays what it is.
             payload: of the job, for a job class.
-            **options: of the dispatch, for a job class: queue, timeout, max_attempts, title, owner.
+            **options: of the dispatch, for a job class, as its `set` takes them: queue, priority, timeout, and so on.
 
         Raises:
             ScheduleError: something of it is not understood, or the name is taken.

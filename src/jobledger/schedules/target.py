@@ -7,10 +7,8 @@ from functools import partial
 from typing import Any, Final, Protocol, runtime_checkable
 
 from jobledger.errors import DispatchRefused, ScheduleError
-from jobledger.options import RESERVED_NAMES, seconds
+from jobledger.options import RESERVED_NAMES, SPOKEN_OPTIONS, seconds
 from jobledger.payload import Payload
-
-_OPTIONS: Final = frozenset({"queue", "timeout", "max_attempts", "title", "owner"})
 
 _NOT_ASYNC: Final = "A schedule calls an ordinary function, which dispatches jobs; what is `async` belongs into a job."
 
@@ -128,14 +126,16 @@ def for_dispatch(
     reserved = sorted(RESERVED_NAMES.intersection(payload or ()))
     if reserved:
         raise ScheduleError(f"{where}: {', '.join(reserved)} cannot be in a payload; the name is kept for options.")
-    unfit = sorted(set(options) - _OPTIONS)
+    unfit = sorted(set(options) - set(SPOKEN_OPTIONS))
     if unfit:
-        raise ScheduleError(f"{where} does not know {', '.join(unfit)}; there are {', '.join(sorted(_OPTIONS))}.")
+        known = ", ".join(sorted(SPOKEN_OPTIONS))
+        raise ScheduleError(f"{where} does not know {', '.join(unfit)}; there are {known}.")
     try:
         target.set(**options)
         encoded = target.payload_type.encode(payload or {}, target.job_type)
     except DispatchRefused as error:
         raise ScheduleError(f"{where}: {error}") from error
-    if options.get("timeout") is not None:
-        options = {**options, "timeout": seconds(options["timeout"], "timeout")}
+    for one in ("timeout", "expires_in"):
+        if options.get(one) is not None:
+            options = {**options, one: seconds(options[one], one)}
     return json.loads(encoded), options

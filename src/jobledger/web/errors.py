@@ -9,7 +9,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from jobledger.errors import DispatchRefused, JobNotFound, LedgerUnavailable, UnknownJobType
+from jobledger.errors import (
+    AlreadyDispatched,
+    DispatchContended,
+    DispatchRefused,
+    JobNotFound,
+    LedgerUnavailable,
+    UnknownJobType,
+)
 from jobledger.observe.log import get_logger
 from jobledger.web.threads import TookTooLong
 
@@ -38,7 +45,13 @@ def _answer(status_code: int, detail: str, headers: dict[str, str] | None = None
 
 def status_of(refusal: DispatchRefused) -> int:
     """The status code of a refused dispatch."""
-    return 404 if isinstance(refusal, UnknownJobType) else 422
+    match refusal:
+        case UnknownJobType():
+            return 404
+        case AlreadyDispatched() | DispatchContended():
+            return 409
+        case _:  # also a key that was used for something else, as the draft of Idempotency-Key has it
+            return 422
 
 
 def explain(problems: Iterable[Any]) -> str:
@@ -70,6 +83,8 @@ def _unavailable(request: Request, error: Exception) -> Response:
     detail = "Postgres is away or did not answer in time."
     if request.method == "POST":
         detail += " It is not known whether anything was accepted."
+        if "Idempotency-Key" in request.headers:
+            detail += " Sent again with the same Idempotency-Key, it is accepted once."
     return _answer(503, detail, {"Retry-After": RETRY_AFTER_SECONDS})
 
 

@@ -6,7 +6,6 @@ finishing statement, which is guarded by the fence. Failures are written on a fr
 
 import logging
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -26,23 +25,20 @@ from jobledger.ledger.rows import Claim, Evidence
 from jobledger.observe.log import get_logger, set_up_logging
 from jobledger.observe.log_run import LoggedRun
 from jobledger.observe.log_tail import LogTail
-from jobledger.payload import MAX_RESULT_BYTES, storable, to_json
+from jobledger.payload import MAX_RESULT_BYTES, to_json
 from jobledger.registry import load_job_modules, registry
 from jobledger.retry import Retry
 from jobledger.status import JobStatus, Outcome
-from jobledger.worker.alarm import Alarm, FencedOut, HandedBack, Interrupt, JobTimeout
+from jobledger.worker.alarm import Alarm, FencedOut, HandedBack, Interrupt
 from jobledger.worker.connection import RunConnection
 from jobledger.worker.context import RunContext
 from jobledger.worker.lease import Lease
-from jobledger.worker.process import die_with_parent, is_work_horse, peak_memory_bytes, this_runner
+from jobledger.worker.outcome import TRY_AGAIN, EffectsLost, classify, evidence_of, sql_state
+from jobledger.worker.process import die_with_parent, is_work_horse, this_runner
 from jobledger.worker.spare import spare_of_this_worker
 from jobledger.worker.stop import StopRequest
 
 log: Final = get_logger(__name__)
-
-
-class EffectsLost(Exception):
-    """What a job wrote is gone with its connection; the attempt is lost, not failed."""
 
 
 T = TypeVar("T")
@@ -54,10 +50,6 @@ END_PATIENCE_SECONDS: Final = 60.0
 """How long a run tries to write its end. A dispatch with `after=` may hold the row's lock; the reaper passes it by."""
 
 WRITE_DEADLINE_SECONDS: Final = 5.0
-TEXT_LIMIT: Final = 100_000
-QUERY_CANCELED: Final = "57014"
-LOCK_NOT_AVAILABLE: Final = "55P03"
-TRY_AGAIN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)  # serialization failure, deadlock, lock timeout
 _SHORT_LOCK_WAIT: Final = sa.text("SET LOCAL lock_timeout = '4s'")
 
 
@@ -225,29 +217,13 @@ class Run:
         if self.alarm is not None:
             self.alarm.disarm()
         self.lease.ending()
-        outcome = self._classify(error, connection)
+        outcome = classify(error, self.alarm, connection_is_gone=connection.is_gone)
         connection.cut()  # its effects and locks are gone before the job runs again
         if isinstance(error, FencedOut):
             self._log_end(None)
             return None
         patience = LEDGER_PATIENCE_SECONDS if isinstance(error, LedgerUnavailable) else END_PATIENCE_SECONDS
-        return self._write_end(claim, outcome, error, self._evidence(error, _trace(error)), patience)
-
-    def _classify(self, error: BaseException, connection: RunConnection) -> Outcome:
-        if self.alarm is not None and isinstance(self.alarm.reason, HandedBack):
-            return Outcome.HANDED_BACK  # whatever the job made of the interrupt
-        if isinstance(error, JobTimeout):
-            return Outcome.TIMEOUT
-        if isinstance(error, UnknownJobType):
-            return Outcome.UNKNOWN_TYPE
-        if isinstance(error, EffectsLost | LedgerUnavailable) or connection.is_gone:
-            return Outcome.LOST
-        state = _sql_state(error)
-        if state in (QUERY_CANCELED, LOCK_NOT_AVAILABLE) and self.alarm is not None and self.alarm.is_over:
-            return Outcome.TIMEOUT
-        if state in TRY_AGAIN and not isinstance(error, DBAPIError):  # the ledger's own statement, not the job's
-            return Outcome.LOST
-        return Outcome.ERROR
+        return self._write_end(claim, outcome, error, self._evidence(error, traced=True), patience)
 
     def _write_end(
         self,
@@ -278,7 +254,7 @@ class Run:
         """Called by the lease's thread for a job that reacts to nothing, before the process exits."""
         if self.claim is not None:
             outcome = Outcome.HANDED_BACK if isinstance(reason, HandedBack) else Outcome.TIMEOUT
-            self._write_end(self.claim, outcome, reason, self._evidence(reason, None))
+            self._write_end(self.claim, outcome, reason, self._evidence(reason))
 
     def _log_as(self, claim: Claim) -> LoggedRun:
         """From here to the end of the run, each log line says whose it is."""
@@ -304,6 +280,8 @@ class Run:
             log.info("Handed back")
         elif settled.status is JobStatus.FAILED:
             log.info("Failed", outcome=outcome.value, error_type=evidence.error_type, error=evidence.error_message)
+        elif settled.status is JobStatus.CANCELED:
+            log.info("Canceled itself", why=evidence.error_message)
         else:
             log.info(
                 "Will run again",
@@ -313,18 +291,8 @@ class Run:
                 exception=evidence.traceback,
             )
 
-    def _evidence(self, error: BaseException | None = None, trace: str | None = None) -> Evidence:
-        progress = self.lease.progress
-        return Evidence(
-            error_type=type(error).__qualname__ if error is not None else None,
-            error_message=_storable(_in_text(error)) if error is not None else None,
-            traceback=_storable(trace) if trace is not None else None,
-            log_tail=_storable(self.tail.text()),
-            peak_memory_bytes=peak_memory_bytes(),
-            progress_done=progress.progress_done,
-            progress_total=progress.progress_total,
-            progress_note=progress.progress_note,
-        )
+    def _evidence(self, error: BaseException | None = None, *, traced: bool = False) -> Evidence:
+        return evidence_of(error, self.lease.progress, self.tail.text(), traced=traced)
 
     def _patiently(self, step: Callable[[], T], patience_seconds: float = LEDGER_PATIENCE_SECONDS) -> T:
         """Do a step of the ledger, again and again while Postgres is away or the row is locked.
@@ -338,7 +306,7 @@ class Run:
                 return step()
             except (LedgerUnavailable, DBAPIError) as error:
                 passing = isinstance(error, LedgerUnavailable) or is_connection_loss(error)
-                if not (passing or _sql_state(error) in TRY_AGAIN) or time.monotonic() + pause > deadline:
+                if not (passing or sql_state(error) in TRY_AGAIN) or time.monotonic() + pause > deadline:
                     raise
                 log.warning("The ledger is away or locked: trying again", job_id=str(self.job_id), error=str(error))
             time.sleep(pause)
@@ -353,32 +321,6 @@ def _encode_result(result: Any) -> str | None:
     except PydanticSerializationError as error:
         raise PayloadError(f"The result cannot be written as JSON: {error}") from error
     return to_json(plain, "the result", MAX_RESULT_BYTES)
-
-
-def _storable(text: str | None) -> str | None:
-    """What Postgres can store of a text: no NUL, no lone surrogates, and its end if it is long."""
-    if text is None:
-        return None
-    return storable(text)[-TEXT_LIMIT:]
-
-
-def _in_text(error: BaseException) -> str:
-    """What an exception says; its class's `__str__` is a user's code too."""
-    try:
-        return str(error)
-    except Exception as unprintable:
-        return f"(the error cannot be printed: {type(unprintable).__name__})"
-
-
-def _sql_state(error: BaseException) -> str | None:
-    """The SQLSTATE of an error of the database, as the driver or SQLAlchemy raised it."""
-    state = getattr(getattr(error, "orig", error), "pgcode", None)
-    return state if isinstance(state, str) else None
-
-
-def _trace(error: BaseException) -> str:
-    """The traceback, also of an exception that cannot be printed."""
-    return "".join(traceback.format_exception(error))
 
 
 def _in_words(settled: Settled | None) -> str:

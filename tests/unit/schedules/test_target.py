@@ -226,10 +226,10 @@ def test_a_payload_is_kept_as_json_has_it_with_its_defaults() -> None:
 
 def test_options_are_kept_as_json_has_them() -> None:
     _, options = for_dispatch(
-        "nightly", TargetLoad, {"table": "a"}, {"timeout": "15m", "queue": "low", "max_attempts": 3}
+        "nightly", TargetLoad, {"table": "a"}, {"timeout": "15m", "expires_in": "6h", "queue": "low", "max_attempts": 3}
     )
 
-    assert options == {"timeout": 900.0, "queue": "low", "max_attempts": 3}
+    assert options == {"timeout": 900.0, "expires_in": 21600.0, "queue": "low", "max_attempts": 3}
 
 
 @pytest.mark.parametrize(("target", "payload", "options", "said"), [
@@ -244,7 +244,7 @@ def test_options_are_kept_as_json_has_them() -> None:
     (TargetAnything, {"queue": "low"}, {}, "queue cannot be in a payload"),
     (TargetAnything, {"x": object()}, {}, "JSON"),
     (TargetAnything, {"x": float("nan")}, {}, "JSON"),
-    (TargetLoad, {"table": "a"}, {"colour": "red"}, "does not know colour; there are max_attempts, owner, queue"),
+    (TargetLoad, {"table": "a"}, {"colour": "red"}, "know colour; there are expires_in, max_attempts, owner, priority"),
     (TargetLoad, {"table": "a"}, {"delay": 5}, "does not know delay"),
     (TargetLoad, {"table": "a"}, {"queue": "a b"}, "queue='a b'"),
     (TargetLoad, {"table": "a"}, {"timeout": "soon"}, "timeout='soon'"),

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, HTTPException, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Response
 from pydantic import ValidationError
 
+from jobledger.admission import Request
 from jobledger.connections import Connections
-from jobledger.dispatch import Request, dispatch
+from jobledger.dispatch import dispatch
 from jobledger.errors import DispatchRefused, JobNotFound, OptionError
 from jobledger.ledger import queries
+from jobledger.options import LONGEST_KEY
 from jobledger.web.api.body import parse_json, read_body
 from jobledger.web.api.catalog import find_job
 from jobledger.web.api.schemas import Created, CreateJob, ErrorBody, JobState
@@ -18,13 +20,28 @@ from jobledger.web.errors import explain, status_of
 from jobledger.web.threads import BoundedThreads
 
 MAX_JOBS: Final = 1000
+KEY_SCOPE: Final = "api"
+REPLAYED: Final = "Idempotency-Replayed"
+"""This header of an answer says that the request was sent before, and that nothing was created by this one."""
 READ_SECONDS: Final = 1.5
 
-_OPTIONS: Final = ("queue", "timeout", "max_attempts", "delay", "after")
+_OPTIONS: Final = ("queue", "priority", "expires_in", "timeout", "max_attempts", "delay", "after")
 
 _AWAY: Final[dict[int | str, dict[str, Any]]] = {503: {"model": ErrorBody, "description": "Postgres is away."}}
 _UNKNOWN: Final[dict[int | str, dict[str, Any]]] = {404: {"model": ErrorBody, "description": "No such job."}}
+_BAD_KEY: Final[dict[int | str, dict[str, Any]]] = {400: {"model": ErrorBody, "description": "The key is wrong."}}
+_CONTENDED: Final[dict[int | str, dict[str, Any]]] = {409: {"model": ErrorBody, "description": "Busy: try again."}}
 _WRONG: Final[dict[int | str, dict[str, Any]]] = {422: {"model": ErrorBody, "description": "The request is wrong."}}
+
+
+Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Sent again with the same key, a request creates nothing, and is answered with the first one's job."
+        f" 1 to {LONGEST_KEY} printable characters; not for a list.",
+    ),
+]
 
 
 def jobs_router(connections: Connections, threads: BoundedThreads) -> APIRouter:
@@ -41,20 +58,24 @@ def jobs_router(connections: Connections, threads: BoundedThreads) -> APIRouter:
         if isinstance(asked, list):
             return created
         response.headers["Location"] = f"/job-status/{created[0].job_id}"
+        if requests[0].options.idempotency_key is not None and accepted[0].is_duplicate:
+            response.headers[REPLAYED] = "true"
         return created[0]
 
     @router.post("/create-jobs", status_code=201, include_in_schema=False)
-    @router.post("/create-jobs/", status_code=201, responses=_UNKNOWN | _WRONG)
-    async def create_jobs(body: Annotated[bytes, Depends(read_body)], response: Response) -> Created | list[Created]:
+    @router.post("/create-jobs/", status_code=201, responses=_BAD_KEY | _UNKNOWN | _CONTENDED | _WRONG)
+    async def create_jobs(
+        body: Annotated[bytes, Depends(read_body)], response: Response, key: Key = None
+    ) -> Created | list[Created]:
         """Create a job, or with a list several: all or none."""
-        return await create(lambda: _checked(parse_json(body)), response)
+        return await create(lambda: _checked(parse_json(body), _checked_key(key)), response)
 
     @router.post("/create-jobs/{job_type:path}", status_code=201, include_in_schema=False)
     async def create_job(
-        job_type: str, body: Annotated[bytes, Depends(read_body)], response: Response
+        job_type: str, body: Annotated[bytes, Depends(read_body)], response: Response, key: Key = None
     ) -> Created | list[Created]:
         """The same with the type in the path: it gives each type a form of its own in /docs."""
-        return await create(lambda: _checked_one(_with_type(parse_json(body), job_type)), response)
+        return await create(lambda: _checked_one(_with_type(parse_json(body), job_type), _checked_key(key)), response)
 
     @router.get("/job-status/{job_id}", responses=_UNKNOWN | _WRONG)
     async def job_status(job_id: UUID) -> JobState:
@@ -64,8 +85,23 @@ def jobs_router(connections: Connections, threads: BoundedThreads) -> APIRouter:
     return router
 
 
-def _checked(body: Any) -> Request | list[Request]:
-    return _checked_list(body) if isinstance(body, list) else _checked_one(body)
+def _checked_key(key: str | None) -> str | None:
+    """The key of a request.
+
+    Raises:
+        HTTPException: 400, it is empty, too long, or not printable.
+    """
+    if key is not None and not (1 <= len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
+        raise HTTPException(400, f"Idempotency-Key: say 1 to {LONGEST_KEY} printable ASCII characters.")
+    return key
+
+
+def _checked(body: Any, key: str | None) -> Request | list[Request]:
+    if not isinstance(body, list):
+        return _checked_one(body, key)
+    if key is not None:
+        raise OptionError("An Idempotency-Key is for one job: send the jobs of a list one by one, each with its own.")
+    return _checked_list(body)
 
 
 def _checked_list(items: list[Any]) -> list[Request]:
@@ -83,7 +119,7 @@ def _checked_list(items: list[Any]) -> list[Request]:
     return requests
 
 
-def _checked_one(item: Any) -> Request:
+def _checked_one(item: Any, key: str | None = None) -> Request:
     """What an item asks for, checked by the job's class.
 
     Raises:
@@ -97,6 +133,8 @@ def _checked_one(item: Any) -> Request:
     if asked.title is not None:
         # A title is a template for those who write job classes; from outside it is only a text.
         options["title"] = asked.title.replace("{", "{{").replace("}", "}}")
+    if key is not None:
+        options |= {"idempotency_key": key, "idempotency_scope": KEY_SCOPE}
     return find_job(asked.job).set(**options).request(asked.payload)
 
 

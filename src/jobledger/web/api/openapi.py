@@ -44,7 +44,7 @@ def build_document(app: FastAPI, jobs: Mapping[str, type[BaseJob]]) -> Json:
     for job_type, job_class in jobs.items():
         form = _form(job_class, payloads[job_type])
         schemas[_REQUEST + _component(job_type)] = _as_kind(form, job_type)
-        example = {"payload": example_of(payloads[job_type], schemas), "queue": job_class.queue}
+        example = {"payload": example_of(payloads[job_type], schemas), "queue": job_class.options.chosen_queue}
         examples[job_type] = {"description": form["description"], "value": {"job": job_type, **example}}
         document["paths"][f"/create-jobs/{quote(job_type)}"] = {"post": _operation(create, job_type, form, example)}
     schemas[_UNION] = _union(jobs)
@@ -81,7 +81,8 @@ def _form(job_class: type[BaseJob], payload: Json) -> Json:
     for option in form["properties"].values():
         option.pop("default", None)  # null: as the class says
     form["properties"]["payload"] = payload
-    form["properties"]["queue"]["default"] = job_class.queue
+    form["properties"]["queue"]["default"] = job_class.options.chosen_queue
+    form["properties"]["priority"]["default"] = job_class.options.priority
     form["properties"]["max_attempts"]["default"] = job_class.retry.max_attempts
     # Not inspect.getdoc, which would go on to BaseJob's.
     description = inspect.cleandoc(job_class.__doc__ or "")

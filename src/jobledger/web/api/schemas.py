@@ -13,6 +13,7 @@ from jobledger.status import JobStatus, Outcome
 # `jobledger.options` checks these, in words that fit; here they only need to be described.
 _Queue = Annotated[Any, WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"})]
 _Duration = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}]})]
+_Priority = Annotated[Any, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 10})]
 _Attempts = Annotated[Any, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})]
 _Ids = Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "string", "format": "uuid"}})]
 
@@ -25,6 +26,10 @@ class CreateJob(BaseModel):
     job: str = Field(description="The job's type.")
     payload: dict[str, Any] = Field(default_factory=dict, description="The parameters of the job.")
     queue: _Queue = Field(None, description="Queue to wait in.")
+    priority: _Priority = Field(None, description="1, the highest, to 10; chooses the queue of a job that names none.")
+    expires_in: _Duration = Field(
+        None, description='Not at all if it was not started within this: seconds, or a text such as "6h".'
+    )
     timeout: _Duration = Field(None, description='Longest attempt: seconds, or a text such as "15m".')
     max_attempts: _Attempts = Field(None, description="Attempts in all, the first one included.")
     delay: _Duration = Field(None, description='Not before this has passed: seconds, or a text such as "5m".')
@@ -66,7 +71,7 @@ class Attempt(BaseModel):
     @classmethod
     def of(cls, row: AttemptRow) -> "Attempt":
         """As the ledger has it, without what is for developers only: traceback and log."""
-        failed = row.outcome not in (None, Outcome.COMPLETED)
+        failed = row.outcome not in (None, Outcome.COMPLETED, Outcome.SNOOZED, Outcome.CANCELED)
         return cls(
             number=row.number,
             outcome=row.outcome,
@@ -100,6 +105,7 @@ class JobState(BaseModel):
     job_type: str
     title: str | None
     queue: str
+    priority: int = Field(description="1, the highest, to 10.")
     status: JobStatus
     reason: str | None = Field(description="Why it failed (a word) or was canceled.")
     result: Any = Field(description="What a completed job returned.")
@@ -109,6 +115,7 @@ class JobState(BaseModel):
     max_attempts: int
     created_at: datetime
     available_at: datetime = Field(description="It does not start before this: a delay, or the pause before a retry.")
+    expires_at: datetime | None = Field(description="If it was not started by then, it fails as expired.")
     started_at: datetime | None = Field(description="When the last attempt started.")
     finished_at: datetime | None
     updated_at: datetime
@@ -122,6 +129,7 @@ class JobState(BaseModel):
             job_type=row.job_type,
             title=row.title,
             queue=row.queue,
+            priority=row.priority,
             status=row.status,
             reason=row.reason,
             result=row.result,
@@ -131,6 +139,7 @@ class JobState(BaseModel):
             max_attempts=row.max_attempts,
             created_at=row.created_at,
             available_at=row.available_at,
+            expires_at=row.expires_at,
             started_at=row.started_at,
             finished_at=row.finished_at,
             updated_at=row.updated_at,

@@ -1,0 +1,97 @@
+"""What an exception that ended an attempt means, and what is kept of it."""
+
+import traceback
+from typing import Final
+
+from sqlalchemy.exc import DBAPIError
+
+from jobledger.errors import LedgerUnavailable, UnknownJobType
+from jobledger.ledger.leases import Progress
+from jobledger.ledger.rows import Evidence
+from jobledger.payload import storable
+from jobledger.signals import Cancel, GiveUp, Signal, Snooze
+from jobledger.status import Outcome
+from jobledger.worker.alarm import Alarm, HandedBack, JobTimeout
+from jobledger.worker.process import peak_memory_bytes
+
+TEXT_LIMIT: Final = 100_000
+QUERY_CANCELED: Final = "57014"
+LOCK_NOT_AVAILABLE: Final = "55P03"
+TRY_AGAIN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)  # serialization failure, deadlock, lock timeout
+
+_ASKED_FOR: Final[dict[type[Signal], Outcome]] = {
+    Snooze: Outcome.SNOOZED,
+    Cancel: Outcome.CANCELED,
+    GiveUp: Outcome.GAVE_UP,
+}
+
+
+class EffectsLost(Exception):
+    """What a job wrote is gone with its connection; the attempt is lost, not failed."""
+
+
+def classify(error: BaseException, alarm: Alarm | None, *, connection_is_gone: bool) -> Outcome:
+    """How an attempt ended that this exception has ended."""
+    if alarm is not None and isinstance(alarm.reason, HandedBack):
+        return Outcome.HANDED_BACK  # whatever the job made of the interrupt
+    if isinstance(error, JobTimeout):
+        return Outcome.TIMEOUT
+    if isinstance(error, UnknownJobType):
+        return Outcome.UNKNOWN_TYPE
+    for signal, outcome in _ASKED_FOR.items():
+        if isinstance(error, signal):
+            return outcome  # it needs nothing of what a lost connection has taken along
+    if isinstance(error, EffectsLost | LedgerUnavailable) or connection_is_gone:
+        return Outcome.LOST
+    state = sql_state(error)
+    if state in (QUERY_CANCELED, LOCK_NOT_AVAILABLE) and alarm is not None and alarm.is_over:
+        return Outcome.TIMEOUT
+    if state in TRY_AGAIN and not isinstance(error, DBAPIError):  # the ledger's own statement, not the job's
+        return Outcome.LOST
+    return Outcome.ERROR
+
+
+def sql_state(error: BaseException) -> str | None:
+    """The SQLSTATE of an error of the database, as the driver or SQLAlchemy raised it."""
+    state = getattr(getattr(error, "orig", error), "pgcode", None)
+    return state if isinstance(state, str) else None
+
+
+def evidence_of(error: BaseException | None, progress: Progress, log_tail: str | None, *, traced: bool) -> Evidence:
+    """What is kept of an attempt.
+
+    Args:
+        error: what ended it; None if it completed.
+        progress: what it has said of itself.
+        log_tail: its last lines.
+        traced: keep the traceback.
+    """
+    asked_for = isinstance(error, Snooze | Cancel)  # nothing went wrong
+    return Evidence(
+        error_type=type(error).__qualname__ if error is not None and not asked_for else None,
+        error_message=_storable(_in_text(error)) if error is not None else None,
+        traceback=_storable(_trace(error)) if error is not None and traced and not asked_for else None,
+        log_tail=_storable(log_tail) if log_tail is not None else None,
+        peak_memory_bytes=peak_memory_bytes(),
+        progress_done=progress.progress_done,
+        progress_total=progress.progress_total,
+        progress_note=progress.progress_note,
+    )
+
+
+def _storable(text: str) -> str:
+    """What Postgres can store of a text: no NUL, no lone surrogates, and its end if it is long."""
+    return storable(text)[-TEXT_LIMIT:]
+
+
+def _in_text(error: BaseException) -> str:
+    """What an exception says; its class's `__str__` is a user's code too."""
+    try:
+        return str(error)
+    except Exception as unprintable:
+        return f"(the error cannot be printed: {type(unprintable).__name__})"
+
+
+def _trace(error: BaseException) -> str:
+    """The traceback, also of an exception that cannot be printed."""
+    return "".join(traceback.format_exception(error))
