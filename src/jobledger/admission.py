@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from jobledger.errors import AlreadyDispatched, DispatchContended, IdempotencyConflict, OptionError, ParentNotFound
 from jobledger.failpoints import Failpoint, reach
-from jobledger.ledger import dependencies, idempotency, transitions, uniqueness
+from jobledger.ledger import dependencies, idempotency, insertion, uniqueness
 from jobledger.ledger.rows import NewJob
 from jobledger.ledger.uniqueness import Holder
 from jobledger.options import Options
@@ -138,7 +138,7 @@ def _insert(connection: Connection, rows: list[NewJob], parents: Sequence[UUID])
     """Write rows with what they wait for; those with a unique key that another job has are left out."""
     if parents:
         rows = _as_children(connection, rows, parents)
-    by_id = {one.id: one for one in transitions.insert(connection, rows)}
+    by_id = {one.id: one for one in insertion.insert(connection, rows)}
     if parents and by_id:
         dependencies.link(connection, parents, list(by_id))
     reach(Failpoint.AFTER_INSERT)

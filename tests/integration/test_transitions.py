@@ -69,7 +69,7 @@ def new_job(**values: Any) -> NewJob:
 
 def inserted(ledger: Connection, **values: Any) -> UUID:
     job = new_job(**values)
-    transitions.insert(ledger, [job])
+    insertion.insert(ledger, [job])
     return job.id
 
 
