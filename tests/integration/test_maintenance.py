@@ -30,7 +30,7 @@ from jobledger import (
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import dependencies, leases, pushes, transitions
 from jobledger.ledger.leases import Progress
-from jobledger.ledger.transitions import Evidence, Runner
+from jobledger.ledger.rows import Evidence, Runner
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reaper import GAP_SECONDS, reap
 from jobledger.maintenance.reconcile import reconcile

@@ -17,8 +17,8 @@ from harness import eventually, one_value
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Outcome, Reason, Retry, Unique
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import dependencies, expiry, insertion, leases, lost_wakes, transitions, uniqueness
+from jobledger.ledger.rows import Evidence, NewJob, Runner
 from jobledger.ledger.suspects import Suspect
-from jobledger.ledger.transitions import Evidence, NewJob, Runner
 from jobledger.maintenance.expire import expire
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import MAX_LOST_WAKES, reconcile

@@ -19,7 +19,7 @@ from jobledger.dispatch import push_quietly
 from jobledger.embedded import EmbeddedServers
 from jobledger.finish import GiveUp, Settled, complete, settle
 from jobledger.ledger import transitions
-from jobledger.ledger.transitions import Evidence, Runner
+from jobledger.ledger.rows import Evidence, Runner
 from jobledger.maintenance.relay import relay, relay_due
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
