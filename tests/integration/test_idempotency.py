@@ -42,7 +42,7 @@ def database_url(servers: EmbeddedServers) -> Iterator[str]:
     servers.postgres.drop_database("idempotency")
 
 
-class KeyedImport(BaseJob):
+class Keyed(BaseJob):
     def _perform(self, source: str, rows: int = 5) -> str:
         return source
 
@@ -64,8 +64,8 @@ def pushed(connections: Connections) -> list[str]:
 
 
 def test_the_same_again_gives_back_the_first_job(connections: Connections) -> None:
-    first = KeyedImport.dispatch(source="crm", idempotency_key="same")
-    again = KeyedImport.dispatch(rows=5, source="crm", idempotency_key="same")
+    first = Keyed.dispatch(source="crm", idempotency_key="same")
+    again = Keyed.dispatch(rows=5, source="crm", idempotency_key="same")
 
     assert (again.id, again.status) == (first.id, JobStatus.QUEUED)
     assert (first.is_duplicate, again.is_duplicate) == (False, True)
@@ -74,50 +74,50 @@ def test_the_same_again_gives_back_the_first_job(connections: Connections) -> No
 
 
 def test_its_present_status_comes_with_it(connections: Connections) -> None:
-    first = KeyedImport.dispatch(source="crm", idempotency_key="status")
+    first = Keyed.dispatch(source="crm", idempotency_key="status")
     run_job(str(first.id))
 
-    assert KeyedImport.dispatch(source="crm", idempotency_key="status").status is JobStatus.COMPLETED
+    assert Keyed.dispatch(source="crm", idempotency_key="status").status is JobStatus.COMPLETED
 
 
 def test_a_job_that_was_pruned_has_no_status_and_is_not_dispatched_again(connections: Connections) -> None:
-    first = KeyedImport.dispatch(source="crm", idempotency_key="pruned")
+    first = Keyed.dispatch(source="crm", idempotency_key="pruned")
     execute(connections, "DELETE FROM job_statuses WHERE id = :id", id=first.id)
 
-    again = KeyedImport.dispatch(source="crm", idempotency_key="pruned")
+    again = Keyed.dispatch(source="crm", idempotency_key="pruned")
 
     assert (again.id, again.status, again.is_duplicate) == (first.id, None, True)
 
 
 def test_the_row_says_its_key(connections: Connections) -> None:
-    job = KeyedImport.set(idempotency_key="kept", idempotency_scope="billing").dispatch(source="crm")
+    job = Keyed.set(idempotency_key="kept", idempotency_scope="billing").dispatch(source="crm")
 
     sql = "SELECT idempotency_scope || '/' || idempotency_key FROM job_statuses WHERE id = :id"
     assert one_value(connections, sql, id=job.id) == "billing/kept"
 
 
 def test_each_scope_has_keys_of_its_own(connections: Connections) -> None:
-    mine = KeyedImport.dispatch(source="crm", idempotency_key="scoped")
-    others = KeyedImport.set(idempotency_key="scoped", idempotency_scope="other").dispatch(source="crm")
+    mine = Keyed.dispatch(source="crm", idempotency_key="scoped")
+    others = Keyed.set(idempotency_key="scoped", idempotency_scope="other").dispatch(source="crm")
 
     assert mine.id != others.id
     assert not others.is_duplicate
 
 
 def test_a_duplicate_gets_no_parents(connections: Connections) -> None:
-    first = KeyedImport.dispatch(source="crm", idempotency_key="child")
+    first = Keyed.dispatch(source="crm", idempotency_key="child")
 
-    again = KeyedImport.dispatch(source="crm", idempotency_key="child", after=Echo.dispatch())
+    again = Keyed.dispatch(source="crm", idempotency_key="child", after=Echo.dispatch())
 
     assert (again.id, again.status) == (first.id, JobStatus.QUEUED)
     assert one_value(connections, "SELECT count(*) FROM job_dependencies WHERE child_id = :id", id=first.id) == 0
 
 
-@pytest.mark.parametrize("job_class", [KeyedImport, Effect])
+@pytest.mark.parametrize("job_class", [Keyed, Effect])
 def test_a_key_that_was_used_for_something_else_is_refused(connections: Connections, job_class: type[BaseJob]) -> None:
     key = f"conflict {job_class.job_type}"
-    first = KeyedImport.dispatch(source="crm", idempotency_key=key)
-    payload = {"source": "erp"} if job_class is KeyedImport else {"note": "crm"}
+    first = Keyed.dispatch(source="crm", idempotency_key=key)
+    payload = {"source": "erp"} if job_class is Keyed else {"note": "crm"}
 
     with pytest.raises(IdempotencyConflict, match=f"used before, by job {first.id}") as refused:
         job_class.dispatch(**payload, idempotency_key=key)
@@ -130,21 +130,21 @@ def test_a_key_that_was_used_for_something_else_is_refused(connections: Connecti
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\nb", "a\x00b", "\ud800", 5, b"key"])
 def test_a_key_that_is_no_key_is_refused(connections: Connections, key: Any) -> None:
     with pytest.raises(OptionError, match="idempotency_key="):
-        KeyedImport.dispatch(source="crm", idempotency_key=key)
+        Keyed.dispatch(source="crm", idempotency_key=key)
 
 
 def test_several_jobs_take_no_key(connections: Connections) -> None:
     for payloads in ([{"source": "crm"}], [{"source": "crm"}, {"source": "erp"}]):
         with pytest.raises(OptionError, match="dispatch_many takes no idempotency_key"):
-            KeyedImport.dispatch_many(payloads, idempotency_key="many")
+            Keyed.dispatch_many(payloads, idempotency_key="many")
     assert count(connections, "many") == 0
 
 
 def test_a_refused_dispatch_leaves_the_key_free(connections: Connections) -> None:
     with pytest.raises(ParentNotFound):
-        KeyedImport.dispatch(source="crm", idempotency_key="free", after=UUID(int=5))
+        Keyed.dispatch(source="crm", idempotency_key="free", after=UUID(int=5))
 
-    assert not KeyedImport.dispatch(source="crm", idempotency_key="free").is_duplicate
+    assert not Keyed.dispatch(source="crm", idempotency_key="free").is_duplicate
 
 
 # -- in transactions
@@ -152,21 +152,21 @@ def test_a_refused_dispatch_leaves_the_key_free(connections: Connections) -> Non
 
 def test_a_key_is_rolled_back_with_its_job(connections: Connections) -> None:
     with Session(connections.engine) as session:
-        KeyedImport.dispatch(source="crm", idempotency_key="rolled back", session=session)
+        Keyed.dispatch(source="crm", idempotency_key="rolled back", session=session)
         session.rollback()
 
-    assert not KeyedImport.dispatch(source="crm", idempotency_key="rolled back").is_duplicate
+    assert not Keyed.dispatch(source="crm", idempotency_key="rolled back").is_duplicate
 
 
 def test_a_refusal_leaves_the_transaction_as_it_was(connections: Connections) -> None:
-    KeyedImport.dispatch(source="crm", idempotency_key="usable")
+    Keyed.dispatch(source="crm", idempotency_key="usable")
     with Session(connections.engine) as session:
         session.execute(sa.text("SET LOCAL lock_timeout = '7s'"))
         before = Echo.dispatch(session=session)
         with pytest.raises(IdempotencyConflict):
-            KeyedImport.dispatch(source="erp", idempotency_key="usable", session=session)
-        again = KeyedImport.dispatch(source="crm", idempotency_key="usable", session=session)
-        new = KeyedImport.dispatch(source="crm", idempotency_key="usable too", session=session)
+            Keyed.dispatch(source="erp", idempotency_key="usable", session=session)
+        again = Keyed.dispatch(source="crm", idempotency_key="usable", session=session)
+        new = Keyed.dispatch(source="crm", idempotency_key="usable too", session=session)
         assert session.execute(sa.text("SHOW lock_timeout")).scalar_one() == "7s"
         session.commit()
 
@@ -178,8 +178,8 @@ def test_a_refusal_leaves_the_transaction_as_it_was(connections: Connections) ->
 
 def test_a_rival_is_waited_for(connections: Connections) -> None:
     with Session(connections.engine) as session, ThreadPoolExecutor(1) as pool:
-        first = KeyedImport.dispatch(source="crm", idempotency_key="awaited", session=session)
-        again = pool.submit(lambda: KeyedImport.dispatch(source="crm", idempotency_key="awaited"))
+        first = Keyed.dispatch(source="crm", idempotency_key="awaited", session=session)
+        again = pool.submit(lambda: Keyed.dispatch(source="crm", idempotency_key="awaited"))
         eventually(lambda: one_value(connections, "SELECT count(*) FROM pg_locks WHERE NOT granted"), what="the wait")
         session.commit()
 
@@ -188,8 +188,8 @@ def test_a_rival_is_waited_for(connections: Connections) -> None:
 
 def test_a_rival_that_rolls_back_leaves_the_key_to_whoever_waits(connections: Connections) -> None:
     with Session(connections.engine) as session, ThreadPoolExecutor(1) as pool:
-        first = KeyedImport.dispatch(source="crm", idempotency_key="left", session=session)
-        next_one = pool.submit(lambda: KeyedImport.dispatch(source="crm", idempotency_key="left"))
+        first = Keyed.dispatch(source="crm", idempotency_key="left", session=session)
+        next_one = pool.submit(lambda: Keyed.dispatch(source="crm", idempotency_key="left"))
         eventually(lambda: one_value(connections, "SELECT count(*) FROM pg_locks WHERE NOT granted"), what="the wait")
         session.rollback()
 
@@ -202,15 +202,15 @@ def test_a_rival_that_does_not_end_is_not_waited_for_for_ever(
 ) -> None:
     monkeypatch.setattr(jobledger.admission, "RIVAL_SECONDS", 1)
     with Session(connections.engine) as rival, Session(connections.engine) as session:
-        KeyedImport.dispatch(source="crm", idempotency_key="stuck", session=rival)
+        Keyed.dispatch(source="crm", idempotency_key="stuck", session=rival)
         kept = Echo.dispatch(session=session)
         began = time.monotonic()
         with pytest.raises(DispatchContended, match="has not ended within 1 s: nothing was written"):
-            KeyedImport.dispatch(source="crm", idempotency_key="stuck", session=session)
+            Keyed.dispatch(source="crm", idempotency_key="stuck", session=session)
         assert 0.9 < time.monotonic() - began < 5
         session.commit()
         with pytest.raises(DispatchContended):
-            KeyedImport.dispatch(source="crm", idempotency_key="stuck")
+            Keyed.dispatch(source="crm", idempotency_key="stuck")
 
     assert kept.refresh().status is JobStatus.QUEUED
 
@@ -220,9 +220,9 @@ async def dispatch_twice(connections: Connections) -> list[Any]:
     engine = create_async_engine(url)
     try:
         async with AsyncSession(engine) as session:
-            handles = [await KeyedImport.adispatch(source="crm", idempotency_key="async", session=session) for _ in range(2)]
+            handles = [await Keyed.adispatch(source="crm", idempotency_key="async", session=session) for _ in range(2)]
             with pytest.raises(IdempotencyConflict):
-                await KeyedImport.adispatch(source="erp", idempotency_key="async", session=session)
+                await Keyed.adispatch(source="erp", idempotency_key="async", session=session)
             await session.commit()
     finally:
         await engine.dispose()
@@ -240,7 +240,7 @@ def test_an_async_session_has_the_same(connections: Connections) -> None:
 
 
 def test_keys_are_forgotten_after_their_time_but_not_before_their_job_has_ended(connections: Connections) -> None:
-    old, waiting, young = (KeyedImport.dispatch(source="crm", idempotency_key=key) for key in ("old", "waiting", "young"))
+    old, waiting, young = (Keyed.dispatch(source="crm", idempotency_key=key) for key in ("old", "waiting", "young"))
     run_job(str(old.id))
     run_job(str(young.id))
     sql = "UPDATE idempotency_keys SET created_at = now() - make_interval(hours => :hours) WHERE key = :key"
@@ -249,7 +249,7 @@ def test_keys_are_forgotten_after_their_time_but_not_before_their_job_has_ended(
 
     prune(connections)
 
-    again = [KeyedImport.dispatch(source="crm", idempotency_key=key) for key in ("old", "waiting", "young")]
+    again = [Keyed.dispatch(source="crm", idempotency_key=key) for key in ("old", "waiting", "young")]
     assert [one.is_duplicate for one in again] == [False, True, True]
     assert again[1].id == waiting.id
 
@@ -264,7 +264,7 @@ def test_a_plain_dispatch_is_one_statement(connections: Connections) -> None:
         executed.append(statement)
 
     sa.event.listen(connections.engine, "before_cursor_execute", note)
-    KeyedImport.dispatch(source="crm")
+    Keyed.dispatch(source="crm")
 
     assert len(executed) == 1
     assert "ON CONFLICT" not in executed[0]
