@@ -28,6 +28,7 @@ from jobledger.settings import Settings
 from jobledger.signals import Cancel, GiveUp, Snooze
 from jobledger.status import JobStatus, Outcome, Reason
 from jobledger.tick import Tick
+from jobledger.worker.alarm import JobCanceled
 
 __version__ = "0.2.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "Failure",
     "GiveUp",
     "IdempotencyConflict",
+    "JobCanceled",
     "JobDefinitionError",
     "JobHandle",
     "JobNotFound",
