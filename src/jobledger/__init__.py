@@ -30,6 +30,7 @@ from jobledger.signals import Cancel, GiveUp, Snooze
 from jobledger.status import JobStatus, Outcome, Reason
 from jobledger.tick import Tick
 from jobledger.unique import Unique
+from jobledger.worker.alarm import JobCanceled
 
 __version__ = "0.2.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "Failure",
     "GiveUp",
     "IdempotencyConflict",
+    "JobCanceled",
     "JobDefinitionError",
     "JobHandle",
     "JobNotFound",

@@ -1,5 +1,6 @@
 """What people ask for of a job: run it again, or cancel it. Refusals are answers, not errors."""
 
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -13,16 +14,22 @@ from jobledger.connections import Connections
 from jobledger.dispatch import push_quietly
 from jobledger.errors import DispatchContended
 from jobledger.finish import cancel_descendants
-from jobledger.ledger import queries, transitions, uniqueness
+from jobledger.ledger import cancel_requests, queries, transitions, uniqueness
 from jobledger.observe.log import get_logger
 from jobledger.payload import storable
-from jobledger.status import JobStatus
+from jobledger.status import TERMINAL, JobStatus
 from jobledger.wake import Wake
 
 log: Final = get_logger(__name__)
 
 DEADLINE_SECONDS: Final = 10.0
 """Longest transaction: it may have to wait for one that holds the row, such as a dispatch with `after=`."""
+
+CANCEL_SECONDS: Final = 15.0
+"""By then a running job has ended that was to be canceled, as long as Postgres and a scheduler work."""
+
+FIRST_PAUSE_SECONDS: Final = 0.05
+LONGEST_PAUSE_SECONDS: Final = 0.5
 
 LONGEST_REASON: Final = 1000
 """Characters that are kept of who canceled a job, and why."""
@@ -32,6 +39,8 @@ class Verdict(StrEnum):
     """What came of it."""
 
     DONE = "done"
+    REQUESTED = "requested"
+    """It runs, and will be ended; if it completes first, it has completed."""
     REFUSED = "refused"
     """The job stands where this cannot be done; nothing was changed."""
     NOT_FOUND = "not_found"
@@ -55,6 +64,11 @@ class Answer:
     def is_done(self) -> bool:
         """Whether it was done."""
         return self.verdict is Verdict.DONE
+
+    @property
+    def is_granted(self) -> bool:
+        """Whether it was done, or will be."""
+        return self.verdict in (Verdict.DONE, Verdict.REQUESTED)
 
 
 def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
@@ -102,7 +116,10 @@ def _retry(connection: Connection, job_id: UUID) -> tuple[Wake | None, str | Non
 
 
 def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") -> Answer:
-    """Cancel a job that has not started, and all that waits for it, directly or through others.
+    """Cancel a job, and all that waits for it, directly or through others, unless it says otherwise.
+
+    One that has not started never will. One that runs is told to end; it may still complete before it is:
+    `wait_for_cancel` says which it was.
 
     Args:
         connections: the servers; Redis is not needed.
@@ -119,10 +136,43 @@ def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") ->
         ended = transitions.cancel(connection, job_id, text)
         if ended is not None and ended.has_children:
             cancel_descendants(connection, job_id, "was canceled")
+        requested = ended is None and cancel_requests.request(connection, job_id, text)
+    if requested:
+        log.info("To be canceled", job_id=str(job_id), by=by)
+        return Answer(job_id, Verdict.REQUESTED, status, f"it runs, and is ended within {CANCEL_SECONDS:g} s")
     if ended is None:
         return _refusal(job_id, status, _NO_CANCEL)
     log.info("Canceled", job_id=str(job_id), was=status, by=by)
     return Answer(job_id, Verdict.DONE, JobStatus.CANCELED, f"canceled; it was {status}")
+
+
+def wait_for_cancel(connections: Connections, job_id: UUID, timeout: float = CANCEL_SECONDS) -> Answer:
+    """Wait until a job that was to be canceled has ended, and say how.
+
+    Args:
+        connections: the servers.
+        job_id: of the job.
+        timeout: the longest to wait, in seconds.
+
+    Returns:
+        Done if it was canceled, refused if it has completed first; still requested if it has not ended by then.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    deadline, pause = time.monotonic() + timeout, FIRST_PAUSE_SECONDS
+    while True:
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            status = queries.status_of(connection, job_id)
+        if status is JobStatus.CANCELED:
+            return Answer(job_id, Verdict.DONE, status, "canceled while it ran")
+        if status is None or status in TERMINAL:
+            return _refusal(job_id, status, _NO_CANCEL)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return Answer(job_id, Verdict.REQUESTED, status, f"it has not ended within {timeout:g} s")
+        time.sleep(min(left, pause))
+        pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
 
 
 _NO_RETRY: Final = {
@@ -134,7 +184,6 @@ _NO_RETRY: Final = {
 }
 
 _NO_CANCEL: Final = {
-    JobStatus.STARTED: "it is running, and running jobs cannot be canceled yet",
     JobStatus.COMPLETED: "it has completed",
     JobStatus.FAILED: "it has failed",
     JobStatus.CANCELED: "it is canceled already",

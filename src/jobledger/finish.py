@@ -74,6 +74,9 @@ class CallOff:
 Decision = Again | HandBack | GiveUp | CallOff
 
 CANCELED_ITSELF: Final = "canceled by itself"
+CANCELED_ON_REQUEST: Final = "canceled on request"
+"""If nothing more is known: who and why stands with the request."""
+
 LONGEST_REASON: Final = 1000
 """Characters that are kept of why a job canceled itself."""
 
@@ -186,9 +189,25 @@ def settle(
 ) -> Settled | None:
     """Write the end of an attempt that did not complete, as decided.
 
+    A job that somebody wants canceled is canceled, whatever was decided: it has not completed.
+
     Returns:
         None if the attempt was fenced out: somebody else has written its end.
     """
+    if isinstance(decision, CallOff):
+        return _call_off(connection, job_id, attempt, outcome, decision.reason, evidence)
+    settled = _settle_unless_requested(connection, job_id, attempt, outcome, decision, evidence)
+    return settled or _call_off(connection, job_id, attempt, outcome, CANCELED_ON_REQUEST, evidence)
+
+
+def _settle_unless_requested(
+    connection: Connection,
+    job_id: UUID,
+    attempt: int,
+    outcome: Outcome,
+    decision: Again | HandBack | GiveUp,
+    evidence: Evidence,
+) -> Settled | None:
     if isinstance(decision, HandBack):
         wake = transitions.hand_back(connection, job_id, attempt, outcome, evidence)
         return Settled(JobStatus.QUEUED, [wake]) if wake is not None else None
@@ -197,12 +216,6 @@ def settle(
             connection, job_id, attempt, outcome, decision.wait_seconds, decision.spent, evidence
         )
         return Settled(JobStatus.SCHEDULED, wait_seconds=decision.wait_seconds) if moved else None
-    if isinstance(decision, CallOff):
-        reason = storable(decision.reason)[:LONGEST_REASON]
-        ended = transitions.call_off(connection, job_id, attempt, outcome, reason, evidence)
-        if ended is not None and ended.has_children:
-            cancel_descendants(connection, job_id, "was canceled")
-        return Settled(JobStatus.CANCELED) if ended is not None else None
     callback_id = UUID(int=uuid7().int)
     failed = transitions.fail(
         connection, job_id, attempt, outcome, decision.reason, decision.spent, evidence, callback_id
@@ -212,6 +225,15 @@ def settle(
     if failed.has_children:
         cancel_descendants(connection, job_id)
     return Settled(JobStatus.FAILED, [failed.callback] if failed.callback else [])
+
+
+def _call_off(
+    connection: Connection, job_id: UUID, attempt: int, outcome: Outcome, reason: str, evidence: Evidence
+) -> Settled | None:
+    ended = transitions.call_off(connection, job_id, attempt, outcome, storable(reason)[:LONGEST_REASON], evidence)
+    if ended is not None and ended.has_children:
+        cancel_descendants(connection, job_id, "was canceled")
+    return Settled(JobStatus.CANCELED) if ended is not None else None
 
 
 def cancel_descendants(connection: Connection, job_id: UUID, how: str = "failed") -> None:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from jobledger import control
 from jobledger.connections import Connections
-from jobledger.control import Answer
+from jobledger.control import Answer, Verdict
 from jobledger.errors import JobNotFound, WaitTimeout
 from jobledger.ledger import queries
 from jobledger.ledger.queries import AttemptRow, JobRow
@@ -73,20 +73,24 @@ class JobHandle:
         self._row, self.status = row, row.status
         return self
 
-    def cancel(self, reason: str = "", by: str = "the application") -> Answer:
-        """Cancel the job, and all that waits for it, unless it has started or ended.
+    def cancel(self, reason: str = "", by: str = "the application", wait: float = 0.0) -> Answer:
+        """Cancel the job, and all that waits for it, unless it has ended. One that runs is ended within 15 seconds.
 
         Args:
             reason: why, for people.
             by: who wants it.
+            wait: how long to wait for the end of a job that runs, in seconds.
 
         Returns:
-            Whether it was canceled; if not, why not.
+            Whether it was canceled, or will be; if not, why not.
 
         Raises:
             LedgerUnavailable: Postgres is away.
         """
-        return self._seen(control.cancel(self._connections, self.id, by, reason))
+        answer = control.cancel(self._connections, self.id, by, reason)
+        if answer.verdict is Verdict.REQUESTED and wait > 0:
+            answer = control.wait_for_cancel(self._connections, self.id, wait)
+        return self._seen(answer)
 
     def retry(self, by: str = "the application") -> Answer:
         """Run a failed or canceled job again, with all of its attempts before it.

@@ -306,6 +306,18 @@ class BaseJob:
         """
         return self._running.stopping
 
+    def check(self) -> None:
+        """End here if this job was canceled, or no longer counts; call it where the work can be left off cleanly.
+
+        A job that runs for longer than a few seconds knows of a cancel within three; one that does not ask is
+        interrupted three seconds later, wherever it is. What it raises is no `Exception`: let it pass.
+
+        Raises:
+            JobCanceled: somebody has canceled this job.
+            FencedOut: another attempt of it may be running; this one can write nothing any more.
+        """
+        self._running.check()
+
     @property
     def tick(self) -> Tick | None:
         """The fire time of the schedule that dispatched this job, with the one before it; None if no schedule did.

@@ -24,7 +24,7 @@ class JobStatus(StrEnum):
     FAILED = "failed"
     """Terminal, with a reason: the dead-letter set. In: finish, reaper, reconciler, expire. Out: a person: retry."""
     CANCELED = "canceled"
-    """Terminal, with who and why. In: dispatch, finish, the end of a parent; a person: cancel. Out: a person: retry."""
+    """Terminal, with who and why. In: dispatch, finish, reaper, the end of a parent; a person. Out: a person: retry."""
 
 
 TERMINAL: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELED})
@@ -50,7 +50,7 @@ MOVES: Final[frozenset[tuple[JobStatus | None, JobStatus]]] = frozenset(
         (JobStatus.STARTED, JobStatus.SCHEDULED),
         (JobStatus.STARTED, JobStatus.QUEUED),  # handed back
         (JobStatus.STARTED, JobStatus.FAILED),
-        (JobStatus.STARTED, JobStatus.CANCELED),  # the job canceled itself
+        (JobStatus.STARTED, JobStatus.CANCELED),  # the job canceled itself, or a person did
         # the reconciler: no wake-up led to a claim
         (JobStatus.QUEUED, JobStatus.FAILED),  # or expire: nobody started it in time
         # a dispatch that puts an equal job off
@@ -99,11 +99,29 @@ class Outcome(StrEnum):
     SNOOZED = "snoozed"
     """The job asked to run again later: `raise Snooze(…)`."""
     CANCELED = "canceled"
-    """The job canceled itself: `raise Cancel(…)`."""
+    """The job canceled itself: `raise Cancel(…)`; or it was ended because a person had canceled it."""
     GAVE_UP = "gave_up"
     """The job said that no retry would help: `raise GiveUp(…)`."""
     UNKNOWN_TYPE = "unknown_type"
     """The worker did not know the job's type (an older deployment): another one may."""
+
+
+class OnParentFailure(StrEnum):
+    """What becomes of a job when one that it waits for fails or is canceled."""
+
+    CANCEL = "cancel"
+    """It is canceled, too."""
+    RUN = "run"
+    """It runs all the same: it waits for the end of its parents, not for their success."""
+    HOLD = "hold"
+    """It goes on waiting: until the parent was retried and completes, or a person runs or cancels it."""
+
+
+class PauseKind(StrEnum):
+    """What can be paused: all jobs of a queue, or all of a type."""
+
+    QUEUE = "queue"
+    TYPE = "type"
 
 
 ON_FAILED_TYPE: Final = "jobledger.on_failed"

@@ -12,11 +12,13 @@ import redis
 import sqlalchemy as sa
 
 from harness import Stack, eventually, one_value
-from jobledger import Connections, JobHandle, JobStatus, control
+from jobledger import Connections, JobHandle, JobStatus, Outcome, Reason, control
 from jobledger.control import Verdict
 from jobledger.embedded import free_port
+from jobledger.finish import Again, CallOff, Decision, GiveUp, HandBack, complete, settle
 from jobledger.ledger import transitions
-from jobledger.ledger.rows import Runner
+from jobledger.ledger.rows import Evidence, Runner
+from jobledger.maintenance.prune import prune
 from jobledger.queues import waiting
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
@@ -89,8 +91,8 @@ def test_a_job_that_waits_is_canceled_with_who_and_why(connections: Connections,
     assert claim(connections, handle) is None
 
 
-@pytest.mark.parametrize("status", sorted(set(JobStatus) - WAITING))
-def test_a_job_that_has_started_or_ended_is_not_canceled(connections: Connections, status: JobStatus) -> None:
+@pytest.mark.parametrize("status", sorted(set(JobStatus) - WAITING - {JobStatus.STARTED}))
+def test_a_job_that_has_ended_is_not_canceled(connections: Connections, status: JobStatus) -> None:
     handle = JOB_IN[status]()
     before = row(connections, handle)
 
@@ -99,6 +101,78 @@ def test_a_job_that_has_started_or_ended_is_not_canceled(connections: Connection
     assert (answer.verdict, answer.status) == (Verdict.REFUSED, status)
     assert answer.message
     assert row(connections, handle) == before
+
+
+def test_of_a_running_job_the_end_is_requested_and_the_first_reason_stands(connections: Connections) -> None:
+    handle = started()
+
+    answers = [control.cancel(connections, handle.id, by) for by in ("ann", "bob")]
+
+    assert [(one.verdict, one.status) for one in answers] == [(Verdict.REQUESTED, JobStatus.STARTED)] * 2
+    assert all(one.is_granted and not one.is_done for one in answers)
+    assert handle.refresh().status is JobStatus.STARTED
+    assert one_value(connections, "SELECT reason FROM cancel_requests WHERE job_id = :id", id=handle.id) == (
+        "canceled by ann"
+    )
+    answer = control.wait_for_cancel(connections, handle.id, 0.1)
+    assert (answer.verdict, answer.status) == (Verdict.REQUESTED, JobStatus.STARTED)
+
+
+@pytest.mark.parametrize(
+    "decision", [Again(0.0, {"errors": 1}), HandBack(), GiveUp(Reason.ERROR, {"errors": 1}), CallOff("by itself")]
+)
+def test_a_requested_job_ends_as_canceled_whatever_was_decided(connections: Connections, decision: Decision) -> None:
+    handle = started()
+    child = Echo.dispatch(after=handle)
+    control.cancel(connections, handle.id, "ann", "enough")
+
+    with connections.transaction() as connection:
+        settled = settle(connection, handle.id, 1, Outcome.ERROR, decision, Evidence())
+
+    assert settled is not None
+    assert settled.status is handle.refresh().status is JobStatus.CANCELED
+    assert handle.reason == "canceled by ann: enough"
+    assert child.refresh().status is JobStatus.CANCELED
+    assert control.wait_for_cancel(connections, handle.id).is_done
+
+
+def test_a_requested_job_that_completes_has_completed(connections: Connections) -> None:
+    handle = started()
+    control.cancel(connections, handle.id, "ann")
+
+    with connections.transaction() as connection:
+        assert complete(connection, handle.id, 1, None, Evidence()) is not None
+
+    answer = control.wait_for_cancel(connections, handle.id)
+    assert (answer.verdict, answer.status) == (Verdict.REFUSED, JobStatus.COMPLETED)
+
+
+def test_a_retry_forgets_who_wanted_it_canceled(connections: Connections) -> None:
+    handle = started()
+    control.cancel(connections, handle.id, "ann")
+    with connections.transaction() as connection:
+        settle(connection, handle.id, 1, Outcome.CANCELED, CallOff("by itself"), Evidence())
+
+    assert handle.retry().is_done
+    assert claim(connections, handle)
+
+    control.cancel(connections, handle.id, "bob")
+    with connections.transaction() as connection:
+        settle(connection, handle.id, 2, Outcome.CANCELED, CallOff("by itself"), Evidence())
+    assert handle.refresh().reason == "canceled by bob"
+
+
+def test_requests_are_forgotten_when_their_jobs_have_ended(connections: Connections) -> None:
+    running, ended = started(), started()
+    for handle in (running, ended):
+        control.cancel(connections, handle.id, "ann")
+    with connections.transaction() as connection:
+        settle(connection, ended.id, 1, Outcome.CANCELED, CallOff("by itself"), Evidence())
+        connection.exec_driver_sql("UPDATE cancel_requests SET requested_at = now() - interval '2 days'")
+
+    prune(connections)
+
+    assert one_value(connections, "SELECT array_agg(job_id) FROM cancel_requests") == [running.id]
 
 
 def test_a_held_job_is_canceled_too(connections: Connections) -> None:
@@ -264,14 +338,14 @@ def test_a_job_is_not_retried_before_its_parent_has_ended(connections: Connectio
 # -- at the same moment
 
 
-def test_a_cancel_waits_for_a_claim_that_came_first_and_is_refused(connections: Connections) -> None:
+def test_a_cancel_waits_for_a_claim_that_came_first_and_is_a_request(connections: Connections) -> None:
     handle = Echo.dispatch()
     with ThreadPoolExecutor(1) as other, connections.transaction() as first:
         assert transitions.claim(first, handle.id, ME, 30)
         cancel = other.submit(control.cancel, connections, handle.id, "ann")
         eventually(lambda: _waits(connections), what="the cancel waits")
 
-    assert cancel.result().status is JobStatus.STARTED
+    assert cancel.result().verdict is Verdict.REQUESTED
     assert handle.refresh().status is JobStatus.STARTED
 
 

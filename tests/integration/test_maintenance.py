@@ -496,8 +496,8 @@ def test_a_lease_that_was_renewed_after_the_look_saves_its_run(
     let_leases_run_out(connections)
     look = leases.running
 
-    def look_then_renew(connection: sa.Connection, limit: int) -> list[leases.Running]:
-        found = look(connection, limit)
+    def look_then_renew(connection: sa.Connection, cancel_seconds: float, limit: int) -> list[leases.Running]:
+        found = look(connection, cancel_seconds, limit)
         assert found[0].lease_stale
         assert leases.renew(connection, handle.id, 1, 30, Progress())
         return found

@@ -572,6 +572,10 @@ IMPOSSIBLE_ELSEWHERE = {
     "ck_job_attempts_number_positive": "UPDATE job_attempts SET number = 0",
     "ck_redis_epoch_only_row": "INSERT INTO redis_epoch (only_row, epoch) VALUES (false, 'another')",
     "ck_job_dependencies_not_itself": "INSERT INTO job_dependencies SELECT id, id FROM job_statuses LIMIT 1",
+    "ck_job_dependencies_on_parent_failure_known": "INSERT INTO job_dependencies"
+    " (parent_id, child_id, on_parent_failure) SELECT id, gen_random_uuid(), 'sulk' FROM job_statuses LIMIT 1",
+    "ck_pauses_kind_known": "INSERT INTO pauses (kind, name, paused_by) VALUES ('worker', 'w1', 'me')",
+    "ck_pauses_name_length": "INSERT INTO pauses (kind, name, paused_by) VALUES ('queue', '', 'me')",
     "ck_schedules_name_length": "INSERT INTO schedules (id, name, trigger, timezone)"
     " VALUES (gen_random_uuid(), '', 'cron', 'UTC')",
     "ck_schedules_definition_with_fingerprint": f"{NEW_SCHEDULE}, fingerprint) {VALUES}, 'abc')",

@@ -123,7 +123,7 @@ def retry_jobs(context: click.Context, job_ids: tuple[UUID, ...], as_json: bool)
 @json_option
 @click.pass_context
 def cancel_jobs(context: click.Context, job_ids: tuple[UUID, ...], reason: str, as_json: bool) -> None:
-    """Cancel jobs that have not started, and all that waits for them."""
+    """Cancel jobs, and all that waits for them; those that run are ended within 15 seconds."""
     connections = connect("jobledger-cli")
     _ask_each(context, "Canceling", job_ids, lambda one: control.cancel(connections, one, who(), reason), as_json)
 
@@ -159,4 +159,4 @@ def _ask_each(
         code, _, message = ExitCode.of(failure)
         click.echo(f"jobledger: {escaped(message)}", err=True)
         context.exit(code)
-    context.exit(ExitCode.DONE if all(one.is_done for one in answers) else ExitCode.FAILED)
+    context.exit(ExitCode.DONE if all(one.is_granted for one in answers) else ExitCode.FAILED)

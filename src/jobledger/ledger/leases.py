@@ -34,7 +34,7 @@ UPDATE job_attempts a
   FROM job_statuses j
  WHERE a.job_id = CAST(:id AS uuid) AND a.number = :attempt AND a.outcome IS NULL
    AND j.id = a.job_id AND j.attempt = a.number AND j.status = 'started'
-RETURNING j.cancel_requested_at
+RETURNING a.number
 """)
 
 
@@ -85,6 +85,8 @@ class Running:
     attempt: int
     worker: str
     lease_stale: bool
+    cancel_overdue: bool
+    """It was to be canceled long enough ago for its own process to have ended it."""
     max_attempts: int
     errors: int
     crashes: int
@@ -93,15 +95,22 @@ class Running:
 
 _RUNNING: Final = sa.text("""
 SELECT j.id, j.attempt, a.worker, a.lease_expires_at < now() AS lease_stale,
+       coalesce(j.cancel_requested_at < now() - make_interval(secs => :cancel_seconds), false) AS cancel_overdue,
        j.max_attempts, j.errors, j.crashes, j.losses
   FROM job_statuses j JOIN job_attempts a ON a.job_id = j.id AND a.number = j.attempt
  WHERE j.status = 'started' ORDER BY a.lease_expires_at LIMIT :limit
 """)
 
 
-def running(connection: Connection, limit: int) -> list[Running]:
-    """The started jobs, stalest lease first."""
-    return [Running(**row._mapping) for row in connection.execute(_RUNNING, {"limit": limit})]
+def running(connection: Connection, cancel_seconds: float, limit: int) -> list[Running]:
+    """The started jobs, stalest lease first.
+
+    Args:
+        cancel_seconds: how long a request to cancel leaves to the process that runs the job.
+        limit: at most so many.
+    """
+    rows = connection.execute(_RUNNING, {"cancel_seconds": cancel_seconds, "limit": limit})
+    return [Running(**row._mapping) for row in rows]
 
 
 # A pid is given again, but never to a session that started before the attempt that recorded it. The start is null for

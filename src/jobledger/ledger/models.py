@@ -10,7 +10,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from jobledger.status import TERMINAL, JobStatus, Outcome, Reason
+from jobledger.status import TERMINAL, JobStatus, OnParentFailure, Outcome, PauseKind, Reason
 from jobledger.tick import TickKind, TickOutcome
 
 metadata: Final = sa.MetaData(
@@ -227,6 +227,10 @@ job_statuses: Final = sa.Table(
         "expires_at",
         postgresql_where=sa.text("expires_at IS NOT NULL AND attempt = 0 AND finished_at IS NULL"),
     ),
+    # What is held by something: to be released in its order.
+    sa.Index(
+        "ix_job_statuses_held", "held_by", "priority", "queued_at", postgresql_where=sa.text("held_by IS NOT NULL")
+    ),
     # Prune.
     sa.Index("ix_job_statuses_finished", "finished_at", postgresql_where=sa.text("finished_at IS NOT NULL")),
 )
@@ -273,10 +277,19 @@ job_dependencies: Final = sa.Table(
     metadata,
     sa.Column("parent_id", sa.Uuid, nullable=False),
     sa.Column("child_id", sa.Uuid, nullable=False),
+    sa.Column("on_parent_failure", sa.Text, nullable=False, server_default=sa.text("'cancel'")),
+    sa.Column(
+        "is_over",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="The parent did not complete, and the child runs all the same",
+    ),
     sa.PrimaryKeyConstraint("parent_id", "child_id"),
     sa.ForeignKeyConstraint(["parent_id"], ["job_statuses.id"], ondelete="CASCADE"),
     sa.ForeignKeyConstraint(["child_id"], ["job_statuses.id"], ondelete="CASCADE"),
     sa.CheckConstraint("parent_id <> child_id", name="not_itself"),
+    sa.CheckConstraint(f"on_parent_failure IN ({_words(OnParentFailure)})", name="on_parent_failure_known"),
     # The delete of a pruned child looks here; a job page will.
     sa.Index(None, "child_id"),
 )
@@ -317,6 +330,31 @@ unique_windows: Final = sa.Table(
     sa.PrimaryKeyConstraint("unique_key"),
     # Prune.
     sa.Index(None, "until"),
+)
+
+cancel_requests: Final = sa.Table(
+    "cancel_requests",
+    metadata,
+    # No foreign key: see lost_wakes.
+    sa.Column("job_id", sa.Uuid, nullable=False),
+    _moment("requested_at", nullable=False),
+    sa.Column("reason", sa.Text, nullable=False, comment="Who and why; the reason of the job when it is canceled"),
+    sa.PrimaryKeyConstraint("job_id"),
+    # Prune.
+    sa.Index(None, "requested_at"),
+)
+
+pauses: Final = sa.Table(
+    "pauses",
+    metadata,
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False, comment="Of the queue, or the job type"),
+    _moment("paused_at", nullable=False, now=True),
+    sa.Column("paused_by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.PrimaryKeyConstraint("kind", "name"),
+    sa.CheckConstraint(f"kind IN ({_words(PauseKind)})", name="kind_known"),
+    sa.CheckConstraint("char_length(name) BETWEEN 1 AND 200", name="name_length"),
 )
 
 redis_epoch: Final = sa.Table(

@@ -147,6 +147,12 @@ def lock_status(connection: Connection, job_id: UUID) -> JobStatus | None:
     return JobStatus(word) if word is not None else None
 
 
+def status_of(connection: Connection, job_id: UUID) -> JobStatus | None:
+    """Where a job stands at this moment; None if there is no such job."""
+    word = connection.execute(sa.select(job_statuses.c.status).where(job_statuses.c.id == job_id)).scalar_one_or_none()
+    return JobStatus(word) if word is not None else None
+
+
 def _job(row: sa.Row[Any]) -> JobRow:
     return JobRow(**{**row._mapping, "status": JobStatus(row.status)})
 

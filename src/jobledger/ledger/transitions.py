@@ -127,7 +127,7 @@ WITH moved AS (
        SET status = 'scheduled', available_at = statement_timestamp() + make_interval(secs => :delay_seconds),
            errors = errors + :errors, crashes = crashes + :crashes, losses = losses + :losses,
            pushed_at = NULL, updated_at = statement_timestamp()
-     WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
+     WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started' AND cancel_requested_at IS NULL
     RETURNING id, attempt
 ), {_CLOSE_ATTEMPT}
 SELECT id FROM moved
@@ -149,7 +149,7 @@ def reschedule(
         spent: what the attempt took from which budget, by the counter's name (`errors`, `crashes`, `losses`).
 
     Returns:
-        False if this attempt was fenced out.
+        False if this attempt was fenced out, or the job is to be canceled.
     """
     parameters = {"errors": 0, "crashes": 0, "losses": 0, **spent}
     return (
@@ -172,7 +172,7 @@ WITH moved AS (
     UPDATE job_statuses
        SET status = 'queued', pushed_at = statement_timestamp(), push_count = push_count + 1,
            updated_at = statement_timestamp()
-     WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
+     WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started' AND cancel_requested_at IS NULL
     RETURNING id, attempt, queue, job_type, title, timeout_seconds, push_count
 ), {_CLOSE_ATTEMPT}
 SELECT id, queue, job_type, title, timeout_seconds, push_count, true AS at_front FROM moved
@@ -185,7 +185,7 @@ def hand_back(connection: Connection, job_id: UUID, attempt: int, outcome: Outco
     `queued_at` stays what it was, so the job has the place in the order that it had.
 
     Returns:
-        What the caller pushes after the commit; None if this attempt was fenced out.
+        What the caller pushes after the commit; None if this attempt was fenced out, or the job is to be canceled.
     """
     row = connection.execute(
         _HAND_BACK, {"id": str(job_id), "attempt": attempt, **_closing(outcome, evidence)}
@@ -199,7 +199,7 @@ WITH moved AS (
        SET status = 'failed', reason = :reason,
            finished_at = statement_timestamp(), updated_at = statement_timestamp(),
            errors = errors + :errors, crashes = crashes + :crashes, losses = losses + :losses
-     WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
+     WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started' AND cancel_requested_at IS NULL
     RETURNING {failing.COLUMNS}, CAST(:callback_id AS uuid) AS callback_id
 ), {_CLOSE_ATTEMPT}, {failing.CALLBACK}
 {failing.FAILED}
@@ -219,7 +219,7 @@ def fail(
     """started -> failed, for good; inserts the `on_failed` job in the same statement.
 
     Returns:
-        None if this attempt was fenced out.
+        None if this attempt was fenced out, or the job is to be canceled.
     """
     parameters = {"errors": 0, "crashes": 0, "losses": 0, **spent}
     row = connection.execute(
@@ -239,8 +239,10 @@ def fail(
 
 _CALL_OFF: Final = sa.text(f"""
 WITH moved AS (
-    UPDATE job_statuses
-       SET status = 'canceled', reason = :reason,
+    UPDATE job_statuses j
+       SET status = 'canceled',
+           reason = coalesce((SELECT r.reason FROM cancel_requests r
+                               WHERE r.job_id = j.id AND j.cancel_requested_at IS NOT NULL), :reason),
            finished_at = statement_timestamp(), updated_at = statement_timestamp()
      WHERE id = CAST(:id AS uuid) AND attempt = :attempt AND status = 'started'
     RETURNING id, attempt, has_children
@@ -253,6 +255,9 @@ def call_off(
     connection: Connection, job_id: UUID, attempt: int, outcome: Outcome, reason: str, evidence: Evidence
 ) -> Ended | None:
     """started -> canceled: the attempt is over, and the job shall not go on.
+
+    Args:
+        reason: why, unless somebody has asked for it: then it is who and why.
 
     Returns:
         None if this attempt was fenced out.
@@ -305,6 +310,8 @@ WITH moved AS (
     RETURNING id, queue, job_type, title, timeout_seconds, push_count
 ), forgotten AS (
     DELETE FROM lost_wakes l USING moved WHERE l.job_id = moved.id
+), granted AS (
+    DELETE FROM cancel_requests r USING moved WHERE r.job_id = moved.id
 )
 SELECT * FROM moved
 """)

@@ -6,12 +6,15 @@ from typing import Final
 from sqlalchemy.engine import Connection
 
 from jobledger.connections import Connections
-from jobledger.ledger import idempotency, lost_wakes, uniqueness
+from jobledger.ledger import cancel_requests, idempotency, lost_wakes, uniqueness
 from jobledger.ledger.prune import prune_finished, prune_ticks
 
 BATCH: Final = 1000
 HOUR_SECONDS: Final = 3600.0
 DAY_SECONDS: Final = 86400.0
+REQUESTS_SECONDS: Final = DAY_SECONDS
+"""A request is of no use once its job has ended; the reason stands in the job's row."""
+
 LOSSES_SECONDS: Final = 7 * DAY_SECONDS
 """A wake-up that was lost longer ago says nothing about the next one."""
 
@@ -20,7 +23,7 @@ DEADLINE_SECONDS: Final = 30.0
 
 def prune(connections: Connections) -> int:
     """Delete ended jobs with their attempts, and the ticks of schedules, which are kept for longer; forget lost
-    wake-ups and idempotency keys.
+    wake-ups, requests to cancel and idempotency keys.
 
     Returns:
         How many rows were deleted.
@@ -34,6 +37,7 @@ def prune(connections: Connections) -> int:
     kept = settings.keep_ticks_days * DAY_SECONDS
     jobs += _in_batches(connections, lambda connection: lost_wakes.prune(connection, LOSSES_SECONDS, BATCH))
     jobs += _in_batches(connections, lambda connection: uniqueness.prune(connection, BATCH))
+    jobs += _in_batches(connections, lambda connection: cancel_requests.prune(connection, REQUESTS_SECONDS, BATCH))
     keys_kept = settings.keep_idempotency_keys_hours * HOUR_SECONDS
     jobs += _in_batches(connections, lambda connection: idempotency.prune(connection, keys_kept, BATCH))
     return jobs + _in_batches(connections, lambda connection: prune_ticks(connection, kept, BATCH))

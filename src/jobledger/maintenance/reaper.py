@@ -5,6 +5,9 @@ once. A worker sets RQ's status to started before an attempt of its own claims t
 what it says of failure while the row is started is about this attempt, never a late word about an earlier one. Or the
 lease is stale, while somebody has been sweeping and Postgres has been up for all of a lease, so that the job could
 have renewed it: reaped as lost. An outage of our own thus reaps nobody.
+
+Besides, it ends attempts that were to be canceled and have not ended themselves: their process is frozen, or sits in C
+and lets no other thread run. That needs no evidence: the fence keeps what is left of them from writing anything.
 """
 
 from collections.abc import Mapping
@@ -30,6 +33,10 @@ log: Final = get_logger(__name__)
 GAP_SECONDS: Final = 15.0
 """After a longer gap between any two sweeps, leases may have gone stale because Postgres was away."""
 
+CANCEL_SECONDS: Final = 9.0
+"""By then a process that can end its job has done so; with a sweep in five seconds it is over within 15."""
+
+DID_NOT_END: Final = "It did not end itself when it was canceled."
 LEASE_RAN_OUT: Final = "Worker, host or connection gone: the lease ran out."
 BATCH: Final = 10_000
 DEADLINE_SECONDS: Final = 15.0
@@ -48,7 +55,7 @@ def reap(connections: Connections) -> int:
     with connections.transaction(DEADLINE_SECONDS) as connection:
         gap_seconds = max(GAP_SECONDS, 3 * connections.settings.sweep_seconds)
         settled = leases.record_sweep(connection, sweeps.REAP, this_process(), gap_seconds, lease_seconds)
-        running = leases.running(connection, BATCH)
+        running = leases.running(connection, CANCEL_SECONDS, BATCH)
     deaths = _deaths(connections, running)
     reaped = 0
     for one in running:
@@ -56,6 +63,8 @@ def reap(connections: Connections) -> int:
         if death is not None and death.worker == one.worker:
             outcome = Outcome.CRASHED if death.process_died else Outcome.LOST
             reaped += _end(connections, one, outcome, death.report, surely=True)
+        elif one.cancel_overdue:
+            reaped += _cancel(connections, one)
         elif one.lease_stale and settled:
             reaped += _end(connections, one, Outcome.LOST, LEASE_RAN_OUT, surely=False)
     return reaped
@@ -70,6 +79,16 @@ def _deaths(connections: Connections, running: list[Running]) -> Mapping[UUID, D
     except redis.RedisError as error:
         log.warning("Redis is away: reaping by leases alone", error=str(error))
         return {}
+
+
+def _cancel(connections: Connections, one: Running) -> int:
+    ended = _end(connections, one, Outcome.CANCELED, DID_NOT_END, surely=True)
+    if ended:
+        try:
+            queues.kill_horse(connections.maintenance_redis, one.worker, one.id)
+        except redis.RedisError as error:
+            log.warning("Redis is away: the process of a canceled job runs on", job_id=str(one.id), error=str(error))
+    return ended
 
 
 def _end(connections: Connections, one: Running, outcome: Outcome, why: str, *, surely: bool) -> int:

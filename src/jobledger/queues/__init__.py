@@ -7,7 +7,7 @@ keys         how RQ names what it keeps
 wakes        pushing, and reading the lists
 window       how many may be pushed
 reports      what RQ says of jobs that it calls failed
-workers      what its workers say of themselves
+workers      what its workers say of themselves, and are told
 leftovers    what lies about and should not
 server       what the Redis server says of itself
 """
@@ -27,7 +27,7 @@ from jobledger.queues.reports import Death, reported_deaths
 from jobledger.queues.server import RedisFacts, facts, read_epoch
 from jobledger.queues.wakes import head, length, names, push, waiting
 from jobledger.queues.window import Window, window_of
-from jobledger.queues.workers import WorkerRecord, put_back_workers, workers
+from jobledger.queues.workers import WorkerRecord, kill_horse, put_back_workers, workers
 
 __all__ = [
     "RUN_JOB",
@@ -39,6 +39,7 @@ __all__ = [
     "WorkerRecord",
     "facts",
     "head",
+    "kill_horse",
     "length",
     "names",
     "ours_of",

@@ -1,10 +1,12 @@
-"""What RQ's workers say of themselves, and the set by which they are found."""
+"""What RQ's workers say of themselves, the set by which they are found, and what they are told."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, cast
+from uuid import UUID
 
 import redis
+from rq.command import send_command
 
 from jobledger.queues import keys
 
@@ -30,6 +32,15 @@ class WorkerRecord:
     pid: int | None
     heartbeat_at: datetime | None
     queues: tuple[str, ...] = ()
+
+
+def kill_horse(client: redis.Redis, worker: str, job_id: UUID) -> None:
+    """Have a worker kill the process of a job, if it runs that job at this moment; whoever forks none ignores it.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    send_command(client, worker, "stop-job", job_id=str(job_id))
 
 
 def workers(client: redis.Redis) -> list[WorkerRecord]:

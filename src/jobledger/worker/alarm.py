@@ -1,4 +1,4 @@
-"""Interrupts a running job: when its time is up, when it was fenced out, or when its worker stops.
+"""Interrupts a running job: when its time is up, it was fenced out, it is canceled, or its worker stops.
 
 The interrupts derive from BaseException, so `except Exception` in a job does not swallow them, and they come again
 every second for as long as the job runs on.
@@ -28,6 +28,10 @@ class FencedOut(Interrupt):
 
 class HandedBack(Interrupt):
     """The worker stops, and the time that it had for the job is up: another worker runs it."""
+
+
+class JobCanceled(Interrupt):
+    """Somebody has canceled this job while it ran. It says who, and why."""
 
 
 class Alarm:

@@ -72,6 +72,10 @@ class RunContext:
         """Whether the worker was asked to stop."""
         return self._lease.stopping
 
+    def check(self) -> None:
+        """Raise what is known to end this attempt: `JobCanceled` or `FencedOut`."""
+        self._lease.check()
+
     @property
     def tick(self) -> Tick | None:
         """The tick of the schedule that dispatched this job, looked up when first asked for; None if none did."""

@@ -3,7 +3,7 @@
 A parked thread rather than a timer signal starts the renewals: a job that waits inside Postgres' client library runs
 no Python, so no signal handler of it would run either. The thread opens a connection only if the job outlives the
 first seconds, reports progress, or outlives its timeout. It ends waits for a server that is frozen, and the job when
-it was fenced out, when its time is up, or when its worker stops.
+it was fenced out, when its time is up, when it was canceled, or when its worker stops.
 """
 
 import _thread
@@ -19,11 +19,11 @@ from typing import Final, Self
 from uuid import UUID
 
 from jobledger.connections import Connections
-from jobledger.ledger import leases
+from jobledger.ledger import cancel_requests, leases
 from jobledger.ledger.leases import Progress
 from jobledger.observe.log import get_logger
 from jobledger.observe.log_tail import LogTail
-from jobledger.worker.alarm import Alarm, FencedOut, HandedBack, Interrupt, JobTimeout
+from jobledger.worker.alarm import Alarm, FencedOut, HandedBack, Interrupt, JobCanceled, JobTimeout
 from jobledger.worker.connection import RunConnection
 from jobledger.worker.stop import StopRequest
 
@@ -47,6 +47,12 @@ INTERRUPT_GRACE_SECONDS: Final = 2.0
 
 RETRY_PAUSE_SECONDS: Final = 1.0
 """After a renewal that did not work, the next one follows at once, as long as the lease still lasts."""
+
+CANCEL_LOOK_SECONDS: Final = 2.0
+"""So often is looked whether somebody has canceled the job; a read that writes nothing."""
+
+CANCEL_GRACE_SECONDS: Final = 3.0
+"""A job that asks by `check()` ends itself within this; then it is interrupted."""
 
 HARD_STOP_SECONDS: Final = 5.0
 """And after this its process ends."""
@@ -93,7 +99,10 @@ class Lease:
         self._progress = Progress()
         self._unwritten = False
         self._is_awaited = False
+        self._ended_by: Interrupt | None = None
+        self._cancel_deadline = math.inf
         self._next_look = self._next_renewal = self._next_progress = self._asked_at = self._heard_at = math.inf
+        self._next_cancel_look = math.inf
 
     def __enter__(self) -> Self:
         _thread.start_new_thread(self._run, ())  # without the ceremony of `threading`, which costs a work-horse 0.2 ms
@@ -115,6 +124,7 @@ class Lease:
             self._stage, self._attempt, self._alarm = _Stage.RUNNING, attempt, alarm
             self._heard_at = self._next_progress = time.monotonic()
             self._next_renewal = self._heard_at + self._seconds / 3
+            self._next_cancel_look = self._heard_at + CANCEL_LOOK_SECONDS
 
     def ending(self) -> None:
         """The job is over: its end is being written."""
@@ -124,6 +134,16 @@ class Lease:
     def stopping(self) -> bool:
         """Whether the worker is known to stop."""
         return self._stop.is_requested
+
+    def check(self) -> None:
+        """In a thread of the job: raise what is known to end it.
+
+        Raises:
+            JobCanceled: somebody has canceled it.
+            FencedOut: another attempt may be running.
+        """
+        if self._ended_by is not None:
+            raise self._ended_by
 
     @property
     def progress(self) -> Progress:
@@ -150,6 +170,7 @@ class Lease:
             if self._stage is _Stage.CLAIMING:
                 self._watch_claim()
             else:
+                self._look_for_cancel()
                 self._end_if_due()
                 self._renew_if_due()
             self._next_look = time.monotonic() + LOOK_SECONDS
@@ -230,9 +251,23 @@ class Lease:
         if time.monotonic() >= self._alarm.deadline + INTERRUPT_GRACE_SECONDS:
             timeout = f"its timeout of {self._alarm.seconds:g} s and could not be interrupted"
             self._end_hard(JobTimeout(f"The attempt ran longer than {timeout}."))
+        if time.monotonic() >= self._cancel_deadline and self._ended_by is not None:
+            self._end(self._ended_by)
         self._stop.look()
         if time.monotonic() >= self._stop.deadline:
             self._hand_back()
+
+    def _look_for_cancel(self) -> None:
+        if self._ended_by is not None or time.monotonic() < self._next_cancel_look:
+            return
+        reason = None
+        with suppress(Exception), self._connections.transaction(PROBE_SECONDS) as connection:  # this thread must live
+            reason = cancel_requests.find(connection, self._job_id, self._attempt)
+        self._next_cancel_look = time.monotonic() + CANCEL_LOOK_SECONDS
+        if reason is not None:
+            log.info("To be canceled", job_id=str(self._job_id), attempt=self._attempt, why=reason)
+            self._ended_by = JobCanceled(reason)
+            self._cancel_deadline = time.monotonic() + CANCEL_GRACE_SECONDS
 
     def _hand_back(self) -> None:
         reason = HandedBack(
@@ -240,6 +275,9 @@ class Lease:
             "(JOBLEDGER_DRAIN_SECONDS): another worker runs it."
         )
         log.info("The worker stops: the job is handed back", job_id=str(self._job_id), attempt=self._attempt)
+        self._end(reason)
+
+    def _end(self, reason: Interrupt) -> None:
         if not self._interrupt(reason):
             self._end_hard(reason)
 
@@ -247,7 +285,8 @@ class Lease:
         if self._stage is not _Stage.RUNNING:
             return
         log.warning("Fenced out: another attempt may be running", job_id=str(self._job_id), attempt=self._attempt)
-        if self._interrupt(FencedOut(f"Attempt {self._attempt} of job {self._job_id} no longer counts.")):
+        self._ended_by = FencedOut(f"Attempt {self._attempt} of job {self._job_id} no longer counts.")
+        if self._interrupt(self._ended_by):
             return
         self._cancel_statement()
         if not self._ends_within(HARD_STOP_SECONDS):

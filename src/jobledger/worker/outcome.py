@@ -11,7 +11,7 @@ from jobledger.ledger.rows import Evidence
 from jobledger.payload import storable
 from jobledger.signals import Cancel, GiveUp, Signal, Snooze
 from jobledger.status import Outcome
-from jobledger.worker.alarm import Alarm, HandedBack, JobTimeout
+from jobledger.worker.alarm import Alarm, HandedBack, JobCanceled, JobTimeout
 from jobledger.worker.process import peak_memory_bytes
 
 TEXT_LIMIT: Final = 100_000
@@ -34,6 +34,8 @@ def classify(error: BaseException, alarm: Alarm | None, *, connection_is_gone: b
     """How an attempt ended that this exception has ended."""
     if alarm is not None and isinstance(alarm.reason, HandedBack):
         return Outcome.HANDED_BACK  # whatever the job made of the interrupt
+    if isinstance(error, JobCanceled) or (alarm is not None and isinstance(alarm.reason, JobCanceled)):
+        return Outcome.CANCELED
     if isinstance(error, JobTimeout):
         return Outcome.TIMEOUT
     if isinstance(error, UnknownJobType):
@@ -66,7 +68,7 @@ def evidence_of(error: BaseException | None, progress: Progress, log_tail: str |
         log_tail: its last lines.
         traced: keep the traceback.
     """
-    asked_for = isinstance(error, Snooze | Cancel)  # nothing went wrong
+    asked_for = isinstance(error, Snooze | Cancel | JobCanceled)  # nothing went wrong
     return Evidence(
         error_type=type(error).__qualname__ if error is not None and not asked_for else None,
         error_message=_storable(_in_text(error)) if error is not None else None,

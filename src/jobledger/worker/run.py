@@ -29,7 +29,7 @@ from jobledger.payload import MAX_RESULT_BYTES, to_json
 from jobledger.registry import load_job_modules, registry
 from jobledger.retry import Retry
 from jobledger.status import JobStatus, Outcome
-from jobledger.worker.alarm import Alarm, FencedOut, HandedBack, Interrupt
+from jobledger.worker.alarm import Alarm, FencedOut, HandedBack, Interrupt, JobCanceled, JobTimeout
 from jobledger.worker.connection import RunConnection
 from jobledger.worker.context import RunContext
 from jobledger.worker.lease import Lease
@@ -42,6 +42,12 @@ log: Final = get_logger(__name__)
 
 
 T = TypeVar("T")
+
+_STUCK: Final[dict[type[Interrupt], Outcome]] = {
+    JobTimeout: Outcome.TIMEOUT,
+    HandedBack: Outcome.HANDED_BACK,
+    JobCanceled: Outcome.CANCELED,
+}
 
 LEDGER_PATIENCE_SECONDS: Final = 10.0
 """How long a delivery waits for Postgres before it gives its wake-up up; the reconciler makes another."""
@@ -253,8 +259,7 @@ class Run:
     def _write_stuck(self, reason: Interrupt) -> None:
         """Called by the lease's thread for a job that reacts to nothing, before the process exits."""
         if self.claim is not None:
-            outcome = Outcome.HANDED_BACK if isinstance(reason, HandedBack) else Outcome.TIMEOUT
-            self._write_end(self.claim, outcome, reason, self._evidence(reason))
+            self._write_end(self.claim, _STUCK[type(reason)], reason, self._evidence(reason))
 
     def _log_as(self, claim: Claim) -> LoggedRun:
         """From here to the end of the run, each log line says whose it is."""
@@ -281,7 +286,7 @@ class Run:
         elif settled.status is JobStatus.FAILED:
             log.info("Failed", outcome=outcome.value, error_type=evidence.error_type, error=evidence.error_message)
         elif settled.status is JobStatus.CANCELED:
-            log.info("Canceled itself", why=evidence.error_message)
+            log.info("Canceled", why=evidence.error_message)
         else:
             log.info(
                 "Will run again",
