@@ -5,7 +5,7 @@ end, and whatever goes wrong with it leaves the caller's transaction usable.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -22,7 +22,7 @@ from jobledger.ledger.rows import NewJob
 from jobledger.ledger.uniqueness import Holder
 from jobledger.options import Options
 from jobledger.payload import fingerprint
-from jobledger.status import TERMINAL, JobStatus
+from jobledger.status import TERMINAL, JobStatus, OnParentFailure
 from jobledger.unique import Unique
 from jobledger.wake import Accepted
 
@@ -129,20 +129,29 @@ def _known_by_key(connection: Connection, row: NewJob, request: Request) -> Acce
     raise DispatchContended(f"idempotency_key={key!r} is taken and given back again and again: try again.")
 
 
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What the rows of a dispatch wait for, and what becomes of each when that fails."""
+
+    parents: Sequence[UUID]
+    modes: Mapping[UUID, OnParentFailure]
+
+    @classmethod
+    def of(cls, rows: Sequence[NewJob], requests: Sequence[Request]) -> "_Family":
+        modes = {row.id: request.options.on_parent_failure for row, request in zip(rows, requests, strict=True)}
+        return cls(requests[0].options.after if requests else (), modes)
+
+
 def _write(connection: Connection, rows: list[NewJob], requests: Sequence[Request]) -> list[Accepted]:
-    by_id = _insert(connection, rows, requests[0].options.after if requests else ())
+    by_id = _insert(connection, rows, _Family.of(rows, requests))
     return [by_id[row.id] for row in rows]
 
 
-def _insert(connection: Connection, rows: list[NewJob], parents: Sequence[UUID]) -> dict[UUID, Accepted]:
+def _insert(connection: Connection, rows: list[NewJob], family: _Family) -> dict[UUID, Accepted]:
     """Write rows with what they wait for; those with a unique key that another job has are left out."""
-    if parents:
-        rows = _as_children(connection, rows, parents)
-    by_id = {one.id: one for one in insertion.insert(connection, rows)}
-    if parents and by_id:
-        dependencies.link(connection, parents, list(by_id))
+    inserted = _insert_children(connection, rows, family) if family.parents else insertion.insert(connection, rows)
     reach(Failpoint.AFTER_INSERT)
-    return by_id
+    return {one.id: one for one in inserted}
 
 
 def _write_unique(connection: Connection, rows: list[NewJob], requests: Sequence[Request]) -> list[Accepted]:
@@ -150,7 +159,7 @@ def _write_unique(connection: Connection, rows: list[NewJob], requests: Sequence
 
     Keys are taken in their order, so that two that dispatch the same at once do not wait for each other.
     """
-    parents = requests[0].options.after
+    family = _Family.of(rows, requests)
     equal = _EqualJobs(rows, requests)
     found: dict[UUID, Accepted] = {}
     for key, row, unique in sorted(equal.within, key=lambda one: one[0]):
@@ -159,10 +168,10 @@ def _write_unique(connection: Connection, rows: list[NewJob], requests: Sequence
             found[row.id] = known
     new = sorted((row for row in equal.rows if row.id not in found), key=lambda row: row.unique_key or "")
     if new:
-        found |= _insert(connection, new, parents)
+        found |= _insert(connection, new, family)
     for row, unique in equal.during:
         if row.id not in found:
-            found[row.id] = _known_unfinished(connection, row, unique, parents)
+            found[row.id] = _known_unfinished(connection, row, unique, family)
     return [
         found[first] if first == row.id else replace(found[first], is_duplicate=True) for row, first in equal.firsts
     ]
@@ -218,12 +227,12 @@ def _known_in_window(connection: Connection, key: str, row: NewJob, unique: Uniq
     raise DispatchContended(f"{row.job_type}: equal jobs come and go too quickly: try again.")
 
 
-def _known_unfinished(connection: Connection, row: NewJob, unique: Unique, parents: Sequence[UUID]) -> Accepted:
+def _known_unfinished(connection: Connection, row: NewJob, unique: Unique, family: _Family) -> Accepted:
     """The equal job that has not ended; or this row's own, if that one has ended by now."""
     for _ in range(MOST_LOOKS):
         holder = uniqueness.unfinished(connection, row.unique_key or "")
         if holder is None:
-            inserted = _insert(connection, [row], parents)
+            inserted = _insert(connection, [row], family)
             if row.id in inserted:
                 return inserted[row.id]
             continue
@@ -252,7 +261,16 @@ def _meet(connection: Connection, row: NewJob, unique: Unique, holder: Holder) -
     return Accepted(holder.id, holder.status, None, is_duplicate=True)
 
 
-def _as_children(connection: Connection, rows: list[NewJob], parents: Sequence[UUID]) -> list[NewJob]:
+def _insert_children(connection: Connection, rows: list[NewJob], family: _Family) -> list[Accepted]:
+    parents = _adopt(connection, family.parents)
+    inserted = insertion.insert(connection, [_as_child(row, family.modes[row.id], parents) for row in rows])
+    if inserted:
+        modes = {one.id: family.modes[one.id] for one in inserted}
+        dependencies.link(connection, list(parents), modes, [one for one, status in parents.items() if status in _HOW])
+    return inserted
+
+
+def _adopt(connection: Connection, parents: Sequence[UUID]) -> dict[UUID, JobStatus]:
     statuses = dependencies.adopt(connection, parents)
     missing = [str(one) for one in parents if one not in statuses]
     if missing:
@@ -260,10 +278,16 @@ def _as_children(connection: Connection, rows: list[NewJob], parents: Sequence[U
             f"after= names {', '.join(missing)}, which the ledger does not have: never dispatched, not yet "
             "committed, or pruned."
         )
-    dead = [one for one in parents if statuses[one] in (JobStatus.FAILED, JobStatus.CANCELED)]
-    reason = f"parent {dead[0]} {_HOW[statuses[dead[0]]]}" if dead else None
-    waiting = 0 if dead else sum(statuses[one] is not JobStatus.COMPLETED for one in parents)
-    return [replace(row, waiting_parents=waiting, canceled_reason=reason) for row in rows]
+    return {one: statuses[one] for one in parents}
+
+
+def _as_child(row: NewJob, mode: OnParentFailure, parents: Mapping[UUID, JobStatus]) -> NewJob:
+    """The row of a job that waits for these; `adopt` has locked them."""
+    unended = sum(status not in TERMINAL for status in parents.values())
+    dead = [one for one, status in parents.items() if status in _HOW]
+    if dead and mode is OnParentFailure.CANCEL:
+        return replace(row, canceled_reason=f"parent {dead[0]} {_HOW[parents[dead[0]]]}")
+    return replace(row, waiting_parents=unended + len(dead) * (mode is OnParentFailure.HOLD))
 
 
 _HOW: Final = {JobStatus.FAILED: "failed", JobStatus.CANCELED: "was canceled"}
