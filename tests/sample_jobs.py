@@ -110,6 +110,10 @@ class Stubborn(BaseJob):
                 mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
                 libc.pthread_mutex_lock(mutex)
                 libc.pthread_mutex_lock(mutex)
+            case "gil":  # the same with the interpreter's lock: no other thread of the process can run either
+                mutex, python = ctypes.create_string_buffer(64), ctypes.PyDLL(None)
+                python.pthread_mutex_lock(mutex)
+                python.pthread_mutex_lock(mutex)
 
 
 class Asks(BaseJob):

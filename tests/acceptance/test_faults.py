@@ -132,6 +132,21 @@ def test_a_run_that_nothing_can_interrupt_leaves_no_locks_behind(connections: Co
     eventually(lambda: one_value(connections, locked) == 0, seconds=5, what="the lock's end")
 
 
+def test_a_run_that_keeps_the_interpreter_keeps_its_worker_from_others_no_longer_than_its_lease(
+    connections: Connections, system: Stack
+) -> None:
+    backdate_sweeps(connections)
+    system.scheduler(**SHORT)
+    worker = system.worker(**SHORT)
+    stuck = Stubborn.dispatch(how="gil")
+    horse = psutil.Process(started(stuck).pid)
+    others = Effect.dispatch_many([{"note": "behind it"}] * 3)
+    for other in others:
+        assert other.wait(30).status is JobStatus.COMPLETED, "RQ itself would end the process after a minute and a half"
+    assert not horse.is_running()
+    assert worker.popen.poll() is None
+
+
 def test_a_flushed_redis_loses_no_job(connections: Connections, system: Stack) -> None:
     jobs = Effect.dispatch_many([{"note": str(number)} for number in range(1000)])
     connections.redis.flushall()

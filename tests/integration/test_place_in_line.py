@@ -62,6 +62,19 @@ def test_what_had_begun_is_first_among_what_waits_in_postgres_too(connections: C
     assert [one.id for one in taken] == [first.id, others[0].id]
 
 
+def test_what_dies_again_and_again_goes_behind_what_waits(connections: Connections) -> None:
+    first, claim = begun(connections)
+    others = Echo.dispatch_many([{}] * 3)
+    execute(connections, "UPDATE job_statuses SET attempt = 2, losses = 1 WHERE id = :id", id=first.id)
+    execute(connections, "UPDATE job_attempts SET number = 2")
+
+    with connections.transaction() as connection:
+        finish.settle(connection, first.id, 2, Outcome.LOST, finish.decide(Outcome.LOST, claim), Evidence())
+    relay(connections)
+
+    assert listed(connections) == ids(*others, first)
+
+
 def test_an_error_of_its_own_puts_a_job_behind_what_waits(connections: Connections) -> None:
     first, claim = begun(connections)
     others = Echo.dispatch_many([{}] * 3)

@@ -22,7 +22,7 @@ WITH patience AS MATERIALIZED (
 ), taken AS (
     UPDATE job_statuses j SET pushed_at = now(), push_count = push_count + 1 FROM chosen
      WHERE j.id = chosen.id AND j.status = 'queued'
-    RETURNING j.id, queue, job_type, title, timeout_seconds, push_count, crashes + losses > 0 AS at_front, priority,
+    RETURNING j.id, queue, job_type, title, timeout_seconds, push_count, crashes + losses = 1 AS at_front, priority,
               queued_at
 )
 SELECT id, queue, job_type, title, timeout_seconds, push_count, at_front FROM taken CROSS JOIN patience
@@ -33,7 +33,8 @@ SELECT id, queue, job_type, title, timeout_seconds, push_count, at_front FROM ta
 def take_unpushed(connection: Connection, queue: str, limit: int) -> list[Wake]:
     """Mark queued rows that nobody has pushed as pushed, by priority and age. The caller pushes, then commits.
 
-    Jobs whose attempts crashed or were lost go before all others: they have stood in line already.
+    A job of which an attempt crashed or was lost goes before all others: it has stood in line already. Once: a job that
+    always kills its process must not keep others from theirs.
     """
     rows = connection.execute(_TAKE_UNPUSHED, {"queue": queue, "limit": limit})
     return [Wake(**row._mapping) for row in rows]

@@ -282,7 +282,7 @@ WITH chosen AS MATERIALIZED (
 )
 UPDATE job_statuses j
    SET status = 'queued', pushed_at = NULL, updated_at = now(),
-       queued_at = CASE WHEN crashes + losses > 0 THEN coalesce(queued_at, now()) ELSE now() END
+       queued_at = CASE WHEN crashes + losses = 1 THEN coalesce(queued_at, now()) ELSE now() END
   FROM chosen
  WHERE j.id = chosen.id AND j.status = 'scheduled'
 """)
@@ -291,7 +291,7 @@ UPDATE job_statuses j
 def promote_due(connection: Connection, limit: int) -> int:
     """scheduled -> queued for jobs whose time has come, not pushed yet.
 
-    Those whose attempts crashed or were lost keep the place in the order that they had.
+    Those of which an attempt crashed or was lost keep the place in the order that they had, once.
 
     Returns:
         How many.

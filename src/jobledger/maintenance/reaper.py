@@ -64,9 +64,9 @@ def reap(connections: Connections) -> int:
             outcome = Outcome.CRASHED if death.process_died else Outcome.LOST
             reaped += _end(connections, one, outcome, death.report, surely=True)
         elif one.cancel_overdue:
-            reaped += _cancel(connections, one)
+            reaped += _end_and_kill(connections, one, Outcome.CANCELED, DID_NOT_END, surely=True)
         elif one.lease_stale and settled:
-            reaped += _end(connections, one, Outcome.LOST, LEASE_RAN_OUT, surely=False)
+            reaped += _end_and_kill(connections, one, Outcome.LOST, LEASE_RAN_OUT, surely=False)
     return reaped
 
 
@@ -81,13 +81,15 @@ def _deaths(connections: Connections, running: list[Running]) -> Mapping[UUID, D
         return {}
 
 
-def _cancel(connections: Connections, one: Running) -> int:
-    ended = _end(connections, one, Outcome.CANCELED, DID_NOT_END, surely=True)
+def _end_and_kill(connections: Connections, one: Running, outcome: Outcome, why: str, *, surely: bool) -> int:
+    """End an attempt whose process may still be there, and have its worker, if that lives, get rid of the process: it
+    would keep the worker from all other jobs until RQ's own timeout."""
+    ended = _end(connections, one, outcome, why, surely=surely)
     if ended:
         try:
             queues.kill_horse(connections.maintenance_redis, one.worker, one.id)
         except redis.RedisError as error:
-            log.warning("Redis is away: the process of a canceled job runs on", job_id=str(one.id), error=str(error))
+            log.warning("Redis is away: the process of the attempt may run on", job_id=str(one.id), error=str(error))
     return ended
 
 
