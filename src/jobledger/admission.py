@@ -5,7 +5,7 @@ end, and whatever goes wrong with it leaves the caller's transaction usable.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -21,7 +21,7 @@ from jobledger.ledger import dependencies, idempotency, transitions
 from jobledger.ledger.rows import NewJob
 from jobledger.options import Options
 from jobledger.payload import fingerprint
-from jobledger.status import JobStatus
+from jobledger.status import TERMINAL, JobStatus, OnParentFailure
 from jobledger.wake import Accepted
 
 RIVAL_SECONDS: Final = 5
@@ -122,16 +122,21 @@ def _known_by_key(connection: Connection, row: NewJob, request: Request) -> Acce
 
 def _write(connection: Connection, rows: list[NewJob], requests: Sequence[Request]) -> list[Accepted]:
     parents = requests[0].options.after if requests else ()
-    if parents:
-        rows = _as_children(connection, rows, parents)
-    by_id = {one.id: one for one in transitions.insert(connection, rows)}
-    if parents:
-        dependencies.link(connection, parents, [row.id for row in rows])
+    inserted = _insert_children(connection, rows, requests) if parents else transitions.insert(connection, rows)
+    by_id = {one.id: one for one in inserted}
     reach(Failpoint.AFTER_INSERT)
     return [by_id[row.id] for row in rows]
 
 
-def _as_children(connection: Connection, rows: list[NewJob], parents: Sequence[UUID]) -> list[NewJob]:
+def _insert_children(connection: Connection, rows: list[NewJob], requests: Sequence[Request]) -> list[Accepted]:
+    parents = _adopt(connection, requests[0].options.after)
+    modes = {row.id: request.options.on_parent_failure for row, request in zip(rows, requests, strict=True)}
+    inserted = transitions.insert(connection, [_as_child(row, modes[row.id], parents) for row in rows])
+    dependencies.link(connection, list(parents), modes, [one for one, status in parents.items() if status in _HOW])
+    return inserted
+
+
+def _adopt(connection: Connection, parents: Sequence[UUID]) -> dict[UUID, JobStatus]:
     statuses = dependencies.adopt(connection, parents)
     missing = [str(one) for one in parents if one not in statuses]
     if missing:
@@ -139,10 +144,16 @@ def _as_children(connection: Connection, rows: list[NewJob], parents: Sequence[U
             f"after= names {', '.join(missing)}, which the ledger does not have: never dispatched, not yet "
             "committed, or pruned."
         )
-    dead = [one for one in parents if statuses[one] in (JobStatus.FAILED, JobStatus.CANCELED)]
-    reason = f"parent {dead[0]} {_HOW[statuses[dead[0]]]}" if dead else None
-    waiting = 0 if dead else sum(statuses[one] is not JobStatus.COMPLETED for one in parents)
-    return [replace(row, waiting_parents=waiting, canceled_reason=reason) for row in rows]
+    return {one: statuses[one] for one in parents}
+
+
+def _as_child(row: NewJob, mode: OnParentFailure, parents: Mapping[UUID, JobStatus]) -> NewJob:
+    """The row of a job that waits for these; `adopt` has locked them."""
+    unended = sum(status not in TERMINAL for status in parents.values())
+    dead = [one for one, status in parents.items() if status in _HOW]
+    if dead and mode is OnParentFailure.CANCEL:
+        return replace(row, canceled_reason=f"parent {dead[0]} {_HOW[parents[dead[0]]]}")
+    return replace(row, waiting_parents=unended + len(dead) * (mode is OnParentFailure.HOLD))
 
 
 _HOW: Final = {JobStatus.FAILED: "failed", JobStatus.CANCELED: "was canceled"}

@@ -8,8 +8,8 @@ from uuid import UUID
 
 from jobledger.connections import Connections
 from jobledger.dispatch import push_quietly
-from jobledger.finish import cancel_descendants
-from jobledger.ledger import cancel_requests, queries, transitions
+from jobledger.finish import tell_descendants
+from jobledger.ledger import cancel_requests, dependencies, queries, transitions
 from jobledger.observe.log import get_logger
 from jobledger.payload import storable
 from jobledger.status import TERMINAL, JobStatus
@@ -68,8 +68,9 @@ class Answer:
 def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
     """Queue a failed or canceled job again: now, with fresh budgets; its attempts go on being counted.
 
-    Jobs that were canceled because they waited for it stay canceled. Each of them can be retried in its turn, when its
-    parents have ended: it runs then, however they ended.
+    A job that is held because one that it waits for did not complete (`on_parent_failure="hold"`) runs without it.
+    Jobs that were canceled because they waited for this one stay canceled. Each of them can be retried in its turn,
+    when its parents have ended: it runs then, however they ended.
 
     Args:
         connections: the servers. If Redis is away, the relay pushes the job later.
@@ -85,7 +86,8 @@ def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
         if parent is not None and status in (JobStatus.FAILED, JobStatus.CANCELED):
             why = f"its parent {parent[0]} is {parent[1]}; retry it when that has completed"
             return Answer(job_id, Verdict.REFUSED, status, why)
-        wake = transitions.retry(connection, job_id)
+        is_held = status is JobStatus.DEFERRED and parent is None
+        wake = (dependencies.run_held if is_held else transitions.retry)(connection, job_id)
     if wake is None:
         return _refusal(job_id, status, _NO_RETRY)
     push_quietly(connections, [wake])
@@ -100,7 +102,7 @@ def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") ->
     `wait_for_cancel` says which it was.
 
     Args:
-        connections: the servers; Redis is not needed.
+        connections: the servers. If Redis is away, the relay pushes what runs in spite of it.
         job_id: of the job.
         by: who asks; kept in the job's reason.
         reason: why; kept there too.
@@ -112,14 +114,14 @@ def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") ->
     with connections.transaction(DEADLINE_SECONDS) as connection:
         status = queries.lock_status(connection, job_id)
         ended = transitions.cancel(connection, job_id, text)
-        if ended is not None and ended.has_children:
-            cancel_descendants(connection, job_id, "was canceled")
+        wakes = tell_descendants(connection, job_id, "was canceled") if ended is not None and ended.has_children else []
         requested = ended is None and cancel_requests.request(connection, job_id, text)
     if requested:
         log.info("To be canceled", job_id=str(job_id), by=by)
         return Answer(job_id, Verdict.REQUESTED, status, f"it runs, and is ended within {CANCEL_SECONDS:g} s")
     if ended is None:
         return _refusal(job_id, status, _NO_CANCEL)
+    push_quietly(connections, wakes)
     log.info("Canceled", job_id=str(job_id), was=status, by=by)
     return Answer(job_id, Verdict.DONE, JobStatus.CANCELED, f"canceled; it was {status}")
 

@@ -222,27 +222,36 @@ def _settle_unless_requested(
     )
     if failed is None:
         return None
-    if failed.has_children:
-        cancel_descendants(connection, job_id)
-    return Settled(JobStatus.FAILED, [failed.callback] if failed.callback else [])
+    wakes = tell_descendants(connection, job_id) if failed.has_children else []
+    return Settled(JobStatus.FAILED, [failed.callback, *wakes] if failed.callback else wakes)
 
 
 def _call_off(
     connection: Connection, job_id: UUID, attempt: int, outcome: Outcome, reason: str, evidence: Evidence
 ) -> Settled | None:
     ended = transitions.call_off(connection, job_id, attempt, outcome, storable(reason)[:LONGEST_REASON], evidence)
-    if ended is not None and ended.has_children:
-        cancel_descendants(connection, job_id, "was canceled")
-    return Settled(JobStatus.CANCELED) if ended is not None else None
+    if ended is None:
+        return None
+    return Settled(
+        JobStatus.CANCELED, tell_descendants(connection, job_id, "was canceled") if ended.has_children else ()
+    )
 
 
-def cancel_descendants(connection: Connection, job_id: UUID, how: str = "failed") -> None:
-    """Cancel all that waits for this job, directly or through others, generation by generation.
+def tell_descendants(connection: Connection, job_id: UUID, how: str = "failed") -> list[Wake]:
+    """Tell those that wait for this job, directly or through others, that it did not complete.
+
+    Generation by generation they are canceled, released or left waiting, as their `on_parent_failure` says.
 
     Args:
         how: what this job did, for the reason of its children: "failed" or "was canceled".
+
+    Returns:
+        Those that may run now, to be pushed after the commit.
     """
-    generation = [job_id]
+    generation, wakes = [job_id], list[Wake]()
     while generation:
-        generation = dependencies.cancel_children(connection, generation, how)
-        how = "was canceled"
+        dependencies.lock_children(connection, generation)
+        canceled = dependencies.cancel_children(connection, generation, how)
+        wakes += dependencies.release_in_spite(connection, generation)
+        generation, how = canceled, "was canceled"
+    return wakes

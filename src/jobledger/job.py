@@ -152,6 +152,8 @@ class BaseJob:
             delay. As seconds, timedelta or a text such as "6h"; None for never.
         timeout: longest attempt, as seconds, timedelta or a text such as "15m"; None for the settings' default.
         retry: when failed attempts run again.
+        on_parent_failure: what becomes of a job when one that it waits for (`after=`) fails or is canceled: "cancel" it
+            too, "run" it all the same, or "hold" it until that one was retried and completes.
         job_type: what the ledger calls it; the class's name unless said.
         title: what people see as a job's description; may name parameters, as in "Load {table}".
         api_dispatchable: whether the API may create such jobs.
@@ -162,6 +164,7 @@ class BaseJob:
     expires_in: ClassVar[Duration | None] = None
     timeout: ClassVar[Duration | None] = None
     retry: ClassVar[Retry] = Retry()
+    on_parent_failure: ClassVar[str] = "cancel"
     job_type: ClassVar[str] = ""
     title: ClassVar[str | None] = None
     api_dispatchable: ClassVar[bool] = False
@@ -186,6 +189,7 @@ class BaseJob:
                 timeout=cls.timeout,
                 title=cls.title,
                 max_attempts=cls.retry.max_attempts,
+                on_parent_failure=cls.on_parent_failure,
             )
         except OptionError as error:
             raise JobDefinitionError(f"{cls.__name__}: {error}") from None
@@ -216,7 +220,7 @@ class BaseJob:
     @classmethod
     def set(cls, **options: Any) -> Dispatcher:
         """Speak options before the dispatch: queue, priority, expires_in, timeout, max_attempts, title, owner, after,
-        idempotency_key, idempotency_scope.
+        on_parent_failure, idempotency_key, idempotency_scope.
 
         Raises:
             OptionError: an option does not exist or does not make sense.

@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 from uuid import UUID
 
 from jobledger.errors import OptionError
+from jobledger.status import OnParentFailure
 
 Duration = float | int | timedelta | str
 """A length of time: seconds as a number, a timedelta, or a text such as "30s", "5m", "1h30m", "2d"."""
@@ -21,6 +22,7 @@ DISPATCH_OPTIONS: Final = (
     "priority",
     "expires_in",
     "idempotency_key",
+    "on_parent_failure",
 )
 """The options that `dispatch(**payload, …)` takes beside the payload."""
 
@@ -113,6 +115,7 @@ class Options:
         delay_seconds: not before so many seconds from now.
         available_at_epoch: not before this moment, in seconds since 1970 UTC.
         after: ids of the jobs that must complete first.
+        on_parent_failure: what becomes of it when one of those fails or is canceled.
         idempotency_key: of two dispatches with the same key, the second gives back the job of the first.
         idempotency_scope: whose key it is.
     """
@@ -127,6 +130,7 @@ class Options:
     delay_seconds: float = 0.0
     available_at_epoch: float | None = None
     after: tuple[UUID, ...] = ()
+    on_parent_failure: OnParentFailure = OnParentFailure.CANCEL
     idempotency_key: str | None = None
     idempotency_scope: str = "python"
 
@@ -182,6 +186,11 @@ def _check(name: str, value: Any) -> tuple[str, Any]:
             return name, value
         case "after":
             return "after", _ids(value)
+        case "on_parent_failure":
+            try:
+                return name, OnParentFailure(value)
+            except ValueError:
+                raise OptionError(f'on_parent_failure={value!r}: say "cancel", "run" or "hold".') from None
         case _:
             raise OptionError(f"There is no option {name!r}; there are {', '.join(SPOKEN_OPTIONS)}.")
 

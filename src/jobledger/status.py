@@ -12,7 +12,7 @@ class JobStatus(StrEnum):
     """Where a job stands. RQ's words where RQ has one."""
 
     DEFERRED = "deferred"
-    """Waits for its parents. In: dispatch. Out: the finish of the last parent, expire; a person: cancel."""
+    """Waits for its parents. In: dispatch. Out: the end of the last parent, expire; a person: cancel, retry if held."""
     SCHEDULED = "scheduled"
     """Waits for a time (delay, backoff). In: dispatch, finish, reaper. Out: relay, expire; a person: cancel."""
     QUEUED = "queued"

@@ -24,7 +24,7 @@ from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import MAX_LOST_WAKES, reconcile
 from jobledger.maintenance.relay import relay_due
 from jobledger.registry import registry
-from jobledger.status import MOVES, TERMINAL
+from jobledger.status import MOVES, TERMINAL, OnParentFailure
 from jobledger.worker import run_job
 from sample_jobs import Asking, Echo
 
@@ -102,10 +102,10 @@ JOB_IN: dict[JobStatus, Callable[[Connection], UUID]] = {
 }
 
 
-def parent_of(ledger: Connection, child: UUID) -> UUID:
+def parent_of(ledger: Connection, child: UUID, mode: OnParentFailure = OnParentFailure.CANCEL) -> UUID:
     parent = inserted(ledger)
     dependencies.adopt(ledger, [parent])
-    dependencies.link(ledger, [parent], [child])
+    dependencies.link(ledger, [parent], {child: mode})
     return parent
 
 
@@ -132,6 +132,10 @@ def promote_due(ledger: Connection, job_id: UUID) -> None:
 
 def release(ledger: Connection, job_id: UUID) -> None:
     dependencies.release_children(ledger, parent_of(ledger, job_id))
+
+
+def release_in_spite(ledger: Connection, job_id: UUID) -> None:
+    dependencies.release_in_spite(ledger, [parent_of(ledger, job_id, OnParentFailure.RUN)])
 
 
 def release_later(ledger: Connection, job_id: UUID) -> None:
@@ -185,6 +189,8 @@ MOVES_OF_FUNCTIONS = {
     "promote_due": Move(frozenset({SCHEDULED}), QUEUED, promote_due),
     "release_children": Move(frozenset({DEFERRED}), QUEUED, release),
     "release_children, delayed": Move(frozenset({DEFERRED}), SCHEDULED, release_later),
+    "release_in_spite": Move(frozenset({DEFERRED}), QUEUED, release_in_spite),
+    "run_held": Move(frozenset({DEFERRED}), QUEUED, dependencies.run_held),
     "cancel_children": Move(
         frozenset({DEFERRED}),
         CANCELED,

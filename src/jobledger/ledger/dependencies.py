@@ -1,10 +1,11 @@
-"""Jobs that wait for others: told apart at dispatch, released by the last parent, canceled with one that fails.
+"""Jobs that wait for others: told apart at dispatch, released by the last parent; and what becomes of them when one
+fails or is canceled, as their `on_parent_failure` says.
 
 Like `transitions`, this writes statuses: each move is one guarded statement. Rows are locked in the order of their ids,
 parents before children, so that families that move at once cannot deadlock. Nothing here commits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobledger.ledger.direct import Executor
-from jobledger.status import JobStatus
+from jobledger.status import JobStatus, OnParentFailure
 from jobledger.wake import Wake
 
 _ADOPT: Final = sa.text("""
@@ -21,9 +22,10 @@ UPDATE job_statuses SET has_children = true
 RETURNING id, status, reason
 """)
 _LINK: Final = sa.text("""
-INSERT INTO job_dependencies (parent_id, child_id)
-SELECT parent_id, child_id FROM unnest(CAST(:parents AS uuid[])) AS p(parent_id),
-                                unnest(CAST(:children AS uuid[])) AS c(child_id)
+INSERT INTO job_dependencies (parent_id, child_id, on_parent_failure, is_over)
+SELECT parent_id, child_id, on_parent_failure, on_parent_failure = 'run' AND parent_id = ANY(CAST(:dead AS uuid[]))
+  FROM unnest(CAST(:parents AS uuid[])) AS p(parent_id),
+       unnest(CAST(:children AS uuid[]), CAST(:on_parent_failure AS text[])) AS c(child_id, on_parent_failure)
 """)
 
 
@@ -40,28 +42,56 @@ def adopt(connection: Connection, parents: Sequence[UUID]) -> dict[UUID, JobStat
     return {row.id: JobStatus(row.status) for row in rows}
 
 
-def link(connection: Connection, parents: Sequence[UUID], children: Sequence[UUID]) -> None:
-    """Record that each child waits for each parent."""
-    connection.execute(_LINK, {"parents": [str(one) for one in parents], "children": [str(one) for one in children]})
+def link(
+    connection: Connection,
+    parents: Sequence[UUID],
+    children: Mapping[UUID, OnParentFailure],
+    dead: Collection[UUID] = (),
+) -> None:
+    """Record that each child waits for each parent.
+
+    Args:
+        parents: what is waited for.
+        children: who waits, and what becomes of it when a parent does not complete.
+        dead: those of the parents that have failed or were canceled already.
+    """
+    connection.execute(
+        _LINK,
+        {
+            "parents": [str(one) for one in parents],
+            "children": [str(one) for one in children],
+            "on_parent_failure": list(children.values()),
+            "dead": [str(one) for one in dead],
+        },
+    )
 
 
+# What is over is not counted twice: a parent that failed may be retried, and complete.
 _RELEASE: Final = sa.text("""
-WITH waiting AS (
-    SELECT c.id FROM job_dependencies d JOIN job_statuses c ON c.id = d.child_id
-     WHERE d.parent_id = CAST(:id AS uuid) AND c.status = 'deferred' ORDER BY c.id FOR NO KEY UPDATE OF c
+WITH ended AS (
+    SELECT child_id, count(*) AS parents FROM job_dependencies
+     WHERE parent_id = ANY(CAST(:ids AS uuid[])) AND NOT is_over AND (:completed OR on_parent_failure = 'run')
+     GROUP BY child_id
+), waiting AS (
+    SELECT c.id, ended.parents FROM ended JOIN job_statuses c ON c.id = ended.child_id
+     WHERE c.status = 'deferred' ORDER BY c.id FOR NO KEY UPDATE OF c
 ), released AS (
     UPDATE job_statuses c
-       SET waiting_parents = c.waiting_parents - 1, updated_at = statement_timestamp(),
-           status = CASE WHEN c.waiting_parents > 1 THEN 'deferred'
+       SET waiting_parents = c.waiting_parents - waiting.parents, updated_at = statement_timestamp(),
+           status = CASE WHEN c.waiting_parents > waiting.parents THEN 'deferred'
                          WHEN c.available_at > statement_timestamp() THEN 'scheduled' ELSE 'queued' END,
-           queued_at = CASE WHEN c.waiting_parents = 1 AND c.available_at <= statement_timestamp()
+           queued_at = CASE WHEN c.waiting_parents = waiting.parents AND c.available_at <= statement_timestamp()
                             THEN statement_timestamp() END,
-           pushed_at = CASE WHEN c.waiting_parents = 1 AND c.available_at <= statement_timestamp()
+           pushed_at = CASE WHEN c.waiting_parents = waiting.parents AND c.available_at <= statement_timestamp()
                             THEN statement_timestamp() END,
-           push_count = CASE WHEN c.waiting_parents = 1 AND c.available_at <= statement_timestamp() THEN 1 ELSE 0 END
+           push_count = CASE WHEN c.waiting_parents = waiting.parents AND c.available_at <= statement_timestamp()
+                             THEN 1 ELSE 0 END
       FROM waiting
      WHERE c.id = waiting.id AND c.status = 'deferred'
     RETURNING c.id, c.queue, c.job_type, c.title, c.timeout_seconds, c.status
+), over AS (
+    UPDATE job_dependencies d SET is_over = true FROM released
+     WHERE NOT :completed AND d.child_id = released.id AND d.parent_id = ANY(CAST(:ids AS uuid[]))
 )
 SELECT * FROM released WHERE status = 'queued' ORDER BY id
 """)
@@ -75,15 +105,35 @@ def release_children(connection: Executor, parent_id: UUID) -> list[Wake]:
     Returns:
         The children to push after the commit.
     """
-    rows = connection.execute(_RELEASE, {"id": str(parent_id)})
+    return _release(connection, [parent_id], completed=True)
+
+
+def release_in_spite(connection: Connection, parents: Sequence[UUID]) -> list[Wake]:
+    """The same for children that run although these parents, the last ones, have failed or were canceled."""
+    return _release(connection, parents, completed=False)
+
+
+def _release(connection: Executor, parents: Sequence[UUID], *, completed: bool) -> list[Wake]:
+    rows = connection.execute(_RELEASE, {"ids": [str(one) for one in parents], "completed": completed})
     return [Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) for row in rows]
+
+
+_LOCK_CHILDREN: Final = sa.text("""
+SELECT c.id FROM job_dependencies d JOIN job_statuses c ON c.id = d.child_id
+ WHERE d.parent_id = ANY(CAST(:ids AS uuid[])) AND c.status = 'deferred' ORDER BY c.id FOR NO KEY UPDATE OF c
+""")
+
+
+def lock_children(connection: Connection, parents: Sequence[UUID]) -> None:
+    """Lock all that wait for these parents, in the order of their ids, before some are canceled and others released."""
+    connection.execute(_LOCK_CHILDREN, {"ids": [str(one) for one in parents]})
 
 
 _CANCEL_CHILDREN: Final = sa.text("""
 WITH waiting AS (
     SELECT c.id, min(CAST(d.parent_id AS text)) AS parent_id
       FROM job_dependencies d JOIN job_statuses c ON c.id = d.child_id
-     WHERE d.parent_id = ANY(CAST(:ids AS uuid[])) AND c.status = 'deferred'
+     WHERE d.parent_id = ANY(CAST(:ids AS uuid[])) AND c.status = 'deferred' AND d.on_parent_failure = 'cancel'
      GROUP BY c.id
 ), locked AS (
     SELECT c.id, waiting.parent_id FROM job_statuses c JOIN waiting ON c.id = waiting.id
@@ -99,7 +149,7 @@ RETURNING c.id, c.has_children
 
 
 def cancel_children(connection: Connection, parents: Sequence[UUID], how: str) -> list[UUID]:
-    """deferred -> canceled for all that wait for these parents.
+    """deferred -> canceled for those that wait for these parents and are canceled with them.
 
     Args:
         how: what the parents did, for the reason: "failed" or "was canceled".
@@ -109,6 +159,26 @@ def cancel_children(connection: Connection, parents: Sequence[UUID], how: str) -
     """
     rows = connection.execute(_CANCEL_CHILDREN, {"ids": [str(one) for one in parents], "how": how})
     return [row.id for row in rows if row.has_children]
+
+
+_RUN_HELD: Final = sa.text("""
+UPDATE job_statuses
+   SET status = 'queued', waiting_parents = 0, expires_at = NULL, available_at = statement_timestamp(),
+       queued_at = statement_timestamp(), pushed_at = statement_timestamp(), push_count = push_count + 1,
+       updated_at = statement_timestamp()
+ WHERE id = CAST(:id AS uuid) AND status = 'deferred'
+RETURNING id, queue, job_type, title, timeout_seconds, push_count
+""")
+
+
+def run_held(connection: Connection, job_id: UUID) -> Wake | None:
+    """deferred -> queued, because a person says so: it waits for a parent that has failed or was canceled no longer.
+
+    Returns:
+        What the caller pushes after the commit; None if the job waits for nobody.
+    """
+    row = connection.execute(_RUN_HELD, {"id": str(job_id)}).one_or_none()
+    return Wake(**row._mapping) if row is not None else None
 
 
 _DEFERRED_BETWEEN: Final = sa.text("""
@@ -125,11 +195,13 @@ def deferred_between(connection: Connection) -> tuple[UUID, UUID] | None:
 
 _NO_PARENT_LEFT: Final = """
 NOT EXISTS (SELECT FROM job_dependencies d JOIN job_statuses p ON p.id = d.parent_id
-             WHERE d.child_id = c.id AND p.finished_at IS NULL)
+             WHERE d.child_id = c.id AND NOT d.is_over
+               AND (p.finished_at IS NULL OR (d.on_parent_failure = 'hold' AND p.status <> 'completed')))
 """
 _ORPHANS: Final = sa.text(f"""
 SELECT c.id, (SELECT d.parent_id FROM job_dependencies d JOIN job_statuses p ON p.id = d.parent_id
-               WHERE d.child_id = c.id AND p.status IN ('failed', 'canceled') ORDER BY p.id LIMIT 1) AS dead_parent_id
+               WHERE d.child_id = c.id AND p.status IN ('failed', 'canceled') AND d.on_parent_failure = 'cancel'
+               ORDER BY p.id LIMIT 1) AS dead_parent_id
   FROM (SELECT id FROM job_statuses WHERE status = 'deferred' AND id >= CAST(:first AS uuid)
          ORDER BY id LIMIT :limit) AS c
  WHERE {_NO_PARENT_LEFT}
@@ -137,7 +209,7 @@ SELECT c.id, (SELECT d.parent_id FROM job_dependencies d JOIN job_statuses p ON 
 
 
 def orphans(connection: Connection, first: UUID, limit: int) -> dict[UUID, UUID | None]:
-    """Jobs that wait although all of their parents have ended, each with a parent that did not complete, if any.
+    """Jobs that wait although all of their parents have ended, each with a parent that it is to be canceled with.
 
     Args:
         first: the id to begin with.

@@ -17,7 +17,7 @@ DEADLINE_SECONDS: Final = 15.0
 
 
 def expire(connections: Connections) -> int:
-    """Fail what has expired, call its `on_failed`, and cancel what waits for it.
+    """Fail what has expired, call its `on_failed`, and tell what waits for it.
 
     Returns:
         How many jobs expired.
@@ -50,7 +50,6 @@ def _expire_parent(connections: Connections, job_id: UUID) -> int:
     """One at a time: its children are locked after it, in the order that all who end a parent keep to."""
     with connections.transaction(DEADLINE_SECONDS) as connection:
         failed = expiry.expire(connection, [job_id], with_children=True)
-        if failed:
-            finish.cancel_descendants(connection, job_id)
-    push_quietly(connections, [one.callback for one in failed if one.callback is not None])
+        wakes = finish.tell_descendants(connection, job_id) if failed else []
+    push_quietly(connections, [*(one.callback for one in failed if one.callback is not None), *wakes])
     return len(failed)

@@ -9,9 +9,11 @@ from typing import Final
 from uuid import UUID
 
 from jobledger.connections import Connections
-from jobledger.finish import cancel_descendants
+from jobledger.dispatch import push_quietly
+from jobledger.finish import tell_descendants
 from jobledger.ledger import dependencies
 from jobledger.observe.log import get_logger
+from jobledger.wake import Wake
 
 log: Final = get_logger(__name__)
 
@@ -39,9 +41,11 @@ def release_orphans(connections: Connections) -> int:
         found = dependencies.orphans(connection, oldest, LIMIT) | dependencies.orphans(connection, somewhere, LIMIT)
     if not found:
         return 0
+    wakes: list[Wake] = []
     with connections.transaction(DEADLINE_SECONDS) as connection:
         for parent in sorted({one for one in found.values() if one is not None}):
-            cancel_descendants(connection, parent, "ended without completing")
+            wakes += tell_descendants(connection, parent, "ended without completing")
         dependencies.release_orphans(connection, sorted(one for one, parent in found.items() if parent is None))
+    push_quietly(connections, wakes)
     log.error("Waited for parents that had ended", count=len(found), first=str(min(found)))
     return len(found)

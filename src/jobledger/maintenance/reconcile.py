@@ -109,11 +109,10 @@ def _mark(connections: Connections, lost: Sequence[Suspect], deaths: Mapping[UUI
 def _give_up(connections: Connections, one: Suspect, death: Death | None) -> int:
     with connections.transaction(DEADLINE_SECONDS) as connection:
         failed = lost_wakes.give_up(connection, one, UUID(int=uuid7().int))
-        if failed is not None and failed.has_children:
-            finish.cancel_descendants(connection, one.id)
+        wakes = finish.tell_descendants(connection, one.id) if failed is not None and failed.has_children else []
     if failed is None:
         return 0
     words = death.report if death is not None else "no worker said anything of them"
     log.error("Failed: no wake-up led to a claim", job_id=str(one.id), wake_ups=MAX_LOST_WAKES, last=words)
-    push_quietly(connections, [failed.callback] if failed.callback else [])
+    push_quietly(connections, [failed.callback, *wakes] if failed.callback else wakes)
     return 1
