@@ -12,15 +12,15 @@ DELETE FROM job_statuses
                                                                        CAST(:completed_seconds AS float8)))
                  AND finished_at < now() - make_interval(secs => CASE status WHEN 'failed'
                      THEN CAST(:failed_seconds AS float8) ELSE CAST(:completed_seconds AS float8) END)
-                 AND NOT (has_children AND EXISTS (
+                 AND NOT (has_children AND status <> 'completed' AND EXISTS (
                      SELECT FROM job_dependencies d JOIN job_statuses c ON c.id = d.child_id
-                      WHERE d.parent_id = job_statuses.id AND c.status = 'deferred'))
+                      WHERE d.parent_id = job_statuses.id AND d.on_parent_failure = 'hold' AND c.status = 'deferred'))
                ORDER BY finished_at LIMIT :limit FOR UPDATE SKIP LOCKED)
 """)
 
 
 def prune_finished(connection: Connection, completed_seconds: float, failed_seconds: float, limit: int) -> int:
-    """Delete jobs that ended long ago, oldest first, with their attempts; none that another job still waits for.
+    """Delete jobs that ended long ago, oldest first, with their attempts; none that another job is held for.
 
     Args:
         completed_seconds: how long completed and canceled jobs are kept.
