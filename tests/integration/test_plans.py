@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from jobledger import Connections
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import dependencies, expiry, leftovers, pushes, queries, suspects, transitions
+from jobledger.ledger import dependencies, expiry, leftovers, pauses, pushes, queries, suspects, transitions
 
 JOBS = 200_000
 SOME = [UUID(int=number) for number in range(1, 100)]
@@ -47,6 +47,8 @@ ASKED: dict[str, Any] = {
     "queues with work": queries.queues_with_work,
     "queues with unpushed": queries.queues_with_unpushed,
     "take unpushed": lambda ledger: pushes.take_unpushed(ledger, "q3", 500),
+    "pauses that have ended": pauses.ended,
+    "release held": lambda ledger: pauses.release(ledger, "pause:queue:q1", 500),
     "pushed until": lambda ledger: pushes.pushed_until(ledger, "q2", datetime.now(UTC), None, 5000),
     "overdue": lambda ledger: suspects.overdue(ledger, "q2", 15.0, SOME[17], 500),
     "recent": lambda ledger: suspects.recent(ledger, "q2", 1.0, 15.0, None, 500),

@@ -1,4 +1,4 @@
-"""Which queued jobs are in Redis, as far as is known: `pushed_at` and `push_count`. No status moves here."""
+"""Which queued jobs are in Redis, as far as is known: `pushed_at`, `push_count`, `held_by`. No status moves here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,23 +15,42 @@ from jobledger.wake import Wake
 _TAKE_UNPUSHED: Final = sa.text("""
 WITH patience AS MATERIALIZED (
     SELECT set_config('idle_in_transaction_session_timeout', '10s', true)
+), pause AS MATERIALIZED (
+    SELECT kind, name, 'pause:' || kind || ':' || name AS held_by FROM pauses
+     WHERE kind = 'type' OR (kind = 'queue' AND name = :queue) FOR SHARE
+), first AS MATERIALIZED (
+    SELECT id, job_type FROM job_statuses
+     WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
+     ORDER BY priority, queued_at, id LIMIT :limit FOR UPDATE SKIP LOCKED
 ), taken AS (
-    UPDATE job_statuses SET pushed_at = now(), push_count = push_count + 1
-     WHERE id IN (SELECT id FROM job_statuses
-                   WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
-                   ORDER BY priority, queued_at, id LIMIT :limit FOR UPDATE SKIP LOCKED)
-       AND status = 'queued'
-    RETURNING id, queue, job_type, title, timeout_seconds, push_count, priority, queued_at
+    UPDATE job_statuses j
+       SET held_by = holder.held_by, pushed_at = CASE WHEN holder.held_by IS NULL THEN now() END,
+           push_count = push_count + CASE WHEN holder.held_by IS NULL THEN 1 ELSE 0 END
+      FROM first LEFT JOIN LATERAL (
+               SELECT held_by FROM pause WHERE kind = 'queue' OR name = first.job_type ORDER BY kind LIMIT 1
+           ) AS holder ON true
+     WHERE j.id = first.id AND j.status = 'queued'
+    RETURNING j.id, j.queue, j.job_type, j.title, j.timeout_seconds, j.push_count, j.priority, j.queued_at, j.held_by
 )
-SELECT id, queue, job_type, title, timeout_seconds, push_count FROM taken CROSS JOIN patience
+SELECT id, queue, job_type, title, timeout_seconds, push_count, held_by FROM taken CROSS JOIN patience
  ORDER BY priority, queued_at, id
 """)
 
 
-def take_unpushed(connection: Connection, queue: str, limit: int) -> list[Wake]:
-    """Mark queued rows that nobody has pushed as pushed, by priority and age. The caller pushes, then commits."""
-    rows = connection.execute(_TAKE_UNPUSHED, {"queue": queue, "limit": limit})
-    return [Wake(**row._mapping) for row in rows]
+def take_unpushed(connection: Connection, queue: str, limit: int) -> tuple[list[Wake], int]:
+    """Mark queued rows that nobody has pushed as pushed, by priority and age; or as held, if their queue or type is
+    paused.
+
+    Returns:
+        What the caller pushes before it commits; and how many are held.
+    """
+    rows = connection.execute(_TAKE_UNPUSHED, {"queue": queue, "limit": limit}).all()
+    wakes = [
+        Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds, row.push_count)
+        for row in rows
+        if row.held_by is None
+    ]
+    return wakes, len(rows) - len(wakes)
 
 
 _UNPUSH: Final = sa.text("""
