@@ -1,4 +1,4 @@
-"""What people ask for of a job: run it again, or cancel it. Refusals are answers, not errors."""
+"""What people ask for: run a job again, or cancel it; pause a queue or a type. Refusals are answers, not errors."""
 
 import time
 from dataclasses import dataclass
@@ -12,12 +12,14 @@ from sqlalchemy.exc import IntegrityError
 from jobledger.admission import waiting_for_rivals
 from jobledger.connections import Connections
 from jobledger.dispatch import push_quietly
-from jobledger.errors import DispatchContended
+from jobledger.errors import DispatchContended, OptionError
 from jobledger.finish import tell_descendants
-from jobledger.ledger import cancel_requests, dependencies, queries, transitions, uniqueness
+from jobledger.ledger import cancel_requests, dependencies, pauses, queries, transitions, uniqueness
+from jobledger.ledger.pauses import Pause
 from jobledger.observe.log import get_logger
+from jobledger.options import queue_name
 from jobledger.payload import storable
-from jobledger.status import TERMINAL, JobStatus
+from jobledger.status import TERMINAL, JobStatus, PauseKind
 from jobledger.wake import Wake
 
 log: Final = get_logger(__name__)
@@ -30,6 +32,11 @@ CANCEL_SECONDS: Final = 15.0
 
 FIRST_PAUSE_SECONDS: Final = 0.05
 LONGEST_PAUSE_SECONDS: Final = 0.5
+
+BATCH: Final = 500
+"""Jobs that one transaction changes, of many."""
+
+LONGEST_TYPE: Final = 200
 
 LONGEST_REASON: Final = 1000
 """Characters that are kept of who canceled a job, and why."""
@@ -177,6 +184,74 @@ def wait_for_cancel(connections: Connections, job_id: UUID, timeout: float = CAN
             return Answer(job_id, Verdict.REQUESTED, status, f"it has not ended within {timeout:g} s")
         time.sleep(min(left, pause))
         pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
+
+
+def pause(connections: Connections, kind: PauseKind, name: str, by: str, reason: str = "") -> Pause:
+    """Start no more jobs of a queue or of a type, from the next claim on, until `resume`. What runs goes on.
+
+    Args:
+        connections: the servers; Redis is not needed.
+        kind: what is paused.
+        name: of the queue, or of the job type.
+        by: who asks, for people.
+        reason: why, for people.
+
+    Returns:
+        The pause: this one, or the one that there was already.
+
+    Raises:
+        OptionError: nothing can have that name.
+        LedgerUnavailable: Postgres is away.
+    """
+    checked = _checked_name(kind, name)
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        stands = pauses.pause(connection, kind, checked, storable(by), storable(reason)[:LONGEST_REASON] or None)
+    log.info("Paused", kind=kind.value, name=checked, by=by)
+    return stands
+
+
+def resume(connections: Connections, kind: PauseKind, name: str, by: str) -> int | None:
+    """End a pause: what it held is pushed again, by priority and age.
+
+    If this is interrupted, schedulers release the rest.
+
+    Returns:
+        How many jobs were held; None if it was not paused.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        ended = pauses.resume(connection, kind, name)
+    if ended is None:
+        return None
+    total = 0
+    while True:
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            released = pauses.release(connection, ended.held_by, BATCH)
+        total += released
+        if released < BATCH:
+            break
+    log.info("Resumed", kind=kind.value, name=name, released=total, by=by)
+    return total
+
+
+def paused(connections: Connections) -> list[Pause]:
+    """All pauses.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        return pauses.every(connection)
+
+
+def _checked_name(kind: PauseKind, name: str) -> str:
+    if kind is PauseKind.QUEUE:
+        return queue_name(name)
+    if not 1 <= len(name) <= LONGEST_TYPE or not name.isprintable():
+        raise OptionError(f"{name!r:.60}: a job type's name is a text of 1 to {LONGEST_TYPE} characters.")
+    return name
 
 
 _NO_RETRY: Final = {

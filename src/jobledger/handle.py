@@ -50,6 +50,11 @@ class JobHandle:
         return self._row.reason if self._row is not None else None
 
     @property
+    def held_by(self) -> str | None:
+        """What a queued job waits for, at the last look, such as `pause:queue:low`; None if it may run."""
+        return self._row.held_by if self._row is not None else None
+
+    @property
     def attempts(self) -> list[AttemptRow]:
         """Every attempt so far, in order, read now.
 

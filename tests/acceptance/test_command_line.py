@@ -186,6 +186,30 @@ def test_many_jobs_are_canceled_in_one_command(connections: Connections, run: Ru
     assert [line[:2] for line in ended.table[1:]] == [[one, "done"] for one in ids]
 
 
+def test_queues_and_types_are_paused_and_resumed(connections: Connections, run: Run) -> None:
+    assert run("queues", "pause", "low", "--reason", "no room", LOGNAME="ann").out.startswith(
+        "The queue low is paused by ann@"
+    )
+    assert run("queues", "pause", "Echo", "--type", LOGNAME="ann").code == DONE
+    Echo.dispatch(queue="low")
+    held = Echo.dispatch(queue="odd")
+    assert "held" in run_job(str(held.id))
+
+    listed = run("queues", "list", "--json", JOBLEDGER_QUEUES="high,low").json["queues"]
+
+    assert [(one["kind"], one["name"], one["queued"], one["held"]) for one in listed] == [
+        ("queue", "high", 0, 0), ("queue", "low", 1, 0), ("queue", "odd", 0, 1), ("type", "Echo", 1, 1)
+    ]  # fmt: skip
+    assert [one["paused"] and one["paused"]["reason"] for one in listed] == [None, "no room", None, None]
+    assert run("queues", "list").table[0][:3] == ["KIND", "NAME", "STATE"]
+
+    resumed = run("queues", "resume", "Echo", "--type", "--json")
+    assert (resumed.code, resumed.json["released"]) == (DONE, 1)
+    again = run("queues", "resume", "Echo", "--type")
+    assert (again.code, again.err) == (FAILED, "jobledger: the type Echo is not paused\n")
+    assert run("queues", "pause", "no such name").code == WRONG
+
+
 def test_what_cannot_be_done_has_an_exit_code_and_an_error_for_programs(
     run: Run, nobody: str, empty_database: str
 ) -> None:

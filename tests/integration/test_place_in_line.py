@@ -57,7 +57,7 @@ def test_what_had_begun_is_first_among_what_waits_in_postgres_too(connections: C
     execute(connections, "UPDATE job_statuses SET pushed_at = NULL WHERE status = 'queued'")
     assert relay_due(connections) == 1
     with connections.transaction() as connection:
-        taken = pushes.take_unpushed(connection, "default", 2)
+        taken, _ = pushes.take_unpushed(connection, "default", 2)
 
     assert [one.id for one in taken] == [first.id, others[0].id]
 

@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "api": "Serve the HTTP API: create jobs, follow them, /health and /docs.",
     "schedules": "List, run, pause, resume and backfill schedules.",
     "jobs": "List, show, retry and cancel jobs.",
+    "queues": "List, pause and resume queues, and job types.",
     "check": "Check the configuration, without any server.",
     "doctor": "Look at the servers, the processes and the jobs, and say what is wrong.",
     "health": "Say whether a process of this machine works, for health checks of containers.",

@@ -1,4 +1,4 @@
-"""Which queued jobs are in Redis, as far as is known: `pushed_at` and `push_count`. No status moves here."""
+"""Which queued jobs are in Redis, as far as is known: `pushed_at`, `push_count`, `held_by`. No status moves here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,29 +15,46 @@ from jobledger.wake import Wake
 _TAKE_UNPUSHED: Final = sa.text("""
 WITH patience AS MATERIALIZED (
     SELECT set_config('idle_in_transaction_session_timeout', '10s', true)
+), pause AS MATERIALIZED (
+    SELECT kind, name, 'pause:' || kind || ':' || name AS held_by FROM pauses
+     WHERE kind = 'type' OR (kind = 'queue' AND name = :queue) FOR SHARE
 ), chosen AS MATERIALIZED (  -- once: a subquery that a join runs again would lock, and choose, others
-    SELECT id FROM job_statuses
+    SELECT id, job_type FROM job_statuses
      WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
      ORDER BY priority, queued_at, id LIMIT :limit FOR UPDATE SKIP LOCKED
 ), taken AS (
-    UPDATE job_statuses j SET pushed_at = now(), push_count = push_count + 1 FROM chosen
+    UPDATE job_statuses j
+       SET held_by = holder.held_by, pushed_at = CASE WHEN holder.held_by IS NULL THEN now() END,
+           push_count = push_count + CASE WHEN holder.held_by IS NULL THEN 1 ELSE 0 END
+      FROM chosen LEFT JOIN LATERAL (
+               SELECT held_by FROM pause WHERE kind = 'queue' OR name = chosen.job_type ORDER BY kind LIMIT 1
+           ) AS holder ON true
      WHERE j.id = chosen.id AND j.status = 'queued'
-    RETURNING j.id, queue, job_type, title, timeout_seconds, push_count, crashes + losses = 1 AS at_front, priority,
-              queued_at
+    RETURNING j.id, j.queue, j.job_type, j.title, j.timeout_seconds, j.push_count, j.priority, j.queued_at, j.held_by,
+              j.crashes + j.losses = 1 AS at_front
 )
-SELECT id, queue, job_type, title, timeout_seconds, push_count, at_front FROM taken CROSS JOIN patience
+SELECT id, queue, job_type, title, timeout_seconds, push_count, at_front, held_by FROM taken CROSS JOIN patience
  ORDER BY priority, queued_at, id
 """)
 
 
-def take_unpushed(connection: Connection, queue: str, limit: int) -> list[Wake]:
-    """Mark queued rows that nobody has pushed as pushed, by priority and age. The caller pushes, then commits.
+def take_unpushed(connection: Connection, queue: str, limit: int) -> tuple[list[Wake], int]:
+    """Mark queued rows that nobody has pushed as pushed, by priority and age; or as held, if their queue or type is
+    paused.
 
     A job of which an attempt crashed or was lost goes before all others: it has stood in line already. Once: a job that
     always kills its process must not keep others from theirs.
+
+    Returns:
+        What the caller pushes before it commits; and how many are held.
     """
-    rows = connection.execute(_TAKE_UNPUSHED, {"queue": queue, "limit": limit})
-    return [Wake(**row._mapping) for row in rows]
+    rows = connection.execute(_TAKE_UNPUSHED, {"queue": queue, "limit": limit}).all()
+    wakes = [
+        Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds, row.push_count, row.at_front)
+        for row in rows
+        if row.held_by is None
+    ]
+    return wakes, len(rows) - len(wakes)
 
 
 _UNPUSH: Final = sa.text("""

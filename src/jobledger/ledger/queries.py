@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobledger.ledger.models import job_attempts, job_statuses
-from jobledger.status import TERMINAL, JobStatus, Outcome
+from jobledger.status import TERMINAL, JobStatus, Outcome, PauseKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,3 +241,50 @@ def counts_by_status(connection: Connection) -> dict[JobStatus, int]:
     """How many jobs stand in each status; statuses without jobs are 0."""
     found = {JobStatus(row.status): row.jobs for row in connection.execute(_COUNTS)}
     return {status: found.get(status, 0) for status in JobStatus}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What stands in a queue, or is of a type, and has not ended.
+
+    Attributes:
+        queued: may run now.
+        held: waits for the end of a pause.
+        oldest_queued_at: since when the oldest of those that may run has waited.
+    """
+
+    kind: PauseKind
+    name: str
+    queued: int
+    held: int
+    scheduled: int
+    running: int
+    oldest_queued_at: datetime | None
+
+
+# Jobs that have not ended are few beside those that have: the index of statuses finds them.
+_LOADS: Final = """
+SELECT n.name, count(*) FILTER (WHERE j.status = 'queued' AND j.held_by IS NULL) AS queued,
+       count(*) FILTER (WHERE j.held_by IS NOT NULL) AS held,
+       count(*) FILTER (WHERE j.status = 'scheduled') AS scheduled,
+       count(*) FILTER (WHERE j.status = 'started') AS running,
+       min(j.queued_at) FILTER (WHERE j.status = 'queued' AND j.held_by IS NULL) AS oldest_queued_at
+  FROM (SELECT unnest(CAST(:names AS text[])) AS name {also}) AS n
+  LEFT JOIN job_statuses j ON j.{column} = n.name AND j.status IN ('queued', 'scheduled', 'started')
+ GROUP BY n.name ORDER BY n.name
+"""
+_ALSO_BUSY: Final = "UNION SELECT queue FROM job_statuses WHERE status IN ('queued', 'scheduled', 'started')"
+_LOADS_OF_QUEUES: Final = sa.text(_LOADS.format(column="queue", also=_ALSO_BUSY))
+_LOADS_OF_TYPES: Final = sa.text(_LOADS.format(column="job_type", also=""))
+
+
+def loads_of_queues(connection: Connection, names: Sequence[str]) -> list[Load]:
+    """What stands in these queues, and in any other that has something."""
+    rows = connection.execute(_LOADS_OF_QUEUES, {"names": list(names)})
+    return [Load(kind=PauseKind.QUEUE, **row._mapping) for row in rows]
+
+
+def loads_of_types(connection: Connection, names: Sequence[str]) -> list[Load]:
+    """What there is of these job types."""
+    rows = connection.execute(_LOADS_OF_TYPES, {"names": sorted(set(names))})
+    return [Load(kind=PauseKind.TYPE, **row._mapping) for row in rows]

@@ -21,12 +21,21 @@ from jobledger.ledger.rows import Claim, Ended, Evidence, Failed, Runner
 from jobledger.status import ON_FAILED_TYPE, Outcome, Reason
 from jobledger.wake import Wake
 
+# A pause is locked by whoever obeys it: see pauses.
 _CLAIM: Final = sa.text("""
-WITH claimed AS (
+WITH pause AS MATERIALIZED (
+    SELECT 'pause:' || p.kind || ':' || p.name AS held_by
+      FROM job_statuses j JOIN pauses p ON (p.kind = 'queue' AND p.name = j.queue)
+                                        OR (p.kind = 'type' AND p.name = j.job_type)
+     WHERE j.id = CAST(:id AS uuid) ORDER BY p.kind LIMIT 1 FOR SHARE OF p
+), held AS (
+    UPDATE job_statuses SET held_by = pause.held_by, pushed_at = NULL, updated_at = now() FROM pause
+     WHERE id = CAST(:id AS uuid) AND status = 'queued' AND job_statuses.held_by IS NULL
+), claimed AS (
     UPDATE job_statuses
        SET status = 'started', attempt = attempt + 1, started_at = now(), updated_at = now()
      WHERE id = CAST(:id AS uuid) AND status = 'queued' AND held_by IS NULL
-       AND (expires_at IS NULL OR expires_at > now() OR attempt > 0)
+       AND (expires_at IS NULL OR expires_at > now() OR attempt > 0) AND NOT EXISTS (SELECT FROM pause)
     RETURNING id, attempt, job_type, queue, payload, timeout_seconds, max_attempts, errors, crashes, losses,
               created_at, fire_at
 ), opened AS (
@@ -41,14 +50,13 @@ SELECT * FROM claimed
 
 
 def claim(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
-    """queued -> started: the first statement of every delivery.
+    """queued -> started: the first statement of every delivery. A job whose queue or type is paused is held instead.
 
     Returns:
         The claim; or None for a duplicate, a canceled, held or expired job: the caller returns quietly.
     """
-    row = connection.execute(
-        _CLAIM, {"id": str(job_id), **_fields(runner), "lease_seconds": lease_seconds}
-    ).one_or_none()
+    parameters = {"id": str(job_id), **_fields(runner), "lease_seconds": lease_seconds}
+    row = connection.execute(_CLAIM, parameters).one_or_none()
     return Claim(**row._mapping) if row is not None else None
 
 
@@ -151,20 +159,10 @@ def reschedule(
     Returns:
         False if this attempt was fenced out, or the job is to be canceled.
     """
-    parameters = {"errors": 0, "crashes": 0, "losses": 0, **spent}
-    return (
-        connection.execute(
-            _RESCHEDULE,
-            {
-                "id": str(job_id),
-                "attempt": attempt,
-                "delay_seconds": delay_seconds,
-                **parameters,
-                **_closing(outcome, evidence),
-            },
-        ).one_or_none()
-        is not None
-    )
+    parameters = {"id": str(job_id), "attempt": attempt, "delay_seconds": delay_seconds}
+    counted = {"errors": 0, "crashes": 0, "losses": 0, **spent}
+    row = connection.execute(_RESCHEDULE, {**parameters, **counted, **_closing(outcome, evidence)}).one_or_none()
+    return row is not None
 
 
 _HAND_BACK: Final = sa.text(f"""
@@ -187,9 +185,8 @@ def hand_back(connection: Connection, job_id: UUID, attempt: int, outcome: Outco
     Returns:
         What the caller pushes after the commit; None if this attempt was fenced out, or the job is to be canceled.
     """
-    row = connection.execute(
-        _HAND_BACK, {"id": str(job_id), "attempt": attempt, **_closing(outcome, evidence)}
-    ).one_or_none()
+    parameters = {"id": str(job_id), "attempt": attempt, **_closing(outcome, evidence)}
+    row = connection.execute(_HAND_BACK, parameters).one_or_none()
     return Wake(**row._mapping) if row is not None else None
 
 

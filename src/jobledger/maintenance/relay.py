@@ -10,7 +10,7 @@ from typing import Final
 from jobledger import queues
 from jobledger.connections import Connections
 from jobledger.failpoints import Failpoint, reach
-from jobledger.ledger import leases, pushes, queries, sweeps, transitions
+from jobledger.ledger import leases, pauses, pushes, queries, sweeps, transitions
 from jobledger.process import this_process
 
 BATCH: Final = 500
@@ -32,6 +32,7 @@ def relay(connections: Connections) -> int:
         redis.RedisError: Redis is away; what was due is queued.
     """
     relay_due(connections)
+    release_resumed(connections)
     return relay_unpushed(connections)
 
 
@@ -57,8 +58,34 @@ def relay_due(connections: Connections) -> int:
     return total
 
 
+def release_resumed(connections: Connections) -> int:
+    """Release what is still held by a pause that has ended: whoever ended it was interrupted.
+
+    Returns:
+        How many, at most as many as a pass pushes.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        ended = pauses.ended(connection)
+    return sum(_release(connections, held_by) for held_by in ended)
+
+
+def _release(connections: Connections, held_by: str) -> int:
+    total = 0
+    while total < PASS:
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            released = pauses.release(connection, held_by, BATCH)
+        total += released
+        if released < BATCH:
+            break
+    return total
+
+
 def relay_unpushed(connections: Connections) -> int:
-    """Push queued jobs that are in no Redis list, in the order of priority and age; queues take turns.
+    """Push queued jobs that are in no Redis list, in the order of priority and age; queues take turns. Jobs of a paused
+    queue or type are held instead.
 
     Returns:
         How many.
@@ -70,23 +97,24 @@ def relay_unpushed(connections: Connections) -> int:
     with connections.transaction(DEADLINE_SECONDS) as connection:
         leases.record_sweep(connection, sweeps.RELAY, this_process(), GAP_SECONDS, GAP_SECONDS)
         names = queries.queues_with_unpushed(connection)
-    left = PASS
+    left, total = PASS, 0
     while names and left > 0:
         for name in list(names):
-            pushed = _push_batch(connections, name, min(BATCH, left))
-            left -= pushed
-            if pushed < BATCH:
+            pushed, held = _push_batch(connections, name, min(BATCH, left))
+            left -= pushed + held
+            total += pushed
+            if pushed + held < BATCH:
                 names.remove(name)
-    return PASS - left
+    return total
 
 
-def _push_batch(connections: Connections, queue: str, limit: int) -> int:
+def _push_batch(connections: Connections, queue: str, limit: int) -> tuple[int, int]:
     client = connections.maintenance_redis
     room = min(limit, connections.settings.queue_window - queues.length(client, queue))
     if room <= 0:
-        return 0
+        return 0, 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        wakes = pushes.take_unpushed(connection, queue, room)
+        wakes, held = pushes.take_unpushed(connection, queue, room)
         queues.push(client, wakes)
         reach(Failpoint.AFTER_RELAY_PUSH)
-    return len(wakes)
+    return len(wakes), held

@@ -1,0 +1,100 @@
+"""`queues`: what waits and runs in them, and pauses; of job types, too."""
+
+from dataclasses import asdict
+from typing import Final
+
+import click
+
+from jobledger import control
+from jobledger.cli.configuration import connect
+from jobledger.cli.exits import ExitCode
+from jobledger.cli.output import escaped, print_json, say, show_table
+from jobledger.cli.parameters import json_option
+from jobledger.cli.person import who
+from jobledger.ledger import queries
+from jobledger.ledger.pauses import Pause
+from jobledger.ledger.queries import Load
+from jobledger.status import PauseKind
+
+READ_SECONDS: Final = 15.0
+
+_name = click.argument("name")
+_type = click.option("--type", "is_type", is_flag=True, help="NAME is a job type: of all queues.")
+
+
+@click.group()
+def queues() -> None:
+    """List, pause and resume queues, and job types."""
+
+
+@queues.command("list")
+@json_option
+def list_queues(as_json: bool) -> None:
+    """List queues: what waits, is held and runs, and whether they are paused; and job types that are paused."""
+    connections = connect("jobledger-cli")
+    pauses = {(one.kind, one.name): one for one in control.paused(connections)}
+    names = {PauseKind.QUEUE: list(connections.settings.queues), PauseKind.TYPE: list[str]()}
+    for kind, name in pauses:
+        names[kind].append(name)
+    with connections.transaction(READ_SECONDS) as connection:
+        loads = [
+            *queries.loads_of_queues(connection, names[PauseKind.QUEUE]),
+            *queries.loads_of_types(connection, names[PauseKind.TYPE]),
+        ]
+    rows = [(one, pauses.get((one.kind, one.name))) for one in loads]
+    if as_json:
+        print_json({"queues": [{**asdict(load), "paused": _as_json(pause)} for load, pause in rows]})
+        return
+    show_table(
+        ("KIND", "NAME", "STATE", "QUEUED", "HELD", "SCHEDULED", "RUNNING", "OLDEST QUEUED"),
+        [_cells(load, pause) for load, pause in rows],
+    )
+
+
+@queues.command("pause")
+@_name
+@_type
+@click.option("--reason", default="", help="Why; shown with the pause.")
+@json_option
+def pause_queue(name: str, is_type: bool, reason: str, as_json: bool) -> None:
+    """Start no more jobs of a queue, or of a type. Those that run go on."""
+    pause = control.pause(connect("jobledger-cli"), _kind(is_type), name, who(), reason)
+    if as_json:
+        print_json({"kind": pause.kind, "name": pause.name, "paused": _as_json(pause)})
+    else:
+        say(f"The {pause.kind} {pause.name} is {_in_words(pause)}.")
+
+
+@queues.command("resume")
+@_name
+@_type
+@json_option
+@click.pass_context
+def resume_queue(context: click.Context, name: str, is_type: bool, as_json: bool) -> None:
+    """End a pause: what was held runs, by priority and age."""
+    kind = _kind(is_type)
+    released = control.resume(connect("jobledger-cli"), kind, name, who())
+    if as_json:
+        print_json({"kind": kind, "name": name, "was_paused": released is not None, "released": released or 0})
+    elif released is not None:
+        say(f"The {kind} {name} goes on; jobs that were held: {released}.")
+    if released is None:
+        click.echo(f"jobledger: the {kind} {escaped(name)} is not paused", err=True)
+        context.exit(ExitCode.FAILED)
+
+
+def _kind(is_type: bool) -> PauseKind:
+    return PauseKind.TYPE if is_type else PauseKind.QUEUE
+
+
+def _in_words(pause: Pause) -> str:
+    return f"paused by {pause.paused_by}" + (f": {pause.reason}" if pause.reason else "")
+
+
+def _cells(load: Load, pause: Pause | None) -> tuple[object, ...]:
+    state = _in_words(pause) if pause is not None else "active"
+    return load.kind, load.name, state, load.queued, load.held, load.scheduled, load.running, load.oldest_queued_at
+
+
+def _as_json(pause: Pause | None) -> dict[str, object] | None:
+    return {"at": pause.paused_at, "by": pause.paused_by, "reason": pause.reason} if pause is not None else None

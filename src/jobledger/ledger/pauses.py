@@ -1,0 +1,105 @@
+"""Queues and job types whose jobs are not started for now. No status moves here: a held job stays `queued`.
+
+Whoever meets a job of a paused queue or type, the relay or a claim, writes `held_by` into its row instead of pushing or
+starting it, and locks the pause until that is committed. So whoever ends the pause sees all that it holds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobledger.status import PauseKind
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A queue or a job type that is paused.
+
+    Attributes:
+        name: of the queue, or the type.
+        paused_by: who, for people.
+        reason: why, for people.
+    """
+
+    kind: PauseKind
+    name: str
+    paused_at: datetime
+    paused_by: str
+    reason: str | None
+
+    @property
+    def held_by(self) -> str:
+        """What the rows say that it holds."""
+        return f"pause:{self.kind}:{self.name}"
+
+
+_SET: Final = sa.text("""
+INSERT INTO pauses (kind, name, paused_by, reason) VALUES (:kind, :name, :by, :reason)
+ON CONFLICT (kind, name) DO UPDATE SET name = excluded.name
+RETURNING kind, name, paused_at, paused_by, reason
+""")
+_DELETE: Final = sa.text(
+    "DELETE FROM pauses WHERE kind = :kind AND name = :name RETURNING kind, name, paused_at, paused_by, reason"
+)
+_ALL: Final = sa.text("SELECT kind, name, paused_at, paused_by, reason FROM pauses ORDER BY kind, name")
+
+
+def pause(connection: Connection, kind: PauseKind, name: str, by: str, reason: str | None) -> Pause:
+    """Begin a pause, or find the one that there is: who paused first, and why, stands."""
+    row = connection.execute(_SET, {"kind": kind, "name": name, "by": by, "reason": reason}).one()
+    return _pause(row)
+
+
+def resume(connection: Connection, kind: PauseKind, name: str) -> Pause | None:
+    """End a pause; None if there is none. What it holds is released by `release`, in transactions after this one."""
+    row = connection.execute(_DELETE, {"kind": kind, "name": name}).one_or_none()
+    return _pause(row) if row is not None else None
+
+
+def every(connection: Connection) -> list[Pause]:
+    """All pauses, by kind and name."""
+    return [_pause(row) for row in connection.execute(_ALL)]
+
+
+def _pause(row: sa.Row[tuple[object, ...]]) -> Pause:
+    return Pause(**{**row._mapping, "kind": PauseKind(row.kind)})
+
+
+# One step along the index from each holder to the next, however many jobs each holds.
+_ENDED: Final = sa.text("""
+WITH RECURSIVE holders AS (
+    (SELECT held_by FROM job_statuses WHERE held_by IS NOT NULL ORDER BY held_by LIMIT 1)
+    UNION ALL
+    SELECT (SELECT j.held_by FROM job_statuses j WHERE j.held_by > h.held_by ORDER BY j.held_by LIMIT 1)
+      FROM holders h WHERE h.held_by IS NOT NULL
+)
+SELECT held_by FROM holders
+ WHERE held_by LIKE 'pause:%'
+   AND NOT EXISTS (SELECT FROM pauses p WHERE 'pause:' || p.kind || ':' || p.name = held_by)
+""")
+_RELEASE: Final = sa.text("""
+WITH first AS (
+    SELECT id FROM job_statuses WHERE held_by = :held_by
+     ORDER BY priority, queued_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE job_statuses j SET held_by = NULL, pushed_at = NULL, updated_at = now()
+  FROM first WHERE j.id = first.id AND j.status = 'queued' AND j.held_by = :held_by
+""")
+
+
+def ended(connection: Connection) -> Sequence[str]:
+    """What rows say that they are held by, although that pause has ended."""
+    return connection.execute(_ENDED).scalars().all()
+
+
+def release(connection: Connection, held_by: str, limit: int) -> int:
+    """Let the relay push what a pause held, in the order of priority and age.
+
+    Returns:
+        How many.
+    """
+    return connection.execute(_RELEASE, {"held_by": held_by, "limit": limit}).rowcount
