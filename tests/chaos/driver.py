@@ -25,7 +25,7 @@ from jobledger.embedded import free_port
 from load import Size, Task, make_load
 from measuring import listed
 from observer import Observer
-from recovery import recoveries, takeovers
+from recovery import recoveries, requeues, takeovers
 from servers import Database, Servers
 from snapshot import take
 from ticks import check_ticks
@@ -263,9 +263,9 @@ class ClassRun:
         if self.order.fault_class.ticks:
             check_ticks(world, TICKS_PATIENCE_SECONDS)
         take(world, self.order.directory, world.fleet.environment["CHAOS_OBSERVER"])
-        events = [*_events(self.order.directory)]
+        events, ledger = read(self.order.directory)
         sweeps = [float(row[0]) for row in world.database.rows("SELECT extract(epoch FROM at) FROM sweeps_seen")]
-        for name, seconds in [*recoveries(events), *takeovers(events, sweeps)]:
+        for name, seconds in [*recoveries(events), *requeues(events, ledger["moves"]), *takeovers(events, sweeps)]:
             self.history.say("measured", name=name, seconds=round(seconds, 3))
         self.history.say("run_ended")
 
@@ -350,10 +350,6 @@ def machine() -> str:
     """On what it ran, in a few words."""
     cores = len([line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("processor")])
     return f"{cores} cores, {platform.machine()}, Linux {platform.release().split('-')[0]}"
-
-
-def _events(directory: Path) -> list[dict[str, Any]]:
-    return read(directory)[0]
 
 
 def _clock_environment(clock_file: Path) -> dict[str, str]:

@@ -36,12 +36,12 @@ class Goal:
 
 
 GOALS: Final = {
-    "work-horse killed -> running again": Goal(10),
-    "worker tree killed -> running again": Goal(15, leases=1),
-    "worker parent killed -> running again": Goal(15, leases=1),
+    "work-horse killed -> queued again": Goal(10),
+    "worker tree killed -> queued again": Goal(15, leases=1),
+    "worker parent killed -> queued again": Goal(15, leases=1),
     "worker parent killed -> work-horse dead": Goal(1),
-    "killed at the end of the grace -> running again": Goal(15, leases=1),
-    "frozen -> running again": Goal(15, leases=1),
+    "killed at the end of the grace -> queued again": Goal(15, leases=1),
+    "frozen -> queued again": Goal(15, leases=1),
     "FLUSHALL -> all pushed again": Goal(30),
     "Redis back empty -> all pushed again": Goal(30),
     "Redis healed -> next start": Goal(15, in_class={"F10": 30, "F13": 30}),

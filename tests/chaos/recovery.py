@@ -14,7 +14,10 @@ RUNS_AGAIN: Final = {
     "F4": "killed at the end of the grace -> running again",
     "F5": "frozen -> running again",
 }
-"""From the fault to the victim's next attempt, by fault; the names are those of `goals.GOALS`."""
+"""From the fault to the victim's next attempt, by fault. It may have to wait for a worker that is free."""
+
+QUEUED_AGAIN: Final = {fault: name.replace("running", "queued") for fault, name in RUNS_AGAIN.items()}
+"""From the fault to the moment at which any free worker could take the victim; the names are those of `goals.GOALS`."""
 
 GOES_ON: Final = {
     **dict.fromkeys(("F10", "F11", "F12", "F13", "F14"), "Redis healed -> next start"),
@@ -47,6 +50,24 @@ def recoveries(events: Iterable[Event]) -> Iterator[tuple[str, float]]:
             if again is not None:
                 yield GOES_ON[one["fault"]], again - one["at"]
     yield from _drain(ordered)
+
+
+def requeues(events: Iterable[Event], moves: Iterable[Event]) -> Iterator[tuple[str, float]]:
+    """From each fault to the moment at which its victims are queued again.
+
+    Args:
+        moves: of statuses, as the ledger's trigger has seen them.
+    """
+    queued_of: dict[str, list[float]] = defaultdict(list)
+    for move in moves:
+        if move["now"] == "queued":
+            queued_of[str(move["job_id"])].append(move["at"])
+    for one in events:
+        if one["event"] == "fault_begun" and one["fault"] in QUEUED_AGAIN:
+            for victim in one["victims"]:
+                again = _next(sorted(queued_of[victim]), one["at"])
+                if again is not None:
+                    yield QUEUED_AGAIN[one["fault"]], again - one["at"]
 
 
 def takeovers(events: Iterable[Event], sweeps: list[float]) -> Iterator[tuple[str, float]]:

@@ -21,7 +21,7 @@ def test_nothing_is_found_in_a_clean_run() -> None:
     dispatched = {"jobs": 9, "invoked": 9, "accepted": 7, "unknown": 1, "recovered": 1, "refused": 1, "canceled": 1}
     happened = {"faults": 1, "starts": 13, "duplicate_starts": 6, "attempts": 14, "interrupted": 5}
     assert verdict.counts == wrong | dispatched | happened
-    assert verdict.measured["worker tree killed -> running again"] == (44.0, 44.0, 1)
+    assert verdict.measured["worker tree killed -> queued again"] == (44.0, 44.0, 1)
 
 
 Plant = Callable[[Recorded], object]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fleet import RESTART_SECONDS, Slot, next_step
-from recovery import recoveries, takeovers
+from recovery import recoveries, requeues, takeovers
 from servers import with_port
 from ticks import compare
 
@@ -103,3 +103,18 @@ def test_the_supervisor_restarts_what_ended_after_a_pause_unless_it_is_retired(
 def test_the_port_of_a_url_is_replaced_and_nothing_else() -> None:
     assert with_port("redis://:p:1@127.0.0.1:6379/0", 7) == "redis://:p:1@127.0.0.1:7/0"
     assert with_port("postgresql+psycopg2://u:p@h:5432/d", 7) == "postgresql+psycopg2://u:p@h:7/d"
+
+
+def test_a_victim_is_queued_again_when_any_worker_could_take_it() -> None:
+    events = [
+        {"at": 10.0, "event": "fault_begun", "fault": "F1", "victims": ["a", "b"]},
+        {"at": 11.0, "event": "started", "id": "b"},
+    ]
+    moves = [
+        {"job_id": "a", "now": "queued", "at": 9.0},
+        {"job_id": "a", "now": "scheduled", "at": 12.0},
+        {"job_id": "a", "now": "queued", "at": 14.5},
+        {"job_id": "b", "now": "completed", "at": 12.0},
+    ]
+
+    assert list(requeues(events, moves)) == [("work-horse killed -> queued again", 4.5)]

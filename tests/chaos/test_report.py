@@ -37,10 +37,10 @@ def test_a_skipped_class_hides_no_run() -> None:
 
 
 def test_a_row_has_the_figures_and_the_goal() -> None:
-    recovery = {"worker tree killed -> running again": [31.23, 30.1, 100], "API answer": [0.5, 0.1, 9]}
+    recovery = {"worker tree killed -> queued again": [31.23, 30.1, 100], "API answer": [0.5, 0.1, 9]}
     text = tables(latest([result("F2", recovery=recovery)]))
     assert "| 10,000 | 101 | 0 | 0 | 31.2 s (30.1; 45) | 2026-01-02, 7 |" in text
-    assert "| worker tree killed → running again | 45 s | 31.23 s | 30.10 s | 100 | F2 |" in text
+    assert "| worker tree killed → queued again | 45 s | 31.23 s | 30.10 s | 100 | F2 |" in text
     assert "API answer" not in text  # F2 makes no promise of it
     assert "10,000 jobs and 101 faults" in text
 
