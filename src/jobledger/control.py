@@ -1,7 +1,9 @@
 """What people ask for: run a job again, or cancel it; pause a queue or a type. Refusals are answers, not errors."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
@@ -14,12 +16,13 @@ from jobledger.connections import Connections
 from jobledger.dispatch import push_quietly
 from jobledger.errors import DispatchContended, OptionError
 from jobledger.finish import tell_descendants
-from jobledger.ledger import cancel_requests, dependencies, pauses, queries, transitions, uniqueness
+from jobledger.ledger import bulk, cancel_requests, dependencies, pauses, pushes, queries, transitions, uniqueness
 from jobledger.ledger.pauses import Pause
+from jobledger.ledger.queries import Filter
 from jobledger.observe.log import get_logger
 from jobledger.options import queue_name
 from jobledger.payload import storable
-from jobledger.status import TERMINAL, JobStatus, PauseKind
+from jobledger.status import TERMINAL, UNFINISHED, JobStatus, PauseKind
 from jobledger.wake import Wake
 
 log: Final = get_logger(__name__)
@@ -32,6 +35,9 @@ CANCEL_SECONDS: Final = 15.0
 
 FIRST_PAUSE_SECONDS: Final = 0.05
 LONGEST_PAUSE_SECONDS: Final = 0.5
+
+READ_SECONDS: Final = 60.0
+"""Longest look for jobs that are selected, of many."""
 
 BATCH: Final = 500
 """Jobs that one transaction changes, of many."""
@@ -141,7 +147,7 @@ def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") ->
     Raises:
         LedgerUnavailable: Postgres is away.
     """
-    text = storable(f"canceled by {by}: {reason}" if reason else f"canceled by {by}")[:LONGEST_REASON]
+    text = _who_and_why(by, reason)
     with connections.transaction(DEADLINE_SECONDS) as connection:
         status = queries.lock_status(connection, job_id)
         ended = transitions.cancel(connection, job_id, text)
@@ -184,6 +190,119 @@ def wait_for_cancel(connections: Connections, job_id: UUID, timeout: float = CAN
             return Answer(job_id, Verdict.REQUESTED, status, f"it has not ended within {timeout:g} s")
         time.sleep(min(left, pause))
         pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The jobs that a filter lets through and that were there at one moment: what comes later is never touched.
+
+    Attributes:
+        wanted: which statuses, job type and queue.
+        until: the moment, by the clock of the database.
+        count: how many there were when it was made.
+    """
+
+    wanted: Filter
+    until: datetime
+    count: int
+
+
+def to_cancel(connections: Connections, wanted: Filter, until: datetime | None = None) -> Selection:
+    """Select jobs to be canceled.
+
+    Args:
+        connections: the servers.
+        wanted: which; without statuses all that have not ended.
+        until: that were there at this moment; None for now. With the moment of an earlier selection, what was
+            interrupted goes on.
+
+    Raises:
+        OptionError: jobs in one of the statuses cannot be canceled.
+        LedgerUnavailable: Postgres is away.
+    """
+    return _select(connections, wanted, until, UNFINISHED, default=UNFINISHED)
+
+
+def to_retry(connections: Connections, wanted: Filter, until: datetime | None = None) -> Selection:
+    """The same for jobs to be retried, which had ended by then; without statuses those that have failed."""
+    return _select(connections, wanted, until, _RETRIED, default={JobStatus.FAILED})
+
+
+def cancel_selected(
+    connections: Connections, selection: Selection, by: str, reason: str = ""
+) -> Iterator[list[Answer]]:
+    """Cancel many jobs, batch by batch; each batch is done when it is given, and stays done.
+
+    Args: see `cancel`.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    for ids in _batches(connections, selection, ended=False):
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            done = bulk.cancel(connection, ids, _who_and_why(by, reason))
+        yield [
+            Answer(one, Verdict.DONE, JobStatus.CANCELED, "canceled")
+            if one in done
+            else cancel(connections, one, by, reason)
+            for one in ids
+        ]
+    log.info("Canceled what was selected", count=selection.count, by=by)
+
+
+def retry_selected(connections: Connections, selection: Selection, by: str) -> Iterator[list[Answer]]:
+    """Retry many jobs in the same way. One that fails again meanwhile is not retried again.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    for ids in _batches(connections, selection, ended=True):
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            wakes = bulk.retry(connection, ids, selection.until)
+        push_quietly(connections, wakes)
+        done = {wake.id for wake in wakes}
+        yield [
+            Answer(one, Verdict.DONE, JobStatus.QUEUED, "queued again") if one in done else retry(connections, one, by)
+            for one in ids
+        ]
+    log.info("Queued again what was selected", count=selection.count, by=by)
+
+
+_RETRIED: Final = frozenset({JobStatus.FAILED, JobStatus.CANCELED})
+
+
+def _select(
+    connections: Connections,
+    wanted: Filter,
+    until: datetime | None,
+    allowed: Set[JobStatus],
+    *,
+    default: Set[JobStatus],
+) -> Selection:
+    wrong = sorted(set(wanted.statuses) - allowed)
+    if wrong:
+        raise OptionError(f"Jobs that are {wrong[0]} cannot be selected; say {', '.join(sorted(allowed))}.")
+    whole = replace(wanted, statuses=sorted(wanted.statuses or default))
+    with connections.transaction(READ_SECONDS) as connection:
+        moment = until or pushes.now(connection)
+        count = queries.count_selected(connection, whole, moment, ended=allowed == _RETRIED)
+    return Selection(whole, moment, count)
+
+
+def _batches(connections: Connections, selection: Selection, *, ended: bool) -> Iterator[list[UUID]]:
+    after: UUID | None = None
+    while True:
+        with connections.transaction(READ_SECONDS) as connection:
+            ids = queries.selected(connection, selection.wanted, selection.until, after, BATCH, ended=ended)
+        if ids:
+            yield ids
+            after = ids[-1]
+        if len(ids) < BATCH:
+            return
+
+
+def _who_and_why(by: str, reason: str) -> str:
+    return storable(f"canceled by {by}: {reason}" if reason else f"canceled by {by}")[:LONGEST_REASON]
 
 
 def pause(connections: Connections, kind: PauseKind, name: str, by: str, reason: str = "") -> Pause:

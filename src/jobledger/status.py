@@ -1,7 +1,7 @@
 """The words of the ledger: statuses, the one table of legal moves, and how an attempt can end.
 
-Each status says who moves a job in and who moves it out. `ledger.transitions`, `dependencies`, `expiry`,
-`lost_wakes` and `uniqueness` are the only writers; every function there is a row of `MOVES`, or some.
+Each status says who moves a job in and who moves it out. `ledger.insertion`, `transitions`, `dependencies`, `expiry`,
+`lost_wakes`, `uniqueness` and `bulk` are the only writers; every function there is a row of `MOVES`, or some.
 """
 
 from enum import StrEnum

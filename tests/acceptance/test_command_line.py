@@ -186,6 +186,41 @@ def test_many_jobs_are_canceled_in_one_command(connections: Connections, run: Ru
     assert [line[:2] for line in ended.table[1:]] == [[one, "done"] for one in ids]
 
 
+def test_all_that_is_selected_is_canceled_and_retried(connections: Connections, run: Run) -> None:
+    some = Echo.dispatch_many([{}] * 25, queue="low")
+    other = Echo.dispatch()
+
+    ended = run("jobs", "cancel", "--type", "Echo", "--queue", "low", "--before-now", "--reason", "no need", "--json")
+    assert ended.code == DONE
+    moment = ended.json["before"]
+    assert {name: ended.json[name] for name in ("selected", "done", "requested", "refused", "not_found")} == {
+        "selected": 25, "done": 25, "requested": 0, "refused": 0, "not_found": 0
+    }  # fmt: skip
+    assert {one.refresh().status for one in some} == {JobStatus.CANCELED}
+    assert other.refresh().status is JobStatus.QUEUED
+
+    assert run("jobs", "retry", "--status", "canceled", "--before", moment).table[1][0] == "0"
+    assert run("jobs", "retry", "--status", "canceled", "--before-now").table == [
+        ["SELECTED", "DONE", "REQUESTED", "REFUSED", "NOT_FOUND"], ["25", "25", "0", "0", "0"]
+    ]  # fmt: skip
+    assert {one.refresh().status for one in some} == {JobStatus.QUEUED}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["cancel"],
+        ["cancel", str(uuid4()), "--before-now"],
+        ["cancel", "--queue", "low"],
+        ["retry", "--before-now", "--before", "2026-01-31T12:00:00+00:00"],
+        ["retry", "--before", "2026-01-31T12:00:00"],
+        ["retry", "--status", "started", "--before-now"],
+    ],
+)
+def test_what_does_not_say_clearly_which_jobs_does_nothing(run: Run, arguments: list[str]) -> None:
+    assert run("jobs", *arguments).code == WRONG
+
+
 def test_queues_and_types_are_paused_and_resumed(connections: Connections, run: Run) -> None:
     assert run("queues", "pause", "low", "--reason", "no room", LOGNAME="ann").out.startswith(
         "The queue low is paused by ann@"

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from jobledger import Connections
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import (
+    bulk,
     dependencies,
     expiry,
     idempotency,
@@ -23,6 +24,8 @@ from jobledger.ledger import (
     transitions,
     uniqueness,
 )
+from jobledger.ledger.queries import Filter
+from jobledger.status import JobStatus
 
 JOBS = 200_000
 SOME = [UUID(int=number) for number in range(1, 100)]
@@ -58,6 +61,16 @@ ASKED: dict[str, Any] = {
     "queues with work": queries.queues_with_work,
     "queues with unpushed": queries.queues_with_unpushed,
     "take unpushed": lambda ledger: pushes.take_unpushed(ledger, "q3", 500),
+    "selected": lambda ledger: queries.selected(
+        ledger,
+        Filter([JobStatus.QUEUED, JobStatus.SCHEDULED], queue="q1"),
+        datetime.now(UTC),
+        SOME[5],
+        500,
+        ended=False,
+    ),
+    "cancel many": lambda ledger: bulk.cancel(ledger, SOME, "canceled by me"),
+    "retry many": lambda ledger: bulk.retry(ledger, SOME, datetime.now(UTC)),
     "pauses that have ended": pauses.ended,
     "release held": lambda ledger: pauses.release(ledger, "pause:queue:q1", 500),
     "pushed until": lambda ledger: pushes.pushed_until(ledger, "q2", datetime.now(UTC), None, 5000),

@@ -1,7 +1,9 @@
 """`jobs`: what the ledger says of jobs, and what people may ask for."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -12,9 +14,9 @@ from jobledger import control
 from jobledger.cli.configuration import connect
 from jobledger.cli.exits import ExitCode
 from jobledger.cli.output import escaped, print_json, progress, say, say_block, show_table
-from jobledger.cli.parameters import json_option
+from jobledger.cli.parameters import MOMENT, json_option
 from jobledger.cli.person import who
-from jobledger.control import Answer
+from jobledger.control import Answer, Selection, Verdict
 from jobledger.errors import JobNotFound, LedgerUnavailable
 from jobledger.ledger import queries
 from jobledger.ledger.queries import AttemptRow, Filter
@@ -107,25 +109,100 @@ def _attempt_cells(one: AttemptRow) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+def _selecting(command: Callable[..., None]) -> Callable[..., None]:
+    """Ids, or which jobs instead."""
+    for option in (
+        click.option("--before", "until", type=MOMENT, help="Those that were there at this moment: to go on."),
+        click.option("--before-now", is_flag=True, help="All that are there now, and no newer ones."),
+        click.option("--queue", help="Of this queue."),
+        click.option("--type", "job_type", help="Of this type."),
+        click.option(
+            "--status", "statuses", multiple=True, type=click.Choice(_STATUSES), help="In this status; may be repeated."
+        ),
+        click.argument("job_ids", metavar="[ID…]", type=click.UUID, nargs=-1),
+    ):
+        command = option(command)
+    return command
+
+
 @jobs.command("retry")
-@click.argument("job_ids", metavar="ID…", type=click.UUID, nargs=-1, required=True)
+@_selecting
 @json_option
 @click.pass_context
-def retry_jobs(context: click.Context, job_ids: tuple[UUID, ...], as_json: bool) -> None:
-    """Queue failed or canceled jobs again, with fresh budgets."""
+def retry_jobs(context: click.Context, /, job_ids: tuple[UUID, ...], as_json: bool, **which: Any) -> None:
+    """Queue failed or canceled jobs again, with fresh budgets: by their ids, or all that options select.
+
+    Selected are failed jobs if no status is said; each is retried once.
+    """
+    wanted = _filter(job_ids, **which)
     connections = connect("jobledger-cli", needs_redis=True)
-    _ask_each(context, "Retrying", job_ids, lambda one: control.retry(connections, one, who()), as_json)
+    if wanted is None:
+        _ask_each(context, "Retrying", job_ids, lambda one: control.retry(connections, one, who()), as_json)
+        return
+    selection = control.to_retry(connections, wanted, which["until"])
+    _ask_all(context, "Retrying", selection, control.retry_selected(connections, selection, who()), as_json)
 
 
 @jobs.command("cancel")
-@click.argument("job_ids", metavar="ID…", type=click.UUID, nargs=-1, required=True)
+@_selecting
 @click.option("--reason", default="", help="Why; kept with the job.")
 @json_option
 @click.pass_context
-def cancel_jobs(context: click.Context, job_ids: tuple[UUID, ...], reason: str, as_json: bool) -> None:
-    """Cancel jobs, and all that waits for them; those that run are ended within 15 seconds."""
+def cancel_jobs(context: click.Context, /, job_ids: tuple[UUID, ...], reason: str, as_json: bool, **which: Any) -> None:
+    """Cancel jobs, and all that waits for them: by their ids, or all that options select.
+
+    Jobs that run are ended within 15 seconds.
+    """
+    wanted = _filter(job_ids, **which)
     connections = connect("jobledger-cli")
-    _ask_each(context, "Canceling", job_ids, lambda one: control.cancel(connections, one, who(), reason), as_json)
+    if wanted is None:
+        _ask_each(context, "Canceling", job_ids, lambda one: control.cancel(connections, one, who(), reason), as_json)
+        return
+    selection = control.to_cancel(connections, wanted, which["until"])
+    _ask_all(context, "Canceling", selection, control.cancel_selected(connections, selection, who(), reason), as_json)
+
+
+def _filter(
+    job_ids: Sequence[UUID],
+    statuses: Sequence[str],
+    job_type: str | None,
+    queue: str | None,
+    before_now: bool,
+    until: datetime | None,
+) -> Filter | None:
+    """Which jobs, if they are not named by their ids."""
+    is_selecting = bool(statuses or job_type or queue or before_now or until)
+    if bool(job_ids) == is_selecting:
+        raise click.UsageError("Say ids, or which jobs: --status, --type, --queue, with --before-now.")
+    if is_selecting and before_now == (until is not None):
+        raise click.UsageError("Say --before-now, or --before with the moment of an earlier command: newer jobs stay.")
+    return Filter([JobStatus(one) for one in statuses], job_type, queue) if is_selecting else None
+
+
+def _ask_all(
+    context: click.Context, what: str, selection: Selection, batches: Iterator[list[Answer]], as_json: bool
+) -> None:
+    """Do it batch by batch, and say how many came to what; with the moment, so that it can go on if it breaks off."""
+    counts: Counter[str] = Counter()
+    failure: Exception | None = None
+    with progress(what, selection.count, show=selection.count > MANY) as advance:
+        try:
+            for answers in batches:
+                for one in answers:
+                    counts[one.verdict] += 1
+                    advance()
+        except (LedgerUnavailable, SQLAlchemyError) as error:
+            failure = error
+    until = selection.until.isoformat()
+    numbers = {verdict.value: counts[verdict] for verdict in Verdict}
+    if as_json:
+        print_json({"before": until, "selected": selection.count, **numbers})
+    else:
+        show_table(("SELECTED", *(name.upper() for name in numbers)), [(selection.count, *numbers.values())])
+    if failure is not None:
+        code, _, message = ExitCode.of(failure)
+        click.echo(f"jobledger: {escaped(message)}; go on with --before {until}", err=True)
+        context.exit(code)
 
 
 def _ask_each(

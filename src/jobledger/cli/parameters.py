@@ -1,5 +1,6 @@
 """Kinds of arguments, and the options that commands share."""
 
+from datetime import datetime
 from typing import Final
 
 import click
@@ -35,7 +36,23 @@ def queue(text: str) -> str:
         raise click.BadParameter(str(error)) from None
 
 
+def moment(text: str) -> datetime:
+    """A moment as ISO 8601 writes it, with its offset.
+
+    Raises:
+        click.BadParameter: it is none, or has no offset.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise click.BadParameter(f"{text!r} is no moment; say it with its offset, as 2026-01-31T12:00:00+00:00.")
+    return found
+
+
 DURATION: Final = FuncParamType(duration)
+MOMENT: Final = FuncParamType(moment)
 QUEUE: Final = FuncParamType(queue)
 
 

@@ -139,6 +139,39 @@ def newest(connection: Connection, wanted: Filter, limit: int) -> list[JobSummar
     return [JobSummary(**{**row._mapping, "status": JobStatus(row.status)}) for row in rows]
 
 
+def selected(
+    connection: Connection, wanted: Filter, until: datetime, after: UUID | None, limit: int, *, ended: bool
+) -> list[UUID]:
+    """The ids of the jobs that a filter lets through and that were there at a moment, oldest first.
+
+    Args:
+        until: that moment, by the clock of the database.
+        after: the last one of the batch before.
+        limit: at most so many.
+        ended: only those that had ended by then.
+    """
+    chosen = _selected(wanted, until, ended=ended).order_by(job_statuses.c.id).limit(limit)
+    if after is not None:
+        chosen = chosen.where(job_statuses.c.id > after)
+    return list(connection.execute(chosen).scalars())
+
+
+def count_selected(connection: Connection, wanted: Filter, until: datetime, *, ended: bool) -> int:
+    """How many there are."""
+    chosen = _selected(wanted, until, ended=ended).subquery()
+    return int(connection.execute(sa.select(sa.func.count()).select_from(chosen)).scalar_one())
+
+
+def _selected(wanted: Filter, until: datetime, *, ended: bool) -> sa.Select[tuple[UUID]]:
+    columns = job_statuses.c
+    chosen = sa.select(columns.id).where(columns.created_at <= until, columns.status.in_(wanted.statuses))
+    if wanted.job_type is not None:
+        chosen = chosen.where(columns.job_type == wanted.job_type)
+    if wanted.queue is not None:
+        chosen = chosen.where(columns.queue == wanted.queue)
+    return chosen.where(columns.finished_at <= until) if ended else chosen
+
+
 def lock_status(connection: Connection, job_id: UUID) -> JobStatus | None:
     """Where a job stands; nobody moves it before this transaction has ended. None if there is no such job."""
     word = connection.execute(

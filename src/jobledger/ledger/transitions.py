@@ -15,7 +15,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobledger.ledger import failing
+from jobledger.ledger import failing, retrying
 from jobledger.ledger.direct import Direct, Executor
 from jobledger.ledger.rows import Claim, Ended, Evidence, Failed, Runner
 from jobledger.status import ON_FAILED_TYPE, Outcome, Reason
@@ -296,22 +296,13 @@ def promote_due(connection: Connection, limit: int) -> int:
     return connection.execute(_PROMOTE_DUE, {"limit": limit}).rowcount
 
 
-_RETRY: Final = sa.text("""
+_RETRY: Final = sa.text(f"""
 WITH moved AS (
-    UPDATE job_statuses
-       SET status = 'queued', reason = NULL, result = NULL, finished_at = NULL, expires_at = NULL,
-           cancel_requested_at = NULL, waiting_parents = 0, errors = 0, crashes = 0, losses = 0,
-           available_at = statement_timestamp(), queued_at = statement_timestamp(), pushed_at = statement_timestamp(),
-           push_count = push_count + 1, updated_at = statement_timestamp()
-     WHERE id = CAST(:id AS uuid) AND status IN ('failed', 'canceled')
-    RETURNING id, queue, job_type, title, timeout_seconds, push_count
-), forgotten AS (
-    DELETE FROM lost_wakes l USING moved WHERE l.job_id = moved.id
-), granted AS (
-    DELETE FROM cancel_requests r USING moved WHERE r.job_id = moved.id
-)
+    UPDATE job_statuses SET {retrying.SET} WHERE id = CAST(:id AS uuid) AND status IN ('failed', 'canceled')
+    RETURNING {retrying.COLUMNS}
+), {retrying.FORGOTTEN}
 SELECT * FROM moved
-""")
+""")  # noqa: S608 - put together from constants
 
 
 def retry(connection: Connection, job_id: UUID) -> Wake | None:

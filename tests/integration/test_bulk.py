@@ -1,0 +1,125 @@
+"""Many jobs at once: what a filter selects and was there at one moment, batch by batch, and nothing newer."""
+
+import pytest
+
+from harness import one_value
+from jobledger import Connections, JobHandle, JobStatus, OptionError, control
+from jobledger.control import Verdict
+from jobledger.ledger import transitions
+from jobledger.ledger.queries import Filter
+from jobledger.ledger.rows import Runner
+from jobledger.queues import waiting
+from jobledger.worker import run_job
+from sample_jobs import Echo, Fails
+
+ME = Runner(worker="tester", host="here", pid=1, version="1")
+
+
+def claim(connections: Connections, handle: JobHandle) -> None:
+    with connections.transaction() as connection:
+        assert transitions.claim(connection, handle.id, ME, 30)
+
+
+def failed(**options: object) -> JobHandle:
+    handle = Fails.set(**options).dispatch(error="KeyError")
+    with pytest.raises(KeyError):
+        run_job(str(handle.id))
+    return handle.refresh()
+
+
+def statuses(*handles: JobHandle) -> list[JobStatus | None]:
+    return [one.refresh().status for one in handles]
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "BATCH", 3)
+
+
+def test_all_that_has_not_ended_is_canceled_and_nothing_newer(connections: Connections) -> None:
+    waiting_jobs = Echo.dispatch_many([{}] * 7)
+    later, running = Echo.dispatch_in("1h"), Echo.dispatch()
+    claim(connections, running)
+    parent = Echo.dispatch()
+    child = Echo.dispatch(after=parent)
+    other = failed()
+    selection = control.to_cancel(connections, Filter())
+    newer = Echo.dispatch()
+
+    batches = list(control.cancel_selected(connections, selection, "ann", "enough"))
+
+    answers = [answer for batch in batches for answer in batch]
+    assert selection.count == 11
+    assert {len(batch) for batch in batches} <= {1, 2, 3}
+    assert {one.verdict for one in answers if one.job_id != running.id} == {Verdict.DONE}
+    assert set(statuses(*waiting_jobs, later, parent, child)) == {JobStatus.CANCELED}
+    assert waiting_jobs[0].reason == parent.reason == "canceled by ann: enough"
+    assert one_value(connections, "SELECT reason FROM cancel_requests") == "canceled by ann: enough"
+    assert statuses(running, other, newer) == [JobStatus.STARTED, JobStatus.FAILED, JobStatus.QUEUED]
+
+
+def test_type_queue_and_status_choose(connections: Connections) -> None:
+    chosen = Echo.dispatch_many([{}] * 2, queue="low")
+    others = [Echo.dispatch(queue="high"), Fails.dispatch(queue="low"), Echo.set(queue="low").dispatch_in("1h")]
+    wanted = Filter([JobStatus.QUEUED], "Echo", "low")
+
+    selection = control.to_cancel(connections, wanted)
+    assert sum(map(len, control.cancel_selected(connections, selection, "ann"))) == selection.count == 2
+
+    assert set(statuses(*chosen)) == {JobStatus.CANCELED}
+    assert JobStatus.CANCELED not in statuses(*others)
+
+
+def test_failed_jobs_are_retried_once_each(connections: Connections) -> None:
+    bad = [failed(queue="low") for _ in range(5)]
+    canceled = Echo.dispatch()
+    canceled.cancel()
+    selection = control.to_retry(connections, Filter())
+    seen = 0
+
+    for answers in control.retry_selected(connections, selection, "ann"):
+        assert {one.verdict for one in answers} == {Verdict.DONE}
+        seen += len(answers)
+        for one in answers:  # they fail again at once, and are not retried again
+            with pytest.raises(KeyError):
+                run_job(str(one.job_id))
+
+    assert seen == selection.count == 5
+    assert {one.refresh().status for one in bad} == {JobStatus.FAILED}
+    assert {len(one.attempts) for one in bad} == {2}
+    assert canceled.refresh().status is JobStatus.CANCELED
+    assert control.to_retry(connections, Filter(), selection.until).count == 0
+
+
+def test_what_was_interrupted_goes_on_with_the_same_moment(connections: Connections) -> None:
+    bad = [failed(queue="low") for _ in range(5)]
+    first = control.to_retry(connections, Filter())
+    next(control.retry_selected(connections, first, "ann"))
+    newer = failed(queue="low")
+
+    rest = control.to_retry(connections, Filter(), first.until)
+    list(control.retry_selected(connections, rest, "ann"))
+
+    assert (first.count, rest.count) == (5, 2)
+    assert set(statuses(*bad)) == {JobStatus.QUEUED}
+    assert {str(one.id) for one in bad} <= set(waiting(connections.redis, "low"))
+    assert newer.refresh().status is JobStatus.FAILED
+
+
+def test_a_child_is_not_retried_before_its_parent_has_ended(connections: Connections) -> None:
+    parent = Echo.dispatch()
+    child = Echo.dispatch(after=parent)
+    parent.cancel()
+    parent.retry()
+
+    selection = control.to_retry(connections, Filter([JobStatus.CANCELED]))
+    ((answer,),) = control.retry_selected(connections, selection, "ann")
+
+    assert (answer.verdict, child.refresh().status) == (Verdict.REFUSED, JobStatus.CANCELED)
+
+
+def test_what_cannot_be_asked_for_is_refused(connections: Connections) -> None:
+    with pytest.raises(OptionError, match="completed"):
+        control.to_cancel(connections, Filter([JobStatus.COMPLETED]))
+    with pytest.raises(OptionError, match="started"):
+        control.to_retry(connections, Filter([JobStatus.FAILED, JobStatus.STARTED]))
