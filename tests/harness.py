@@ -99,21 +99,21 @@ class Stack:
         rq = str(Path(sys.executable).parent / "rq")
         queues = [] if any(not one.startswith("-") for one in arguments) else ["high", "default", "low", "etl"]
         process = self.start(rq, "worker", "-c", "jobledger.rq_config", *arguments, *queues, **environment)
-        eventually(lambda: "Listening on" in process.output() or process.popen.poll() is not None, what="worker start")
+        eventually(lambda: "Listening on" in process.output() or process.popen.poll() is not None, 60, "worker start")
         assert process.popen.poll() is None, process.output()
         return process
 
     def scheduler(self, **environment: str) -> Process:
         """A scheduler process that has started its chores."""
         process = self.start(sys.executable, "-m", "jobledger", "scheduler", **environment)
-        eventually(lambda: "Scheduler started" in process.output() or process.popen.poll() is not None)
+        eventually(lambda: "Scheduler started" in process.output() or process.popen.poll() is not None, 60)
         assert process.popen.poll() is None, process.output()
         return process
 
     def api(self, **environment: str) -> str:
         """The URL of an API process that answers."""
         process = self.start(sys.executable, "-m", "jobledger", "api", "--port", "0", **environment)
-        found = eventually(lambda: re.search(r"running on (http://\S+)|Error|jobledger: ", process.output()))
+        found = eventually(lambda: re.search(r"running on (http://\S+)|Error|jobledger: ", process.output()), 60)
         assert found[1], process.output()
         return found[1]
 
