@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def at_the_place(action: Action, marker: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        process.resume()
+        with suppress(psutil.NoSuchProcess):  # the reaper has its worker kill what does not end itself
+            process.resume()
 
 
 def the_job(connections: Connections) -> JobHandle:
