@@ -5,11 +5,9 @@ which the next try drops first. Building waits for the transactions that were op
 long jobs.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import sqlalchemy as sa
 from alembic import op
+
+from jobledger.ledger.online import build_index, drop_index
 
 revision = "0003"
 down_revision = "0002"
@@ -27,34 +25,13 @@ TICK_CHECKS = ("kind_known", "outcome_known", "fired_has_time", "unfired_has_rea
 
 
 def upgrade() -> None:
+    for name, definition in INDEXES.items():
+        build_index(name, definition)
     with op.get_context().autocommit_block():
-        with _no_lock_timeout():
-            for name, definition in INDEXES.items():
-                _drop_invalid(name)
-                op.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {definition}")
         for name in TICK_CHECKS:
             op.execute(f"ALTER TABLE schedule_ticks VALIDATE CONSTRAINT ck_schedule_ticks_{name}")
 
 
 def downgrade() -> None:
-    with op.get_context().autocommit_block(), _no_lock_timeout():
-        for name in INDEXES:
-            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
-
-
-@contextmanager
-def _no_lock_timeout() -> Iterator[None]:
-    """Waiting for long transactions is no reason to give up here, and nobody waits for whoever waits so."""
-    limit = op.get_bind().execute(sa.text("SHOW lock_timeout")).scalar_one()
-    op.execute("SET lock_timeout = 0")
-    yield
-    op.execute(f"SET lock_timeout = '{limit}'")
-
-
-def _drop_invalid(name: str) -> None:
-    invalid = sa.text(
-        "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
-        " WHERE c.relname = :name AND NOT i.indisvalid AND pg_table_is_visible(c.oid)"
-    )
-    if op.get_bind().execute(invalid, {"name": name}).scalar():
-        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+    for name in INDEXES:
+        drop_index(name)

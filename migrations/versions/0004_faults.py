@@ -7,6 +7,8 @@ worker of the new code was stopped while it ran a job.
 import sqlalchemy as sa
 from alembic import op
 
+from jobledger.ledger.online import replace_check
+
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
@@ -48,10 +50,4 @@ def downgrade() -> None:
 
 
 def _check_outcomes(words: str) -> None:
-    """In two transactions: the scan of the table has a lock that lets everybody read and write. May be done again."""
-    with op.get_context().autocommit_block():
-        op.execute(
-            "ALTER TABLE job_attempts DROP CONSTRAINT IF EXISTS ck_job_attempts_outcome_known,"
-            f" ADD CONSTRAINT ck_job_attempts_outcome_known CHECK (outcome IN ({words})) NOT VALID"
-        )
-        op.execute("ALTER TABLE job_attempts VALIDATE CONSTRAINT ck_job_attempts_outcome_known")
+    replace_check("job_attempts", "ck_job_attempts_outcome_known", f"outcome IN ({words})")

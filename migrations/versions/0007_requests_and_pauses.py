@@ -8,11 +8,10 @@ The previous code goes on: what it inserts is canceled with its parents. It ends
 paused.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import sqlalchemy as sa
 from alembic import op
+
+from jobledger.ledger.online import build_index, drop_index, replace_check
 
 revision = "0007"
 down_revision = "0006"
@@ -25,24 +24,17 @@ CHECK = "ck_job_dependencies_on_parent_failure_known"
 
 
 def upgrade() -> None:
+    build_index(HELD, "job_statuses (held_by, priority, queued_at) WHERE held_by IS NOT NULL")
     with op.get_context().autocommit_block():
-        with _no_lock_timeout():
-            _drop_invalid(HELD)
-            op.execute(
-                f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {HELD}"
-                " ON job_statuses (held_by, priority, queued_at) WHERE held_by IS NOT NULL"
-            )
         op.execute(
             "ALTER TABLE job_dependencies"
             " ADD COLUMN IF NOT EXISTS on_parent_failure text DEFAULT 'cancel' NOT NULL,"
-            " ADD COLUMN IF NOT EXISTS is_over boolean DEFAULT false NOT NULL,"
-            f" DROP CONSTRAINT IF EXISTS {CHECK},"
-            f" ADD CONSTRAINT {CHECK} CHECK (on_parent_failure IN ('cancel', 'hold', 'run')) NOT VALID"
+            " ADD COLUMN IF NOT EXISTS is_over boolean DEFAULT false NOT NULL"
         )
-        op.execute(f"ALTER TABLE job_dependencies VALIDATE CONSTRAINT {CHECK}")
         op.execute(
             "COMMENT ON COLUMN job_dependencies.is_over IS 'The parent did not complete, and the child runs all the same'"
         )
+    replace_check("job_dependencies", CHECK, "on_parent_failure IN ('cancel', 'hold', 'run')")
     op.create_table(
         "cancel_requests",
         sa.Column("job_id", sa.Uuid(), nullable=False),
@@ -75,23 +67,4 @@ def downgrade() -> None:
     op.drop_constraint(op.f(CHECK), "job_dependencies")
     op.drop_column("job_dependencies", "is_over")
     op.drop_column("job_dependencies", "on_parent_failure")
-    with op.get_context().autocommit_block(), _no_lock_timeout():
-        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {HELD}")
-
-
-@contextmanager
-def _no_lock_timeout() -> Iterator[None]:
-    """Waiting for long transactions is no reason to give up here, and nobody waits for whoever waits so."""
-    limit = op.get_bind().execute(sa.text("SHOW lock_timeout")).scalar_one()
-    op.execute("SET lock_timeout = 0")
-    yield
-    op.execute(f"SET lock_timeout = '{limit}'")
-
-
-def _drop_invalid(name: str) -> None:
-    invalid = sa.text(
-        "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
-        " WHERE c.relname = :name AND NOT i.indisvalid AND pg_table_is_visible(c.oid)"
-    )
-    if op.get_bind().execute(invalid, {"name": name}).scalar():
-        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+    drop_index(HELD)

@@ -1,7 +1,6 @@
-"""With `insertion`, `dependencies`, `expiry`, `lost_wakes` and `uniqueness`, the only writer of statuses.
+"""The moves of a job: one guarded statement for each.
 
-One guarded statement for each move.
-
+With `insertion`, `dependencies`, `expiry`, `lost_wakes`, `uniqueness` and `bulk`, the only writer of statuses.
 A guard names the status that it expects and, for a run, the fence (`attempt`). No row back is an answer: somebody
 else moved the job first. Time is always the database's; where the transaction may be a job's or a caller's, which began
 long ago, it is that of the statement. Nothing here commits; whoever calls owns the transaction. The statements run on
