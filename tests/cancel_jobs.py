@@ -6,9 +6,8 @@ import signal
 import time
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from jobledger import BaseJob, JobCanceled, Retry, Snooze
+from long_work import WAYS, begin, go_on
 
 
 class Busy(BaseJob):
@@ -17,26 +16,10 @@ class Busy(BaseJob):
     retry = Retry(5, backoff="fixed", base=0.1, jitter=False)
 
     def _perform(self, how: str, release_file: str = "", seconds: float = 120.0) -> str:
-        self.session.execute(
-            sa.text("INSERT INTO effects (job_id, attempt, note) VALUES (:id, :attempt, :note)"),
-            {"id": self.job_id, "attempt": self.attempt, "note": how},
-        )
-        self.progress(note="begun")
+        begin(self, how)
         match how:
-            case "sleep":
-                time.sleep(seconds)
-            case "sql":
-                self.session.execute(sa.text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
-            case "swallow":
-                until = time.monotonic() + seconds
-                while time.monotonic() < until:
-                    with contextlib.suppress(BaseException):
-                        time.sleep(0.2)
-            case "turn":
-                try:
-                    time.sleep(seconds)
-                except BaseException as error:
-                    raise ValueError("not what it was") from error
+            case _ if how in WAYS:
+                go_on(self, how, seconds)
             case "c":
                 time.sleep(3)  # for its beginning to be written: from here on no other thread runs
                 sum(range(10**12))

@@ -1,40 +1,20 @@
 """Jobs whose first attempt is in the middle of something when its worker stops."""
 
-import contextlib
 import time
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from jobledger import BaseJob
+from long_work import begin, go_on
 
 
 class Interrupted(BaseJob):
     """Writes a row; then its first attempt does something long, and says when it has begun."""
 
     def _perform(self, how: str, seconds: float = 60.0) -> int:
-        self.session.execute(
-            sa.text("INSERT INTO effects (job_id, attempt, note) VALUES (:id, :attempt, :note)"),
-            {"id": self.job_id, "attempt": self.attempt, "note": how},
-        )
-        self.progress(note="begun")
+        begin(self, how)
         if self.attempt > 1:
             return self.attempt
-        match how:
-            case "sleep":
-                time.sleep(seconds)
-            case "sql":
-                self.session.execute(sa.text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
-            case "swallow":
-                until = time.monotonic() + seconds
-                while time.monotonic() < until:
-                    with contextlib.suppress(BaseException):
-                        time.sleep(0.2)
-            case "turn":
-                try:
-                    time.sleep(seconds)
-                except BaseException as error:
-                    raise ValueError("not what it was") from error
+        go_on(self, how, seconds)
         return self.attempt
 
 

@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -11,11 +10,9 @@ import sqlalchemy as sa
 
 from cancel_jobs import Busy
 from harness import SHORT, Stack, backdate_sweeps, effects, eventually, stack
-from jobledger import Connections, JobHandle, JobStatus, Settings, configure, control
-from jobledger.connections import make_engine
+from jobledger import Connections, JobHandle, JobStatus, control
 from jobledger.control import Verdict
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger.migrate import upgrade
 from sample_jobs import EFFECTS
 
 MODULES = {"JOBLEDGER_JOB_MODULES": "cancel_jobs"}
@@ -165,20 +162,6 @@ def test_a_canceled_job_that_is_retried_runs_to_its_end(
 
 
 # -- while Redis is away
-
-
-@pytest.fixture
-def own(tmp_path: Path, database_url: str) -> Iterator[tuple[EmbeddedServers, Connections]]:
-    """Servers that a test may stop."""
-    with EmbeddedServers(tmp_path / "own", persistent=False) as servers:
-        engine = make_engine(servers.database_url, "template")
-        upgrade(engine)
-        engine.dispose()
-        made = configure(Settings(database_url=servers.database_url, redis_url=servers.redis_url))
-        with made.transaction() as connection:
-            connection.execute(sa.text(EFFECTS))
-        yield servers, made
-        made.close()
 
 
 def test_a_cancel_while_redis_is_away_ends_the_job(own: tuple[EmbeddedServers, Connections], tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,10 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from harness import Process, Stack, eventually, one_value, stack
-from jobledger import Connections, JobHandle, JobStatus, Settings, configure
-from jobledger.connections import make_engine
+from jobledger import Connections, JobHandle, JobStatus
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger.migrate import upgrade
 from jobledger.maintenance.relay import relay_unpushed
 from sample_jobs import EFFECTS
 from stop_jobs import Interrupted, LeavesOff
@@ -211,20 +208,6 @@ def test_the_first_process_of_a_container_hands_back_and_ends(connections: Conne
 
 
 # -- while Redis is away
-
-
-@pytest.fixture
-def own(tmp_path: Path, database_url: str) -> Iterator[tuple[EmbeddedServers, Connections]]:
-    """Servers that a test may stop."""
-    with EmbeddedServers(tmp_path / "own", persistent=False) as servers:
-        engine = make_engine(servers.database_url, "template")
-        upgrade(engine)
-        engine.dispose()
-        made = configure(Settings(database_url=servers.database_url, redis_url=servers.redis_url))
-        with made.transaction() as connection:
-            connection.execute(sa.text(EFFECTS))
-        yield servers, made
-        made.close()
 
 
 def test_a_stop_while_redis_is_away_hands_the_job_back(

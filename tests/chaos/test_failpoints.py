@@ -215,6 +215,7 @@ def test_between_tick_and_job(connections: Connections, system: Stack, marker: P
     for process in system.processes:
         if process is not worker:
             process.signal(signal.SIGKILL)
+    system.scheduler(**SHORT, JOBLEDGER_JOB_MODULES="sample_jobs")  # repairs, for some died before their push
     unfinished = "SELECT count(*) FROM job_statuses WHERE finished_at IS NULL"
     eventually(lambda: one_value(connections, unfinished) == 0, seconds=60, what="every job has ended")
     notes = "SELECT count(*), count(DISTINCT note) FROM effects"

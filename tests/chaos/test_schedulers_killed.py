@@ -41,6 +41,7 @@ def test_every_second_fires_once(connections: Connections, system: Stack, reques
     eventually(lambda: one_value(connections, last) > stopped_at, seconds=120, what="the schedule has caught up")
     for process in schedulers:
         process.stop()
+    system.scheduler(JOBLEDGER_JOB_MODULES="sample_jobs")  # repairs, for some died before their push
     unfinished = "SELECT count(*) FROM job_statuses WHERE finished_at IS NULL"
     eventually(lambda: one_value(connections, unfinished) == 0, seconds=120, what="every job has ended")
 
