@@ -23,8 +23,9 @@ from jobledger.wake import Wake
 MAX_CRASHES: Final = 3
 MAX_LOSSES: Final = 20
 CRASH_BACKOFF: Final = Retry(MAX_CRASHES, backoff="fixed", base=1)
-LOSS_WAIT_SECONDS: Final = 0.0
-"""A lost attempt is not the job's fault: it runs again at once."""
+LOSS_BACKOFF: Final = Retry(MAX_LOSSES, backoff="exponential", base=2, cap=60)
+"""A lost attempt is not the job's fault: it runs again at once. After the second one, whatever takes them gets time to
+pass, such as a full disk."""
 
 UNKNOWN_TYPE_WAIT_SECONDS: Final = 30.0
 UNKNOWN_TYPE_LIMIT_SECONDS: Final = 3600.0
@@ -123,11 +124,12 @@ def decide(
             return Again(CRASH_BACKOFF.jittered(CRASH_BACKOFF.wait_seconds(crashes)), spent)
         case Outcome.LOST:
             if server_restarted:
-                return Again(LOSS_WAIT_SECONDS)
+                return Again(0.0)
             spent = {"losses": 1}
             if budgets.losses + 1 >= MAX_LOSSES:
                 return GiveUp(Reason.LOST, spent)
-            return Again(LOSS_WAIT_SECONDS, spent)
+            wait = LOSS_BACKOFF.jittered(LOSS_BACKOFF.wait_seconds(budgets.losses)) if budgets.losses else 0.0
+            return Again(wait, spent)
         case Outcome.HANDED_BACK:
             return HandBack()
         case Outcome.UNKNOWN_TYPE:

@@ -17,6 +17,9 @@ from jobledger.worker.process import peak_memory_bytes
 TEXT_LIMIT: Final = 100_000
 QUERY_CANCELED: Final = "57014"
 LOCK_NOT_AVAILABLE: Final = "55P03"
+NO_ROOM: Final = ("53100", "53200", "53300", "58030")
+"""Disk full, out of memory, too many connections, I/O error: the server's trouble, whichever statement met it."""
+
 TRY_AGAIN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)  # serialization failure, deadlock, lock timeout
 
 _ASKED_FOR: Final[dict[type[Signal], Outcome]] = {
@@ -46,6 +49,8 @@ def classify(error: BaseException, alarm: Alarm | None, *, connection_is_gone: b
     if isinstance(error, EffectsLost | LedgerUnavailable) or connection_is_gone:
         return Outcome.LOST
     state = sql_state(error)
+    if state in NO_ROOM:
+        return Outcome.LOST
     if state in (QUERY_CANCELED, LOCK_NOT_AVAILABLE) and alarm is not None and alarm.is_over:
         return Outcome.TIMEOUT
     if state in TRY_AGAIN and not isinstance(error, DBAPIError):  # the ledger's own statement, not the job's

@@ -33,7 +33,7 @@ from jobledger.worker.alarm import Alarm, FencedOut, HandedBack, Interrupt, JobC
 from jobledger.worker.connection import RunConnection
 from jobledger.worker.context import RunContext
 from jobledger.worker.lease import Lease
-from jobledger.worker.outcome import TRY_AGAIN, EffectsLost, classify, evidence_of, sql_state
+from jobledger.worker.outcome import NO_ROOM, TRY_AGAIN, EffectsLost, classify, evidence_of, sql_state
 from jobledger.worker.process import die_with_parent, is_work_horse, this_runner
 from jobledger.worker.spare import spare_of_this_worker
 from jobledger.worker.stop import StopRequest
@@ -300,7 +300,7 @@ class Run:
         return evidence_of(error, self.lease.progress, self.tail.text(), traced=traced)
 
     def _patiently(self, step: Callable[[], T], patience_seconds: float = LEDGER_PATIENCE_SECONDS) -> T:
-        """Do a step of the ledger, again and again while Postgres is away or the row is locked.
+        """Do a step of the ledger, again and again while Postgres is away, has no room, or the row is locked.
 
         Every step is guarded by the status and the fence, so doing it twice is harmless. A claim whose answer was lost
         finds itself a duplicate the second time; the reaper then ends the attempt that nobody runs.
@@ -311,7 +311,7 @@ class Run:
                 return step()
             except (LedgerUnavailable, DBAPIError) as error:
                 passing = isinstance(error, LedgerUnavailable) or is_connection_loss(error)
-                if not (passing or sql_state(error) in TRY_AGAIN) or time.monotonic() + pause > deadline:
+                if not (passing or sql_state(error) in (*TRY_AGAIN, *NO_ROOM)) or time.monotonic() + pause > deadline:
                     raise
                 log.warning("The ledger is away or locked: trying again", job_id=str(self.job_id), error=str(error))
             time.sleep(pause)
