@@ -24,7 +24,7 @@ CHECK = "ck_job_dependencies_on_parent_failure_known"
 
 
 def upgrade() -> None:
-    build_index(HELD, "job_statuses (held_by, priority, queued_at) WHERE held_by IS NOT NULL")
+    build_index(HELD, "job_statuses (held_by, priority, queued_at, id) WHERE held_by IS NOT NULL")
     with op.get_context().autocommit_block():
         op.execute(
             "ALTER TABLE job_dependencies"

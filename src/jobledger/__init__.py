@@ -23,6 +23,7 @@ from jobledger.errors import (
 )
 from jobledger.handle import JobHandle
 from jobledger.job import BaseJob, Failure
+from jobledger.limits import Limit, Rate
 from jobledger.retry import Retry
 from jobledger.schedules import schedule
 from jobledger.settings import Settings
@@ -53,10 +54,12 @@ __all__ = [
     "JobStatus",
     "JobledgerError",
     "LedgerUnavailable",
+    "Limit",
     "OptionError",
     "Outcome",
     "ParentNotFound",
     "PayloadError",
+    "Rate",
     "Reason",
     "Retry",
     "ScheduleError",

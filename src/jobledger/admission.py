@@ -17,9 +17,10 @@ from sqlalchemy.exc import DBAPIError
 
 from jobledger.errors import AlreadyDispatched, DispatchContended, IdempotencyConflict, OptionError, ParentNotFound
 from jobledger.failpoints import Failpoint, reach
-from jobledger.ledger import dependencies, idempotency, insertion, uniqueness
+from jobledger.ledger import dependencies, idempotency, insertion, slots, uniqueness
 from jobledger.ledger.rows import NewJob
 from jobledger.ledger.uniqueness import Holder
+from jobledger.limits import Restriction
 from jobledger.options import Options
 from jobledger.payload import fingerprint
 from jobledger.status import TERMINAL, JobStatus, OnParentFailure
@@ -46,6 +47,7 @@ class Request:
     options: Options
     has_on_failed: bool
     unique: Unique | None = None
+    restrictions: tuple[Restriction, ...] = ()
 
     @property
     def may_be_known(self) -> bool:
@@ -150,6 +152,9 @@ def _write(connection: Connection, rows: list[NewJob], requests: Sequence[Reques
 def _insert(connection: Connection, rows: list[NewJob], family: _Family) -> dict[UUID, Accepted]:
     """Write rows with what they wait for; those with a unique key that another job has are left out."""
     inserted = _insert_children(connection, rows, family) if family.parents else insertion.insert(connection, rows)
+    if any(row.restrictions for row in rows):
+        new = {one.id for one in inserted}
+        slots.restrict(connection, {row.id: row.restrictions for row in rows if row.id in new})
     reach(Failpoint.AFTER_INSERT)
     return {one.id: one for one in inserted}
 
@@ -253,6 +258,8 @@ def _meet(connection: Connection, row: NewJob, unique: Unique, holder: Holder) -
     if unique.on_conflict == "replace" and holder.status in _WAITING:
         replaced = uniqueness.replace_waiting(connection, holder.id, row)
         if replaced is not None:
+            if row.restrictions:
+                slots.restrict_anew(connection, holder.id, row.restrictions)
             return replaced
         now = uniqueness.look(connection, holder.id)
         if now is None or now in TERMINAL:

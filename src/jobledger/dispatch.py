@@ -155,6 +155,7 @@ def _new_job(request: Request, connections: Connections, tick: _Tick | None) -> 
         fire_at_epoch=tick.fire_at.timestamp() if tick else None,
         idempotency_scope=options.idempotency_scope if options.idempotency_key is not None else None,
         idempotency_key=options.idempotency_key,
+        restrictions=request.restrictions,
     )
 
 

@@ -19,8 +19,9 @@ from jobledger.admission import Request
 from jobledger.connections import default_connections
 from jobledger.errors import JobDefinitionError, OptionError
 from jobledger.handle import JobHandle
+from jobledger.limits import Limit, Rate
 from jobledger.observe.log import get_logger
-from jobledger.options import DEFAULT_PRIORITY, DISPATCH_OPTIONS, RESERVED_NAMES, Duration, Options
+from jobledger.options import DEFAULT_PRIORITY, DISPATCH_OPTIONS, RESERVED_NAMES, Duration, Options, filled_in
 from jobledger.payload import Payload
 from jobledger.registry import registry
 from jobledger.retry import Retry
@@ -137,9 +138,12 @@ class Dispatcher:
         return Request(
             job_type=job_class.job_type,
             payload=payload,
-            options=options if options.title is None else replace(options, title=_title(options.title, stored)),
+            options=options if options.title is None else replace(options, title=filled_in(options.title, stored)),
             has_on_failed=job_class.on_failed is not BaseJob.on_failed,
             unique=job_class.unique,
+            restrictions=tuple(
+                one.of(job_class.job_type, stored) for one in (job_class.limit, job_class.rate) if one is not None
+            ),
         )
 
 
@@ -155,6 +159,8 @@ class BaseJob:
         timeout: longest attempt, as seconds, timedelta or a text such as "15m"; None for the settings' default.
         retry: when failed attempts run again.
         unique: which of its jobs are equal, so that there is one at a time; see `Unique`.
+        limit: how many of its jobs run at once, in the whole fleet; see `Limit`.
+        rate: how many of its attempts start within a time, in the whole fleet; see `Rate`.
         on_parent_failure: what becomes of a job when one that it waits for (`after=`) fails or is canceled: "cancel" it
             too, "run" it all the same, or "hold" it until that one was retried and completes.
         job_type: what the ledger calls it; the class's name unless said.
@@ -168,6 +174,8 @@ class BaseJob:
     timeout: ClassVar[Duration | None] = None
     retry: ClassVar[Retry] = Retry()
     unique: ClassVar[Unique | None] = None
+    limit: ClassVar[Limit | None] = None
+    rate: ClassVar[Rate | None] = None
     on_parent_failure: ClassVar[str] = "cancel"
     job_type: ClassVar[str] = ""
     title: ClassVar[str | None] = None
@@ -201,7 +209,7 @@ class BaseJob:
             text = f"{cls.__name__}.priority={cls.priority} is not within 1 to 10: {cls.options.priority} is taken."
             warnings.warn(text, stacklevel=2)
         cls.payload_type = Payload.from_signature(cls._perform, cls.__name__)
-        _refuse_unfit_unique(cls)
+        _refuse_unfit(cls)
         registry.register(cls.job_type, cls)
 
     # -- to be written by subclasses
@@ -371,24 +379,18 @@ def _handle(accepted: Accepted) -> JobHandle:
     return JobHandle(accepted.id, accepted.status, default_connections(), is_duplicate=accepted.is_duplicate)
 
 
-def _refuse_unfit_unique(job_class: type[BaseJob]) -> None:
-    unique = job_class.unique
-    if unique is None:
-        return
-    if not isinstance(unique, Unique):
-        raise JobDefinitionError(f"{job_class.__name__}.unique={unique!r}: say Unique(…).")
+def _refuse_unfit(job_class: type[BaseJob]) -> None:
+    """What a class says of equal jobs, limits and rates must fit its parameters."""
     known = job_class.payload_type.field_names if job_class.payload_type else ()
-    unknown = [name for name in unique.fields if name not in known]
-    if unknown:
-        raise JobDefinitionError(
-            f"{job_class.__name__}.unique: {', '.join(unknown)} is no parameter of _perform, which has "
-            f"{', '.join(known) or 'none'}."
-        )
-
-
-def _title(template: str, payload: dict[str, Any]) -> str:
-    """The title of a job; a template that does not fit the payload stays as it is written."""
-    try:
-        return template.format(**payload)[:500]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return template
+    for name, kind in (("unique", Unique), ("limit", Limit), ("rate", Rate)):
+        said = getattr(job_class, name)
+        if said is None:
+            continue
+        if not isinstance(said, kind):
+            raise JobDefinitionError(f"{job_class.__name__}.{name}={said!r}: say {kind.__name__}(…).")
+        unknown = said.unknown_fields(known)
+        if unknown:
+            raise JobDefinitionError(
+                f"{job_class.__name__}.{name}: {', '.join(unknown)} is no parameter of _perform, which has "
+                f"{', '.join(known) or 'none'}."
+            )

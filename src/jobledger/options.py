@@ -210,3 +210,11 @@ def _ids(value: Any) -> tuple[UUID, ...]:
 def _is_unicode(text: str) -> bool:
     """Whether the text has no lone surrogates, which no encoding can write."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def filled_in(title: str, payload: dict[str, Any]) -> str:
+    """A title with the fields of a payload; one that does not fit the payload stays as it is written."""
+    try:
+        return title.format(**payload)[:500]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return title

@@ -1,7 +1,7 @@
 """The words of the ledger: statuses, the one table of legal moves, and how an attempt can end.
 
 Each status says who moves a job in and who moves it out. `ledger.insertion`, `transitions`, `dependencies`, `expiry`,
-`lost_wakes`, `uniqueness` and `bulk` are the only writers; every function there is a row of `MOVES`, or some.
+`lost_wakes`, `uniqueness`, `bulk` and `slots` are the only writers; every function there is a row of `MOVES`, or some.
 """
 
 from enum import StrEnum
@@ -122,6 +122,13 @@ class PauseKind(StrEnum):
 
     QUEUE = "queue"
     TYPE = "type"
+
+
+class SlotKind(StrEnum):
+    """What a slot is of. Whoever locks several locks them in this order."""
+
+    LIMIT = "limit"
+    RATE = "rate"
 
 
 ON_FAILED_TYPE: Final = "jobledger.on_failed"

@@ -1,6 +1,6 @@
 """Which jobs of a class are the same, and what becomes of a dispatch while there is one already."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,6 +55,10 @@ class Unique:
         object.__setattr__(self, "fields", fields)
         object.__setattr__(self, "within_seconds", within_seconds)
         object.__setattr__(self, "on_conflict", on_conflict)
+
+    def unknown_fields(self, known: Collection[str]) -> list[str]:
+        """The fields that it names and that are not among these."""
+        return [name for name in self.fields if name not in known]
 
     def key(self, job_type: str, payload: Mapping[str, Any]) -> str:
         """What equal jobs have in common."""

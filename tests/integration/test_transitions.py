@@ -572,6 +572,7 @@ IMPOSSIBLE = {
 NEW_SCHEDULE = "INSERT INTO schedules (id, name, trigger, timezone"
 VALUES = "VALUES (gen_random_uuid(), 'nightly', 'cron', 'UTC'"
 NEW_TICK = f"WITH new AS ({NEW_SCHEDULE}) {VALUES}) RETURNING id) INSERT INTO schedule_ticks (schedule_id, fire_at"
+NEW_LIMIT = "INSERT INTO job_limits (job_id, kind, key, most, window_seconds) VALUES (gen_random_uuid(),"
 IMPOSSIBLE_ELSEWHERE = {
     "ck_job_attempts_outcome_known": "UPDATE job_attempts SET outcome = 'fine', finished_at = now()",
     "ck_job_attempts_outcome_iff_finished": "UPDATE job_attempts SET finished_at = now()",
@@ -580,6 +581,12 @@ IMPOSSIBLE_ELSEWHERE = {
     "ck_job_dependencies_not_itself": "INSERT INTO job_dependencies SELECT id, id FROM job_statuses LIMIT 1",
     "ck_job_dependencies_on_parent_failure_known": "INSERT INTO job_dependencies"
     " (parent_id, child_id, on_parent_failure) SELECT id, gen_random_uuid(), 'sulk' FROM job_statuses LIMIT 1",
+    "ck_job_limits_kind_known": f"{NEW_LIMIT} 'wish', 'a', 1, NULL)",
+    "ck_job_limits_rate_has_window": f"{NEW_LIMIT} 'rate', 'a', 1, NULL)",
+    "ck_job_limits_positive": f"{NEW_LIMIT} 'rate', 'a', 1, 0)",
+    "ck_job_limits_key_length": f"{NEW_LIMIT} 'limit', '', 1, NULL)",
+    "ck_limit_keys_kind_known": "INSERT INTO limit_keys (kind, key) VALUES ('wish', 'a')",
+    "ck_limit_keys_taken_not_negative": "INSERT INTO limit_keys (kind, key, taken) VALUES ('limit', 'a', -1)",
     "ck_pauses_kind_known": "INSERT INTO pauses (kind, name, paused_by) VALUES ('worker', 'w1', 'me')",
     "ck_pauses_name_length": "INSERT INTO pauses (kind, name, paused_by) VALUES ('queue', '', 'me')",
     "ck_schedules_name_length": "INSERT INTO schedules (id, name, trigger, timezone)"

@@ -67,5 +67,6 @@ def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Accepted]:
 
 def _as_json(job: NewJob) -> str:
     fields = {**asdict(job), "id": str(job.id), "schedule_id": job.schedule_id and str(job.schedule_id)}
+    del fields["restrictions"]  # rows of their own: see slots
     payload = fields.pop("payload")
     return json.dumps(fields)[:-1] + f', "payload": {payload}}}'

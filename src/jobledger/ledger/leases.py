@@ -58,7 +58,8 @@ UPDATE job_attempts a
  WHERE j.id = CAST(:id AS uuid) AND j.status = 'started' AND a.job_id = j.id AND a.number = j.attempt
    AND a.outcome IS NULL AND a.worker = :worker AND a.host = :host AND a.pid = :pid AND a.version = :version
 RETURNING j.id, j.attempt, j.job_type, j.queue, j.payload, j.timeout_seconds, j.max_attempts, j.errors, j.crashes,
-          j.losses, j.created_at, j.fire_at
+          j.losses, j.created_at, j.fire_at,
+          EXISTS (SELECT FROM job_limits l WHERE l.job_id = j.id) AS is_limited
 """)
 
 

@@ -84,7 +84,7 @@ SELECT held_by FROM holders
 _RELEASE: Final = sa.text("""
 WITH first AS (
     SELECT id FROM job_statuses WHERE held_by = :held_by
-     ORDER BY priority, queued_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
+     ORDER BY priority, queued_at, id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE job_statuses j SET held_by = NULL, pushed_at = NULL, updated_at = now()
   FROM first WHERE j.id = first.id AND j.status = 'queued' AND j.held_by = :held_by

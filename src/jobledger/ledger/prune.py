@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 _PRUNE: Final = sa.text("""
+WITH gone AS (
 DELETE FROM job_statuses
  WHERE id IN (SELECT id FROM job_statuses
                WHERE finished_at < now() - make_interval(secs => least(CAST(:failed_seconds AS float8),
@@ -16,11 +17,16 @@ DELETE FROM job_statuses
                      SELECT FROM job_dependencies d JOIN job_statuses c ON c.id = d.child_id
                       WHERE d.parent_id = job_statuses.id AND d.on_parent_failure = 'hold' AND c.status = 'deferred'))
                ORDER BY finished_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+RETURNING id
+), unlimited AS (
+DELETE FROM job_limits l USING gone WHERE l.job_id = gone.id
+)
+SELECT count(*) FROM gone
 """)
 
 
 def prune_finished(connection: Connection, completed_seconds: float, failed_seconds: float, limit: int) -> int:
-    """Delete jobs that ended long ago, oldest first, with their attempts; none that another job is held for.
+    """Delete jobs that ended long ago, oldest first, with their attempts and limits; none that another job is held for.
 
     Args:
         completed_seconds: how long completed and canceled jobs are kept.
@@ -30,9 +36,8 @@ def prune_finished(connection: Connection, completed_seconds: float, failed_seco
     Returns:
         How many jobs were deleted.
     """
-    return connection.execute(
-        _PRUNE, {"completed_seconds": completed_seconds, "failed_seconds": failed_seconds, "limit": limit}
-    ).rowcount
+    kept = {"completed_seconds": completed_seconds, "failed_seconds": failed_seconds}
+    return int(connection.execute(_PRUNE, {**kept, "limit": limit}).scalar_one())
 
 
 _PRUNE_TICKS: Final = sa.text("""

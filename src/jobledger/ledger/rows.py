@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from jobledger.limits import Restriction
 from jobledger.options import DEFAULT_PRIORITY
 from jobledger.wake import Wake
 
@@ -39,6 +40,8 @@ class NewJob:
     pushed: bool = True
     """If it is queued at once: whether its wake-up is pushed after the commit, rather than by the relay."""
 
+    restrictions: tuple[Restriction, ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class Runner:
@@ -66,6 +69,8 @@ class Claim:
     losses: int
     created_at: datetime
     fire_at: datetime | None
+    is_limited: bool = False
+    """It holds slots, which are passed on when it has ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The moves of a job: one guarded statement for each.
 
-With `insertion`, `dependencies`, `expiry`, `lost_wakes`, `uniqueness` and `bulk`, the only writer of statuses.
+With `insertion`, `dependencies`, `expiry`, `lost_wakes`, `uniqueness`, `bulk` and `slots`, the only writer of statuses.
 A guard names the status that it expects and, for a run, the fence (`attempt`). No row back is an answer: somebody
 else moved the job first. Time is always the database's; where the transaction may be a job's or a caller's, which began
 long ago, it is that of the statement. Nothing here commits; whoever calls owns the transaction. The statements run on
@@ -14,45 +14,28 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobledger.ledger import failing, retrying
+from jobledger.ledger import claiming, failing, retrying
 from jobledger.ledger.direct import Direct, Executor
 from jobledger.ledger.rows import Claim, Ended, Evidence, Failed, Runner
 from jobledger.status import ON_FAILED_TYPE, Outcome, Reason
 from jobledger.wake import Wake
 
-# A pause is locked by whoever obeys it: see pauses.
-_CLAIM: Final = sa.text("""
-WITH pause AS MATERIALIZED (
-    SELECT 'pause:' || p.kind || ':' || p.name AS held_by
-      FROM job_statuses j JOIN pauses p ON (p.kind = 'queue' AND p.name = j.queue)
-                                        OR (p.kind = 'type' AND p.name = j.job_type)
-     WHERE j.id = CAST(:id AS uuid) ORDER BY p.kind LIMIT 1 FOR SHARE OF p
-), held AS (
-    UPDATE job_statuses SET held_by = pause.held_by, pushed_at = NULL, updated_at = now() FROM pause
-     WHERE id = CAST(:id AS uuid) AND status = 'queued' AND job_statuses.held_by IS NULL
-), claimed AS (
-    UPDATE job_statuses
-       SET status = 'started', attempt = attempt + 1, started_at = now(), updated_at = now()
-     WHERE id = CAST(:id AS uuid) AND status = 'queued' AND held_by IS NULL
-       AND (expires_at IS NULL OR expires_at > now() OR attempt > 0) AND NOT EXISTS (SELECT FROM pause)
-    RETURNING id, attempt, job_type, queue, payload, timeout_seconds, max_attempts, errors, crashes, losses,
-              created_at, fire_at
-), opened AS (
-    INSERT INTO job_attempts
-           (job_id, number, worker, host, pid, version, backend_pid, lease_expires_at)
-    SELECT id, attempt, :worker, :host, :pid, :version, pg_backend_pid(),
-           now() + make_interval(secs => :lease_seconds)
-      FROM claimed
-)
-SELECT * FROM claimed
-""")
+_CLAIM: Final = sa.text(f"""
+WITH {claiming.PAUSE}, claimed AS (
+    UPDATE job_statuses SET {claiming.SET}
+     WHERE {claiming.CLAIMABLE} AND NOT EXISTS (SELECT FROM pause)
+       AND NOT EXISTS (SELECT FROM job_limits WHERE job_id = CAST(:id AS uuid))
+    RETURNING {claiming.COLUMNS}, started_at
+), {claiming.OPENED}
+SELECT {claiming.COLUMNS} FROM claimed
+""")  # noqa: S608 - put together from constants
 
 
 def claim(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
     """queued -> started: the first statement of every delivery. A job whose queue or type is paused is held instead.
 
     Returns:
-        The claim; or None for a duplicate, a canceled, held or expired job: the caller returns quietly.
+        The claim; or None for a duplicate, a canceled, held or expired job; and for one with limits: see `slots`.
     """
     parameters = {"id": str(job_id), **_fields(runner), "lease_seconds": lease_seconds}
     row = connection.execute(_CLAIM, parameters).one_or_none()

@@ -22,6 +22,7 @@ from jobledger.maintenance.orphans import release_orphans
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import reconcile
 from jobledger.maintenance.relay import relay
+from jobledger.maintenance.tend_slots import tend_slots
 from jobledger.observe import conservation
 from jobledger.observe.conservation import MOST_ENTRIES, Conservation
 from jobledger.observe.health import STALE_SECONDS, STALE_SWEEPS, Schema, look_at_ledger
@@ -269,6 +270,7 @@ def _do_chores(connections: Connections) -> Counter[str]:
             "jobs that were not started in time": expire(connections),
             "wake-ups that were lost": reconcile(connections),
             "jobs that waited for nobody": release_orphans(connections),
+            "slots that stood free, or were miscounted": tend_slots(connections),
             "wake-ups that were pushed": relay(connections),
         }
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from jobledger import finish
+from jobledger import finish, slots
 from jobledger.connections import Connections
 from jobledger.dispatch import push_quietly
 from jobledger.ledger import expiry
@@ -43,6 +43,7 @@ def _expire_childless(connections: Connections, ids: Sequence[UUID]) -> int:
     with connections.transaction(DEADLINE_SECONDS) as connection:
         failed = expiry.expire(connection, ids, with_children=False)
     push_quietly(connections, [one.callback for one in failed if one.callback is not None])
+    slots.pass_on(connections, ids)
     return len(failed)
 
 
@@ -52,4 +53,5 @@ def _expire_parent(connections: Connections, job_id: UUID) -> int:
         failed = expiry.expire(connection, [job_id], with_children=True)
         wakes = finish.tell_descendants(connection, job_id) if failed else []
     push_quietly(connections, [*(one.callback for one in failed if one.callback is not None), *wakes])
+    slots.pass_on(connections, [job_id])
     return len(failed)

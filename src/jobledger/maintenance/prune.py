@@ -6,7 +6,7 @@ from typing import Final
 from sqlalchemy.engine import Connection
 
 from jobledger.connections import Connections
-from jobledger.ledger import cancel_requests, idempotency, lost_wakes, uniqueness
+from jobledger.ledger import cancel_requests, idempotency, lost_wakes, slot_counts, uniqueness
 from jobledger.ledger.prune import prune_finished, prune_ticks
 
 BATCH: Final = 1000
@@ -18,12 +18,15 @@ REQUESTS_SECONDS: Final = DAY_SECONDS
 LOSSES_SECONDS: Final = 7 * DAY_SECONDS
 """A wake-up that was lost longer ago says nothing about the next one."""
 
+KEYS_SECONDS: Final = DAY_SECONDS
+"""Keys of limits and rates come back when they are used again."""
+
 DEADLINE_SECONDS: Final = 30.0
 
 
 def prune(connections: Connections) -> int:
     """Delete ended jobs with their attempts, and the ticks of schedules, which are kept for longer; forget lost
-    wake-ups, requests to cancel and idempotency keys.
+    wake-ups, requests to cancel, idempotency keys and the keys of limits.
 
     Returns:
         How many rows were deleted.
@@ -38,6 +41,7 @@ def prune(connections: Connections) -> int:
     jobs += _in_batches(connections, lambda connection: lost_wakes.prune(connection, LOSSES_SECONDS, BATCH))
     jobs += _in_batches(connections, lambda connection: uniqueness.prune(connection, BATCH))
     jobs += _in_batches(connections, lambda connection: cancel_requests.prune(connection, REQUESTS_SECONDS, BATCH))
+    jobs += _in_batches(connections, lambda connection: slot_counts.prune(connection, KEYS_SECONDS, BATCH))
     keys_kept = settings.keep_idempotency_keys_hours * HOUR_SECONDS
     jobs += _in_batches(connections, lambda connection: idempotency.prune(connection, keys_kept, BATCH))
     return jobs + _in_batches(connections, lambda connection: prune_ticks(connection, kept, BATCH))

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import redis
 
-from jobledger import finish, queues
+from jobledger import finish, queues, slots
 from jobledger.connections import Connections
 from jobledger.dispatch import push_quietly
 from jobledger.failpoints import Failpoint, reach
@@ -106,4 +106,5 @@ def _end(connections: Connections, one: Running, outcome: Outcome, why: str, *, 
         return 0
     log.warning("Reaped", job_id=str(one.id), attempt=one.attempt, outcome=outcome.value, status=settled.status.value)
     push_quietly(connections, settled.wakes)
+    slots.pass_on(connections, [one.id])
     return 1

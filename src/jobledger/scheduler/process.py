@@ -31,6 +31,7 @@ from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import reconcile
 from jobledger.maintenance.relay import relay
+from jobledger.maintenance.tend_slots import tend_slots
 from jobledger.observe.log import get_logger
 from jobledger.schedules import ticks
 from jobledger.schedules.book import ScheduleBook
@@ -121,6 +122,7 @@ class SchedulerProcess:
         settings = self._connections.settings
         chores: list[tuple[str, Callable[[], object], float]] = [
             ("relay", lambda: relay(self._connections), settings.relay_seconds),
+            ("slots", lambda: tend_slots(self._connections), settings.relay_seconds),
             ("expire", lambda: expire(self._connections), settings.relay_seconds),
             ("reap", lambda: reap(self._connections), settings.sweep_seconds),
             ("reconcile", self._reconcile, settings.sweep_seconds),

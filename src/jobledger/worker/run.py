@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 from sqlalchemy.exc import DBAPIError
 
-from jobledger import finish
+from jobledger import finish, slots
 from jobledger.connections import Connections, default_connections, is_connection_loss
 from jobledger.dispatch import push_quietly
 from jobledger.errors import ConfigurationError, LedgerUnavailable, PayloadError, UnknownJobType
@@ -123,9 +123,12 @@ class Run:
         self.lease.claiming(connection)
         try:
             connection.autocommit()
-            claim = transitions.claim(connection.direct, self.job_id, self.runner, lease_seconds)
+            direct, runner = connection.direct, self.runner
+            claim = transitions.claim(direct, self.job_id, runner, lease_seconds)
+            if claim is None:
+                claim = slots.claim(self.connections, direct, self.job_id, runner, lease_seconds)
             if claim is None and self.claim_lost:
-                claim = leases.claim_again(connection.direct, self.job_id, self.runner, lease_seconds)
+                claim = leases.claim_again(direct, self.job_id, runner, lease_seconds)
         except BaseException:
             self.claim_lost = True
             self.lease.claiming(None)
@@ -161,7 +164,17 @@ class Run:
         if settled is not None:
             context.push_held()
             push_quietly(self.connections, settled.wakes)
+        if claim.is_limited:
+            self._pass_on_slots(connection, claim)
         return settled
+
+    def _pass_on_slots(self, connection: RunConnection, claim: Claim) -> None:
+        """Also of an attempt that was fenced out: what must not be given back is not."""
+        if connection.is_gone:
+            slots.pass_on(self.connections, [claim.id])
+        else:
+            connection.autocommit()
+            slots.pass_on(self.connections, [claim.id], connection.direct)
 
     def _load(self, claim: Claim) -> Any:
         try:
@@ -253,6 +266,8 @@ class Run:
         settled = self._patiently(write, patience_seconds)
         if settled is not None:
             push_quietly(self.connections, settled.wakes)
+            if claim.is_limited:
+                slots.pass_on(self.connections, [claim.id])
         self._log_end(settled, outcome, evidence)
         return settled
 

@@ -1,0 +1,24 @@
+"""What people ask for: run a job again, or cancel it; pause a queue or a type. Refusals are answers, not errors."""
+
+from jobledger.control.answer import LONGEST_REASON, Answer, Verdict
+from jobledger.control.jobs import CANCEL_SECONDS, cancel, retry, wait_for_cancel
+from jobledger.control.many import Selection, cancel_selected, retry_selected, to_cancel, to_retry
+from jobledger.control.pauses import pause, paused, resume
+
+__all__ = [
+    "CANCEL_SECONDS",
+    "LONGEST_REASON",
+    "Answer",
+    "Selection",
+    "Verdict",
+    "cancel",
+    "cancel_selected",
+    "pause",
+    "paused",
+    "resume",
+    "retry",
+    "retry_selected",
+    "to_cancel",
+    "to_retry",
+    "wait_for_cancel",
+]

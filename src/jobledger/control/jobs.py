@@ -1,0 +1,151 @@
+"""One job: run it again, or cancel it."""
+
+import time
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from jobledger import slots
+from jobledger.admission import waiting_for_rivals
+from jobledger.connections import Connections
+from jobledger.control.answer import DEADLINE_SECONDS, Answer, Verdict, refusal, who_and_why
+from jobledger.dispatch import push_quietly
+from jobledger.errors import DispatchContended
+from jobledger.finish import tell_descendants
+from jobledger.ledger import cancel_requests, dependencies, queries, transitions, uniqueness
+from jobledger.observe.log import get_logger
+from jobledger.status import TERMINAL, JobStatus
+from jobledger.wake import Wake
+
+log: Final = get_logger(__name__)
+
+CANCEL_SECONDS: Final = 15.0
+"""By then a running job has ended that was to be canceled, as long as Postgres and a scheduler work."""
+
+FIRST_PAUSE_SECONDS: Final = 0.05
+LONGEST_PAUSE_SECONDS: Final = 0.5
+
+_NO_RETRY: Final = {
+    JobStatus.DEFERRED: "it waits for its parents",
+    JobStatus.SCHEDULED: "it waits for its time",
+    JobStatus.QUEUED: "it is queued already",
+    JobStatus.STARTED: "it is running",
+    JobStatus.COMPLETED: "it has completed; dispatch a new job instead",
+}
+
+_NO_CANCEL: Final = {
+    JobStatus.COMPLETED: "it has completed",
+    JobStatus.FAILED: "it has failed",
+    JobStatus.CANCELED: "it is canceled already",
+}
+
+
+def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
+    """Queue a failed or canceled job again: now, with fresh budgets; its attempts go on being counted.
+
+    A job that is held because one that it waits for did not complete (`on_parent_failure="hold"`) runs without it.
+    Jobs that were canceled because they waited for this one stay canceled. Each of them can be retried in its turn,
+    when its parents have ended: it runs then, however they ended.
+
+    Args:
+        connections: the servers. If Redis is away, the relay pushes the job later.
+        job_id: of the job.
+        by: who asks, for the log.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        status = queries.lock_status(connection, job_id)
+        parent = queries.unended_parent(connection, job_id)
+        if parent is not None and status in (JobStatus.FAILED, JobStatus.CANCELED):
+            why = f"its parent {parent[0]} is {parent[1]}; retry it when that has completed"
+            return Answer(job_id, Verdict.REFUSED, status, why)
+        if status is JobStatus.DEFERRED and parent is None:
+            wake, rival = dependencies.run_held(connection, job_id), None
+        else:
+            wake, rival = _retry(connection, job_id)
+    if rival is not None:
+        return Answer(job_id, Verdict.REFUSED, status, rival)
+    if wake is None:
+        return refusal(job_id, status, _NO_RETRY)
+    push_quietly(connections, [wake])
+    log.info("Queued again", job_id=str(job_id), job_type=wake.job_type, was=status, by=by)
+    return Answer(job_id, Verdict.DONE, JobStatus.QUEUED, f"queued again; it was {status}")
+
+
+def _retry(connection: Connection, job_id: UUID) -> tuple[Wake | None, str | None]:
+    """The wake-up of a job that is queued again; or why it is not, if an equal job is there."""
+    try:
+        with waiting_for_rivals(connection):
+            return transitions.retry(connection, job_id), None
+    except DispatchContended as error:
+        return None, str(error)
+    except IntegrityError as error:
+        if not uniqueness.is_collision(error):
+            raise
+    holder = uniqueness.rival(connection, job_id)
+    return None, f"an equal job is there: {holder.id} is {holder.status}" if holder else "an equal job was there"
+
+
+def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") -> Answer:
+    """Cancel a job, and all that waits for it, directly or through others, unless it says otherwise.
+
+    One that has not started never will. One that runs is told to end; it may still complete before it is:
+    `wait_for_cancel` says which it was.
+
+    Args:
+        connections: the servers. If Redis is away, the relay pushes what runs in spite of it.
+        job_id: of the job.
+        by: who asks; kept in the job's reason.
+        reason: why; kept there too.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    text = who_and_why(by, reason)
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        status = queries.lock_status(connection, job_id)
+        ended = transitions.cancel(connection, job_id, text)
+        wakes = tell_descendants(connection, job_id, "was canceled") if ended is not None and ended.has_children else []
+        requested = ended is None and cancel_requests.request(connection, job_id, text)
+    if requested:
+        log.info("To be canceled", job_id=str(job_id), by=by)
+        return Answer(job_id, Verdict.REQUESTED, status, f"it runs, and is ended within {CANCEL_SECONDS:g} s")
+    if ended is None:
+        return refusal(job_id, status, _NO_CANCEL)
+    push_quietly(connections, wakes)
+    slots.pass_on(connections, [job_id])
+    log.info("Canceled", job_id=str(job_id), was=status, by=by)
+    return Answer(job_id, Verdict.DONE, JobStatus.CANCELED, f"canceled; it was {status}")
+
+
+def wait_for_cancel(connections: Connections, job_id: UUID, timeout: float = CANCEL_SECONDS) -> Answer:
+    """Wait until a job that was to be canceled has ended, and say how.
+
+    Args:
+        connections: the servers.
+        job_id: of the job.
+        timeout: the longest to wait, in seconds.
+
+    Returns:
+        Done if it was canceled, refused if it has completed first; still requested if it has not ended by then.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    deadline, pause = time.monotonic() + timeout, FIRST_PAUSE_SECONDS
+    while True:
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            status = queries.status_of(connection, job_id)
+        if status is JobStatus.CANCELED:
+            return Answer(job_id, Verdict.DONE, status, "canceled while it ran")
+        if status is None or status in TERMINAL:
+            return refusal(job_id, status, _NO_CANCEL)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return Answer(job_id, Verdict.REQUESTED, status, f"it has not ended within {timeout:g} s")
+        time.sleep(min(left, pause))
+        pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)

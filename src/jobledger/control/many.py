@@ -1,0 +1,133 @@
+"""Many jobs at once, by a filter: what was there at one moment, batch by batch."""
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from jobledger import slots
+from jobledger.connections import Connections
+from jobledger.control.answer import BATCH, DEADLINE_SECONDS, Answer, Verdict, who_and_why
+from jobledger.control.jobs import cancel, retry
+from jobledger.dispatch import push_quietly
+from jobledger.errors import OptionError
+from jobledger.ledger import bulk, pushes, queries
+from jobledger.ledger.queries import Filter
+from jobledger.observe.log import get_logger
+from jobledger.status import UNFINISHED, JobStatus
+
+log: Final = get_logger(__name__)
+
+READ_SECONDS: Final = 60.0
+"""Longest look for jobs that are selected, of many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The jobs that a filter lets through and that were there at one moment: what comes later is never touched.
+
+    Attributes:
+        wanted: which statuses, job type and queue.
+        until: the moment, by the clock of the database.
+        count: how many there were when it was made.
+    """
+
+    wanted: Filter
+    until: datetime
+    count: int
+
+
+def to_cancel(connections: Connections, wanted: Filter, until: datetime | None = None) -> Selection:
+    """Select jobs to be canceled.
+
+    Args:
+        connections: the servers.
+        wanted: which; without statuses all that have not ended.
+        until: that were there at this moment; None for now. With the moment of an earlier selection, what was
+            interrupted goes on.
+
+    Raises:
+        OptionError: jobs in one of the statuses cannot be canceled.
+        LedgerUnavailable: Postgres is away.
+    """
+    return _select(connections, wanted, until, UNFINISHED, default=UNFINISHED)
+
+
+def to_retry(connections: Connections, wanted: Filter, until: datetime | None = None) -> Selection:
+    """The same for jobs to be retried, which had ended by then; without statuses those that have failed."""
+    return _select(connections, wanted, until, _RETRIED, default={JobStatus.FAILED})
+
+
+def cancel_selected(
+    connections: Connections, selection: Selection, by: str, reason: str = ""
+) -> Iterator[list[Answer]]:
+    """Cancel many jobs, batch by batch; each batch is done when it is given, and stays done.
+
+    Args: see `cancel`.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    for ids in _batches(connections, selection, ended=False):
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            done = bulk.cancel(connection, ids, who_and_why(by, reason))
+        slots.pass_on(connections, list(done))
+        yield [
+            Answer(one, Verdict.DONE, JobStatus.CANCELED, "canceled")
+            if one in done
+            else cancel(connections, one, by, reason)
+            for one in ids
+        ]
+    log.info("Canceled what was selected", count=selection.count, by=by)
+
+
+def retry_selected(connections: Connections, selection: Selection, by: str) -> Iterator[list[Answer]]:
+    """Retry many jobs in the same way. One that fails again meanwhile is not retried again.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    for ids in _batches(connections, selection, ended=True):
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            wakes = bulk.retry(connection, ids, selection.until)
+        push_quietly(connections, wakes)
+        done = {wake.id for wake in wakes}
+        yield [
+            Answer(one, Verdict.DONE, JobStatus.QUEUED, "queued again") if one in done else retry(connections, one, by)
+            for one in ids
+        ]
+    log.info("Queued again what was selected", count=selection.count, by=by)
+
+
+_RETRIED: Final = frozenset({JobStatus.FAILED, JobStatus.CANCELED})
+
+
+def _select(
+    connections: Connections,
+    wanted: Filter,
+    until: datetime | None,
+    allowed: Set[JobStatus],
+    *,
+    default: Set[JobStatus],
+) -> Selection:
+    wrong = sorted(set(wanted.statuses) - allowed)
+    if wrong:
+        raise OptionError(f"Jobs that are {wrong[0]} cannot be selected; say {', '.join(sorted(allowed))}.")
+    whole = replace(wanted, statuses=sorted(wanted.statuses or default))
+    with connections.transaction(READ_SECONDS) as connection:
+        moment = until or pushes.now(connection)
+        count = queries.count_selected(connection, whole, moment, ended=allowed == _RETRIED)
+    return Selection(whole, moment, count)
+
+
+def _batches(connections: Connections, selection: Selection, *, ended: bool) -> Iterator[list[UUID]]:
+    after: UUID | None = None
+    while True:
+        with connections.transaction(READ_SECONDS) as connection:
+            ids = queries.selected(connection, selection.wanted, selection.until, after, BATCH, ended=ended)
+        if ids:
+            yield ids
+            after = ids[-1]
+        if len(ids) < BATCH:
+            return

@@ -1,0 +1,85 @@
+"""Pauses of queues and of job types."""
+
+from typing import Final
+
+from jobledger.connections import Connections
+from jobledger.control.answer import BATCH, DEADLINE_SECONDS, LONGEST_REASON
+from jobledger.errors import OptionError
+from jobledger.ledger import pauses
+from jobledger.ledger.pauses import Pause
+from jobledger.observe.log import get_logger
+from jobledger.options import queue_name
+from jobledger.payload import storable
+from jobledger.status import PauseKind
+
+log: Final = get_logger(__name__)
+
+LONGEST_TYPE: Final = 200
+
+
+def pause(connections: Connections, kind: PauseKind, name: str, by: str, reason: str = "") -> Pause:
+    """Start no more jobs of a queue or of a type, from the next claim on, until `resume`. What runs goes on.
+
+    Args:
+        connections: the servers; Redis is not needed.
+        kind: what is paused.
+        name: of the queue, or of the job type.
+        by: who asks, for people.
+        reason: why, for people.
+
+    Returns:
+        The pause: this one, or the one that there was already.
+
+    Raises:
+        OptionError: nothing can have that name.
+        LedgerUnavailable: Postgres is away.
+    """
+    checked = _checked_name(kind, name)
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        stands = pauses.pause(connection, kind, checked, storable(by), storable(reason)[:LONGEST_REASON] or None)
+    log.info("Paused", kind=kind.value, name=checked, by=by)
+    return stands
+
+
+def resume(connections: Connections, kind: PauseKind, name: str, by: str) -> int | None:
+    """End a pause: what it held is pushed again, by priority and age.
+
+    If this is interrupted, schedulers release the rest.
+
+    Returns:
+        How many jobs were held; None if it was not paused.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        ended = pauses.resume(connection, kind, name)
+    if ended is None:
+        return None
+    total = 0
+    while True:
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            released = pauses.release(connection, ended.held_by, BATCH)
+        total += released
+        if released < BATCH:
+            break
+    log.info("Resumed", kind=kind.value, name=name, released=total, by=by)
+    return total
+
+
+def paused(connections: Connections) -> list[Pause]:
+    """All pauses.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        return pauses.every(connection)
+
+
+def _checked_name(kind: PauseKind, name: str) -> str:
+    if kind is PauseKind.QUEUE:
+        return queue_name(name)
+    if not 1 <= len(name) <= LONGEST_TYPE or not name.isprintable():
+        raise OptionError(f"{name!r:.60}: a job type's name is a text of 1 to {LONGEST_TYPE} characters.")
+    return name

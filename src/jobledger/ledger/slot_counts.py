@@ -1,0 +1,101 @@
+"""Whether what `limit_keys` counts is so, and whose slots are free though somebody waits. No status moves here."""
+
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+_STRAYS: Final = sa.text("""
+SELECT l.job_id FROM job_limits l LEFT JOIN job_statuses j ON j.id = l.job_id
+ WHERE l.has_slot AND j.id IS NOT NULL
+   AND NOT (j.status = 'started' OR (j.status = 'queued' AND j.held_by IS NULL))
+ ORDER BY l.kind, l.key LIMIT :limit
+""")
+
+
+def strays(connection: Connection, limit: int) -> Sequence[UUID]:
+    """Jobs that have a slot and may not: whoever ended or held them did not come to pass it on."""
+    return list(dict.fromkeys(connection.execute(_STRAYS, {"limit": limit}).scalars()))
+
+
+_MISCOUNTED: Final = sa.text("""
+SELECT coalesce(k.kind, l.kind) AS kind, coalesce(k.key, l.key) AS key
+  FROM (SELECT kind, key, taken FROM limit_keys WHERE taken > 0) AS k
+  FULL JOIN (SELECT kind, key, count(*) AS slots FROM job_limits WHERE has_slot GROUP BY kind, key) AS l
+         ON l.kind = k.kind AND l.key = k.key
+ WHERE k.taken IS DISTINCT FROM l.slots ORDER BY 1, 2 LIMIT :limit
+""")
+_LOCK: Final = sa.text("""
+INSERT INTO limit_keys (kind, key) VALUES (:kind, :key)
+ON CONFLICT (kind, key) DO UPDATE SET used_at = now() RETURNING taken
+""")
+_RECOUNT: Final = sa.text("""
+UPDATE limit_keys k SET taken = l.slots
+  FROM (SELECT count(*) AS slots FROM job_limits WHERE has_slot AND kind = :kind AND key = :key) AS l
+ WHERE k.kind = :kind AND k.key = :key AND k.taken <> l.slots
+""")
+
+
+def miscounted(connection: Connection, limit: int) -> list[tuple[str, str]]:
+    """Keys, by kind and name, whose count did not fit at one moment."""
+    return [(row.kind, row.key) for row in connection.execute(_MISCOUNTED, {"limit": limit})]
+
+
+def recount(connection: Connection, kind: str, key: str) -> bool:
+    """Count the slots of a key while it is locked: whoever gives or takes one waits.
+
+    Returns:
+        Whether the count was wrong.
+    """
+    parameters = {"kind": kind, "key": key}
+    connection.execute(_LOCK, parameters)
+    return connection.execute(_RECOUNT, parameters).rowcount > 0
+
+
+# One step along the index from each holder to the next, however many jobs each holds; of each the oldest job.
+_FREE: Final = sa.text("""
+WITH RECURSIVE holders AS (
+    (SELECT held_by FROM job_statuses WHERE held_by IS NOT NULL ORDER BY held_by LIMIT 1)
+    UNION ALL
+    SELECT (SELECT j.held_by FROM job_statuses j WHERE j.held_by > h.held_by ORDER BY j.held_by LIMIT 1)
+      FROM holders h WHERE h.held_by IS NOT NULL
+)
+SELECT h.held_by
+  FROM holders h
+ CROSS JOIN LATERAL (
+       SELECT id FROM job_statuses WHERE held_by = h.held_by ORDER BY priority, queued_at, id LIMIT 1
+       ) AS oldest
+  JOIN job_limits l ON l.job_id = oldest.id AND h.held_by = l.kind || ':' || l.key
+  LEFT JOIN limit_keys k ON k.kind = l.kind AND k.key = l.key
+ WHERE h.held_by LIKE 'limit:%' OR h.held_by LIKE 'rate:%'
+ GROUP BY h.held_by, l.most, l.window_seconds, k.taken, k.starts
+HAVING coalesce(k.taken, 0) + (
+           SELECT count(*) FROM unnest(k.starts) AS s(at)
+            WHERE s.at > clock_timestamp() - make_interval(secs => l.window_seconds)) < l.most
+""")
+
+
+def free(connection: Connection) -> Sequence[str]:
+    """Keys that hold jobs though a slot is free: of rates, because time has passed. As `held_by` has them."""
+    return connection.execute(_FREE).scalars().all()
+
+
+_PRUNE: Final = sa.text("""
+DELETE FROM limit_keys
+ WHERE (kind, key) IN (SELECT k.kind, k.key FROM limit_keys k
+                        WHERE k.used_at < now() - make_interval(secs => greatest(k.window_seconds, :seconds))
+                          AND k.taken = 0
+                          AND NOT EXISTS (SELECT FROM job_statuses j WHERE j.held_by = k.kind || ':' || k.key)
+                        ORDER BY k.used_at LIMIT :limit FOR UPDATE OF k SKIP LOCKED)
+""")
+
+
+def prune(connection: Connection, seconds: float, limit: int) -> int:
+    """Forget keys that nobody has used for long.
+
+    Returns:
+        How many.
+    """
+    return connection.execute(_PRUNE, {"seconds": seconds, "limit": limit}).rowcount

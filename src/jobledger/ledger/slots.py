@@ -1,0 +1,257 @@
+"""Limits and rates: who has a slot, and who gets the next one. One of the writers of statuses, for their claim.
+
+What a job may need stands in `job_limits`, written with the job. The slots of a key are counted in its one row of
+`limit_keys`, which whoever takes or gives one locks: a count of other rows, in a statement that has waited for a lock,
+would be that of a moment that is over (READ COMMITTED; the PostgreSQL manual, 13.2.1).
+
+A slot belongs to a job that runs, or that is queued and not held: nobody else may have one. A job that finds none is
+held by the key and leaves Redis. When one is free, the oldest that is held gets it, before it is pushed; so nobody who
+comes later takes it away. Of a rate, a slot is a start that has been granted; the start itself is kept with its moment.
+
+Locks are taken in this order: the job, its rows in `job_limits`, the keys by kind and name. Nothing here waits for a
+second job.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from jobledger.ledger import claiming
+from jobledger.ledger.direct import Executor
+from jobledger.ledger.rows import Claim, Runner
+from jobledger.limits import Restriction
+from jobledger.wake import Wake
+
+_RESTRICT: Final = sa.text("""
+INSERT INTO job_limits (job_id, kind, key, most, window_seconds)
+SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb))
+    AS r(job_id uuid, kind text, key text, most int, window_seconds float8)
+""")
+
+
+def restrict(connection: Connection, restrictions: Mapping[UUID, Sequence[Restriction]]) -> None:
+    """Write down what limits new jobs, in the transaction that inserts them."""
+    rows = [
+        {
+            "job_id": str(job_id),
+            "kind": one.kind,
+            "key": one.key,
+            "most": one.most,
+            "window_seconds": one.window_seconds,
+        }
+        for job_id, ones in restrictions.items()
+        for one in ones
+    ]
+    if rows:
+        connection.execute(_RESTRICT, {"rows": json.dumps(rows)})
+
+
+# What the rows of `mine`, which are locked, say: whether a slot is free, and whether somebody waits for one already.
+_JUDGED: Final = """
+judged AS MATERIALIZED (
+    SELECT m.kind, m.key, m.has_slot,
+           m.has_slot OR m.taken + recent.starts < m.most AS has_room,
+           m.has_slot OR m.kind || ':' || m.key = :from_key
+                      OR NOT EXISTS (SELECT FROM job_statuses w WHERE w.held_by = m.kind || ':' || m.key) AS is_first
+      FROM mine m
+     CROSS JOIN LATERAL (
+           SELECT count(*) AS starts FROM unnest(m.starts) AS s(at)
+            WHERE s.at > clock_timestamp() - make_interval(secs => m.window_seconds)
+           ) AS recent
+), verdict AS MATERIALIZED (
+    SELECT count(j.kind) AS found,
+           min(j.kind || ':' || j.key) FILTER (WHERE NOT (j.has_room AND j.is_first)) AS refused_by
+      FROM judged j
+)"""
+_MINE: Final = """
+mine AS MATERIALIZED (
+    SELECT l.job_id, l.kind, l.key, l.most, l.window_seconds, l.has_slot, k.taken, k.starts
+      FROM job JOIN job_limits l ON l.job_id = job.id JOIN limit_keys k ON k.kind = l.kind AND k.key = l.key
+     ORDER BY l.kind FOR NO KEY UPDATE OF l, k
+)"""
+
+_CLAIM: Final = sa.text(f"""
+WITH {claiming.PAUSE}, job AS MATERIALIZED (
+    SELECT id, (SELECT count(*) FROM job_limits l WHERE l.job_id = job_statuses.id) AS limits FROM job_statuses
+     WHERE {claiming.CLAIMABLE} AND NOT EXISTS (SELECT FROM pause) FOR NO KEY UPDATE
+), {_MINE}, {_JUDGED}, decision AS MATERIALIZED (
+    SELECT v.refused_by, job.limits > v.found AS lacks_keys, job.limits = v.found AND v.refused_by IS NULL AS starts
+      FROM job, verdict v WHERE job.limits > 0
+), counted AS (
+    UPDATE limit_keys k
+       SET taken = k.taken + CASE WHEN NOT d.starts OR m.kind = 'rate' THEN -CAST(m.has_slot AS int)
+                                  ELSE CAST(NOT m.has_slot AS int) END,
+           window_seconds = greatest(k.window_seconds, m.window_seconds),
+           starts = CASE WHEN d.starts AND m.kind = 'rate' THEN array(
+               SELECT s.at FROM unnest(k.starts) WITH ORDINALITY AS s(at, place)
+                WHERE s.at > clock_timestamp() - make_interval(secs => greatest(k.window_seconds, m.window_seconds))
+                ORDER BY s.place) || clock_timestamp() ELSE k.starts END,
+           used_at = now()
+      FROM mine m, decision d
+     WHERE k.kind = m.kind AND k.key = m.key AND NOT d.lacks_keys AND (d.starts OR m.has_slot)
+), marked AS (
+    UPDATE job_limits l SET has_slot = d.starts AND l.kind = 'limit' FROM mine m, decision d
+     WHERE l.job_id = m.job_id AND l.kind = m.kind AND NOT d.lacks_keys AND (d.starts OR m.has_slot)
+), refused AS (
+    UPDATE job_statuses SET held_by = d.refused_by, pushed_at = NULL, updated_at = now() FROM decision d
+     WHERE id = CAST(:id AS uuid) AND status = 'queued' AND NOT d.lacks_keys AND NOT d.starts
+), claimed AS (
+    UPDATE job_statuses SET {claiming.SET} FROM decision d
+     WHERE {claiming.CLAIMABLE} AND d.starts
+    RETURNING {claiming.COLUMNS}, started_at
+), {claiming.OPENED}
+SELECT {claiming.COLUMNS}, d.lacks_keys, d.refused_by,
+       array(SELECT j.kind || ':' || j.key FROM judged j
+              WHERE d.refused_by IS NOT NULL AND (j.has_slot OR j.has_room) ORDER BY j.kind) AS free_keys
+  FROM decision d LEFT JOIN claimed ON true
+""")  # noqa: S608 - put together from constants
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of the claim of a job with limits.
+
+    Attributes:
+        claim: it has started, if this is there.
+        refused_by: what holds it from now on.
+        lacks_keys: nothing was done: `make_keys`, and ask again.
+        free_keys: of a job that is held: keys of which a slot is free, for whoever stands before it.
+    """
+
+    claim: Claim | None
+    refused_by: str | None
+    lacks_keys: bool
+    free_keys: Sequence[str]
+
+
+def claim(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: float) -> Answer | None:
+    """queued -> started for a job with limits, if all of its slots are free, which it then has; or else it is held.
+
+    Returns:
+        None for a job without limits, a duplicate, a canceled, held, paused or expired job.
+    """
+    parameters = {
+        "id": str(job_id),
+        "worker": runner.worker,
+        "host": runner.host,
+        "pid": runner.pid,
+        "version": runner.version,
+        "lease_seconds": lease_seconds,
+        "from_key": "",
+    }
+    row = connection.execute(_CLAIM, parameters).one_or_none()
+    if row is None:
+        return None
+    fields = dict(row._mapping)
+    lacks_keys, refused_by, free_keys = fields.pop("lacks_keys"), fields.pop("refused_by"), fields.pop("free_keys")
+    return Answer(
+        Claim(**fields, is_limited=True) if fields["id"] is not None else None,
+        None if lacks_keys else refused_by,
+        lacks_keys,
+        free_keys,
+    )
+
+
+_MAKE_KEYS: Final = sa.text("""
+INSERT INTO limit_keys (kind, key, window_seconds)
+SELECT kind, key, window_seconds FROM job_limits WHERE job_id = CAST(:id AS uuid) ORDER BY kind
+ON CONFLICT (kind, key) DO NOTHING RETURNING kind
+""")
+
+
+def make_keys(connection: Executor, job_id: UUID) -> None:
+    """Let the keys of a job be counted. In a statement of its own: nobody waits for a dispatch that goes on."""
+    connection.execute(_MAKE_KEYS, {"id": str(job_id)})
+
+
+_RELEASE: Final = sa.text(f"""
+WITH job AS MATERIALIZED (
+    SELECT id FROM job_statuses WHERE held_by = :from_key AND status = 'queued'
+     ORDER BY priority, queued_at, id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+), {_MINE}, {_JUDGED}, counted AS (
+    UPDATE limit_keys k SET taken = k.taken + 1, used_at = now() FROM mine m, verdict v
+     WHERE k.kind = m.kind AND k.key = m.key AND v.refused_by IS NULL AND NOT m.has_slot
+), marked AS (
+    UPDATE job_limits l SET has_slot = true FROM mine m, verdict v
+     WHERE l.job_id = m.job_id AND l.kind = m.kind AND v.refused_by IS NULL
+)
+UPDATE job_statuses j
+   SET held_by = v.refused_by, pushed_at = CASE WHEN v.refused_by IS NULL THEN now() END,
+       push_count = push_count + CASE WHEN v.refused_by IS NULL THEN 1 ELSE 0 END, updated_at = now()
+  FROM job, verdict v
+ WHERE j.id = job.id AND j.status = 'queued' AND v.refused_by IS DISTINCT FROM :from_key
+RETURNING j.id, j.queue, j.job_type, j.title, j.timeout_seconds, j.push_count, true AS at_front, j.held_by
+""")  # noqa: S608 - put together from constants
+
+
+def release(connection: Executor, key: str) -> tuple[bool, Wake | None]:
+    """Give a free slot to the oldest job that a key holds, or let it be held by another key of its own.
+
+    It goes before all others in Redis: it has stood in line.
+
+    Args:
+        key: as `held_by` has it.
+
+    Returns:
+        Whether another one may follow; and what the caller pushes after the commit.
+    """
+    row = connection.execute(_RELEASE, {"from_key": key}).one_or_none()
+    if row is None:
+        return False, None
+    fields = dict(row._mapping)
+    return True, Wake(**fields) if fields.pop("held_by") is None else None
+
+
+_GIVE_BACK: Final = sa.text("""
+WITH job AS MATERIALIZED (
+    SELECT id FROM job_statuses
+     WHERE id IN (SELECT job_id FROM job_limits WHERE job_id = ANY(CAST(:ids AS uuid[])) AND has_slot)
+       AND NOT (status = 'started' OR (status = 'queued' AND held_by IS NULL))
+     ORDER BY id FOR NO KEY UPDATE
+), mine AS MATERIALIZED (
+    SELECT l.job_id, l.kind, l.key FROM job JOIN job_limits l ON l.job_id = job.id
+      JOIN limit_keys k ON k.kind = l.kind AND k.key = l.key
+     WHERE l.has_slot ORDER BY l.kind, l.key FOR NO KEY UPDATE OF l, k
+), marked AS (
+    UPDATE job_limits l SET has_slot = false FROM mine m WHERE l.job_id = m.job_id AND l.kind = m.kind
+), given AS (
+    SELECT kind, key, count(*) AS slots FROM mine GROUP BY kind, key
+)
+UPDATE limit_keys k SET taken = greatest(k.taken - g.slots, 0), used_at = now()
+  FROM given g WHERE k.kind = g.kind AND k.key = g.key
+RETURNING k.kind || ':' || k.key AS key
+""")
+
+
+def give_back(connection: Executor, ids: Sequence[UUID]) -> list[str]:
+    """Take the slots of jobs that may not have one any more: they have ended, or wait for something else.
+
+    Of jobs that run, or are queued and not held, nothing is taken, so this may be done at any time.
+
+    Returns:
+        The keys that have a free slot now.
+    """
+    return [row.key for row in connection.execute(_GIVE_BACK, {"ids": [str(one) for one in ids]})]
+
+
+_RESTRICT_ANEW: Final = sa.text("""
+WITH old AS (
+    DELETE FROM job_limits WHERE job_id = CAST(:id AS uuid)
+)
+UPDATE job_statuses SET held_by = NULL, pushed_at = NULL
+ WHERE id = CAST(:id AS uuid) AND status = 'queued' AND (held_by LIKE 'limit:%' OR held_by LIKE 'rate:%')
+""")
+
+
+def restrict_anew(connection: Connection, job_id: UUID, restrictions: Sequence[Restriction]) -> None:
+    """Let other limits hold for a job that has not started, and whose row is locked: it stands in line anew.
+
+    A slot that it has been given counts until the next look at what is counted.
+    """
+    connection.execute(_RESTRICT_ANEW, {"id": str(job_id)})
+    restrict(connection, {job_id: restrictions})

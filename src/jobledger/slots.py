@@ -1,0 +1,113 @@
+"""What is done around the slots of limits and rates: a claim with its keys, and passing on what has become free.
+
+Whoever ends a job with limits passes its slots on, in transactions after that of the end: no job's own transaction ever
+holds a key. Who dies in between leaves that to a chore; so does what is noted here and not raised.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+from uuid import UUID
+
+import psycopg2
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobledger.connections import Connections
+from jobledger.dispatch import push_quietly
+from jobledger.errors import LedgerUnavailable
+from jobledger.ledger import slots
+from jobledger.ledger.direct import Direct, Executor
+from jobledger.ledger.rows import Claim, Runner
+from jobledger.observe.log import get_logger
+
+log: Final = get_logger(__name__)
+
+DEADLINE_SECONDS: Final = 5.0
+MOST_AT_ONCE: Final = 100
+"""Jobs of one key that are released in a row; the chore goes on."""
+
+
+def claim(connections: Connections, direct: Direct, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
+    """Start a job that has limits, if it may; otherwise it is held, and a slot that it leaves goes to the next.
+
+    Args:
+        direct: in autocommit.
+
+    Returns:
+        None for a job that has none, is held, or is not there to be started.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    answer = slots.claim(direct, job_id, runner, lease_seconds)
+    while answer is not None and answer.lacks_keys:
+        slots.make_keys(direct, job_id)
+        answer = slots.claim(direct, job_id, runner, lease_seconds)
+    if answer is None:
+        return None
+    if answer.refused_by is not None:
+        log.info("Held", job_id=str(job_id), held_by=answer.refused_by)
+        _release_quietly(connections, answer.free_keys, direct)
+    return answer.claim
+
+
+def pass_on(connections: Connections, ids: Sequence[UUID], direct: Direct | None = None) -> int:
+    """Take the slots of jobs that may not have one any more, and give each to the oldest that waits.
+
+    Args:
+        ids: jobs that have ended, or wait for something else; of others nothing is taken.
+        direct: in autocommit; None for a connection of its own.
+
+    Returns:
+        How many jobs were released. Nothing is raised: the chore does what is left undone.
+    """
+    try:
+        with _one_by_one(connections, direct) as connection:
+            keys = slots.give_back(connection, ids)
+    except (LedgerUnavailable, SQLAlchemyError, psycopg2.Error) as error:
+        log.warning("Slots are passed on later", jobs=len(ids), error=str(error))
+        return 0
+    return _release_quietly(connections, keys, direct)
+
+
+def _release_quietly(connections: Connections, keys: Sequence[str], direct: Direct | None) -> int:
+    try:
+        return sum(release(connections, key, direct) for key in keys)
+    except (LedgerUnavailable, SQLAlchemyError, psycopg2.Error) as error:
+        log.warning("Slots are passed on later", keys=len(keys), error=str(error))
+        return 0
+
+
+def release(connections: Connections, key: str, direct: Direct | None = None) -> int:
+    """Release the oldest jobs that a key holds, as many as it has free slots, and push them.
+
+    Args:
+        key: as `held_by` has it.
+        direct: in autocommit; None for a connection of its own.
+
+    Returns:
+        How many.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    wakes = []
+    for _ in range(MOST_AT_ONCE):
+        with _one_by_one(connections, direct) as connection:
+            goes_on, wake = slots.release(connection, key)
+        if not goes_on:
+            break
+        if wake is not None:
+            wakes.append(wake)
+    push_quietly(connections, wakes)
+    return len(wakes)
+
+
+@contextmanager
+def _one_by_one(connections: Connections, direct: Direct | None) -> Iterator[Executor]:
+    """A connection on which each statement is a transaction of its own."""
+    if direct is not None:
+        yield direct
+    else:
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            yield connection

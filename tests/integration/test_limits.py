@@ -1,0 +1,551 @@
+"""Limits and rates: who starts, who is held, and who gets the slot of a job that has ended."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from harness import Stack, eventually, execute, one_value, row_of, started
+from jobledger import BaseJob, Connections, JobHandle, JobStatus, Limit, Outcome, Reason, Retry, Snooze, Unique, control
+from jobledger.finish import GiveUp, settle
+from jobledger.ledger import pauses, pushes, slot_counts, slots, transitions
+from jobledger.ledger.queries import Filter
+from jobledger.ledger.rows import Evidence, Runner
+from jobledger.maintenance.expire import expire
+from jobledger.maintenance.prune import prune
+from jobledger.maintenance.reaper import reap
+from jobledger.maintenance.reconcile import reconcile
+from jobledger.maintenance.relay import relay
+from jobledger.maintenance.tend_slots import tend_slots
+from jobledger.queues import waiting
+from jobledger.slots import pass_on
+from jobledger.status import TERMINAL, PauseKind
+from jobledger.worker import run_job
+from limited_jobs import Guarded, Import, Paced, Pair
+from sample_jobs import Echo
+
+ME = Runner(worker="tester", host="here", pid=1, version="1")
+
+
+def begin(connections: Connections, handle: JobHandle) -> slots.Answer | None:
+    """Claim a job as a worker does, and leave it running."""
+    with connections.transaction() as connection:
+        assert transitions.claim(connection, handle.id, ME, 30) is None, "it has limits"
+    while True:
+        with connections.transaction() as connection:
+            answer = slots.claim(connection, handle.id, ME, 30)
+        if answer is None or not answer.lacks_keys:
+            return answer
+        with connections.transaction() as connection:
+            slots.make_keys(connection, handle.id)
+
+
+def begun(connections: Connections, *handles: JobHandle) -> list[JobHandle]:
+    """Those that have started by these claims, in this order."""
+    return [one for one in handles if (answer := begin(connections, one)) is not None and answer.claim is not None]
+
+
+def held(connections: Connections) -> dict[UUID, str]:
+    with connections.transaction() as connection:
+        rows = connection.execute(sa.text("SELECT id, held_by FROM job_statuses WHERE held_by IS NOT NULL"))
+        return dict(rows.tuples().all())
+
+
+def taken(connections: Connections, key: str) -> int:
+    return int(one_value(connections, "SELECT taken FROM limit_keys WHERE kind || ':' || key = :key", key=key))
+
+
+def fails(connections: Connections, handle: JobHandle) -> None:
+    """End a job that was begun as its worker does."""
+    attempt = row_of(connections, handle).attempt
+    with connections.transaction() as connection:
+        decision = GiveUp(Reason.ERROR)
+        assert settle(connection, handle.id, attempt, Outcome.GAVE_UP, decision, Evidence()) is not None
+    pass_on(connections, [handle.id])
+
+
+# -- who starts
+
+
+def test_as_many_start_as_there_are_slots_and_the_rest_is_held(connections: Connections) -> None:
+    jobs = Import.dispatch_many([{"source": "crm"}] * 4)
+    others = Import.dispatch_many([{"source": "erp"}] * 2)
+
+    assert begun(connections, *jobs, *others) == [*jobs[:2], *others]
+
+    assert held(connections) == {one.id: "limit:import:crm" for one in jobs[2:]}
+    assert taken(connections, "limit:import:crm") == 2
+    for one in jobs[2:]:
+        assert one.refresh().status is JobStatus.QUEUED
+        assert one.held_by == "limit:import:crm"
+        assert one.attempts == []
+    connections.redis.flushall()
+    assert relay(connections) == 0
+    assert reconcile(connections, grace_seconds=0.0) == 4 - 4
+    assert begin(connections, jobs[2]) is None, "what is held is not there to be claimed"
+
+
+def test_a_plain_job_costs_one_statement_and_knows_no_slots(connections: Connections) -> None:
+    job = Echo.dispatch()
+    seen: list[str] = []
+    sa.event.listen(connections.engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
+
+    with connections.transaction() as connection:
+        claim = transitions.claim(connection, job.id, ME, 30)
+
+    assert claim is not None
+    assert not claim.is_limited
+    assert len([one for one in seen if "job_statuses" in one]) == 1
+    assert one_value(connections, "SELECT count(*) FROM job_limits") == 0
+
+
+def test_a_slot_that_becomes_free_goes_to_the_oldest(connections: Connections) -> None:
+    first, *rest = Guarded.dispatch_many([{"n": n} for n in range(4)])
+    urgent = Guarded.set(priority=1).dispatch(n=9)
+    for one in (first, urgent, *reversed(rest)):
+        begin(connections, one)
+
+    order = []
+    running = first
+    for _ in range(4):
+        connections.redis.flushall()
+        fails(connections, running)
+        (woken,) = [one for name in ("high", "default") for one in waiting(connections.redis, name)]
+        running = next(one for one in (urgent, *rest) if str(one.id) == woken)
+        assert begun(connections, running) == [running]
+        order.append(running)
+
+    assert order == [urgent, *rest]
+
+
+def test_whoever_comes_later_does_not_take_the_slot_of_one_that_was_released(connections: Connections) -> None:
+    first, second = Guarded.dispatch_many([{"n": 1}, {"n": 2}])
+    assert begun(connections, first, second) == [first]
+    fails(connections, first)
+    late = Guarded.dispatch(n=3)
+
+    assert second.refresh().held_by is None
+    assert begun(connections, late, second) == [second]
+    assert held(connections) == {late.id: "limit:Guarded"}
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_no_more_than_allowed_start_though_all_claim_at_once(connections: Connections, most: int) -> None:
+    jobs = Import.dispatch_many([{"source": "crm"}] * 30) if most != 1 else Guarded.dispatch_many([{}] * 30)
+    if most != 1:
+        execute(connections, "UPDATE job_limits SET most = 3")
+    together = threading.Barrier(10)
+
+    def claim(some: list[JobHandle]) -> list[JobHandle]:
+        together.wait()
+        return begun(connections, *some)
+
+    with ThreadPoolExecutor(10) as pool:
+        runs = [one for some in pool.map(claim, [jobs[n::10] for n in range(10)]) for one in some]
+
+    assert len(runs) == most
+    assert len(held(connections)) == 30 - most
+
+
+def test_two_deliveries_of_one_job_take_one_slot(connections: Connections) -> None:
+    (job,) = Import.dispatch_many([{"source": "crm"}])
+    together = threading.Barrier(8)
+
+    def claim(_: int) -> list[JobHandle]:
+        together.wait()
+        return begun(connections, job)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(len(one) for one in pool.map(claim, range(8))) == 1
+    assert taken(connections, "limit:import:crm") == 1
+
+
+# -- the end of a run
+
+
+def test_a_job_that_ends_passes_its_slot_on(connections: Connections) -> None:
+    first, second, third = Guarded.dispatch_many([{"n": n} for n in range(3)])
+    assert begun(connections, first) == [first]
+    run_job(str(second.id))
+    run_job(str(third.id))
+    assert set(held(connections)) == {second.id, third.id}
+    fails(connections, first)
+    assert set(held(connections)) == {third.id}
+    connections.redis.flushall()
+
+    assert run_job(str(second.id)) == "completed"
+
+    assert waiting(connections.redis, "default") == [str(third.id)]
+    assert run_job(str(third.id)) == "completed"
+    assert taken(connections, "limit:Guarded") == 0
+    assert one_value(connections, "SELECT count(*) FROM job_limits WHERE has_slot") == 0
+
+
+class Tries(BaseJob):
+    """Ends its attempts as asked."""
+
+    limit = Limit(1, key="tries")
+    retry = Retry(3, backoff="fixed", base=60)
+
+    def _perform(self, how: str) -> None:
+        raise {"error": ValueError(), "snooze": Snooze("1m")}[how]
+
+
+@pytest.mark.parametrize("how", ["error", "snooze"])
+def test_a_job_that_will_run_again_gives_its_slot_back_meanwhile(connections: Connections, how: str) -> None:
+    job = Tries.dispatch(how=how)
+
+    run_job(str(job.id))
+
+    assert job.refresh().status is JobStatus.SCHEDULED
+    assert taken(connections, "limit:tries") == 0
+    rival = Guarded.dispatch()
+    assert begun(connections, rival) == [rival]
+
+
+def test_a_job_that_is_to_run_again_at_once_keeps_its_slot(connections: Connections) -> None:
+    job, other = Guarded.dispatch_many([{}] * 2)
+    begun(connections, job, other)
+    with connections.transaction() as connection:
+        assert transitions.hand_back(connection, job.id, 1, Outcome.HANDED_BACK, Evidence())
+
+    assert tend_slots(connections) == 0
+
+    assert set(held(connections)) == {other.id}
+    assert begun(connections, job) == [job]
+    assert taken(connections, "limit:Guarded") == 1
+
+
+def test_the_slot_of_an_attempt_that_was_reaped_is_passed_on(connections: Connections) -> None:
+    first, second = Guarded.dispatch_many([{}] * 2)
+    begun(connections, first, second)
+    execute(connections, "UPDATE job_statuses SET cancel_requested_at = now() - interval '1 h' WHERE attempt = 1")
+
+    assert reap(connections) == 1, "it was to be canceled, and has not ended itself"
+
+    assert first.refresh().status is JobStatus.CANCELED
+    assert begun(connections, second) == [second]
+
+
+# -- whoever else ends a job that has a slot
+
+
+def released(connections: Connections) -> tuple[JobHandle, JobHandle]:
+    """A job that has been given a slot and has not started, and one that waits for it."""
+    first, second, third = Guarded.set(expires_in="1h").dispatch_many([{"n": n} for n in range(3)])
+    assert begun(connections, first, second, third) == [first]
+    fails(connections, first)
+    assert second.refresh().held_by is None
+    assert taken(connections, "limit:Guarded") == 1
+    return second, third
+
+
+def by_cancel(connections: Connections, job: JobHandle) -> None:
+    assert control.cancel(connections, job.id, "ann").is_done
+
+
+def by_bulk(connections: Connections, job: JobHandle) -> None:
+    execute(connections, "UPDATE job_statuses SET queue = 'low' WHERE id = :id", id=job.id)
+    list(control.cancel_selected(connections, control.to_cancel(connections, Filter(queue="low")), "ann"))
+    assert job.refresh().status is JobStatus.CANCELED
+
+
+def by_expiry(connections: Connections, job: JobHandle) -> None:
+    execute(connections, "UPDATE job_statuses SET expires_at = now() WHERE id = :id", id=job.id)
+    assert expire(connections) == 1
+
+
+def by_pause(connections: Connections, job: JobHandle) -> None:
+    execute(connections, "UPDATE job_statuses SET queue = 'low' WHERE id = :id", id=job.id)
+    control.pause(connections, PauseKind.QUEUE, "low", "ann")
+    assert begin(connections, job) is None
+    assert tend_slots(connections) == 1
+
+
+@pytest.mark.parametrize("how", [by_cancel, by_bulk, by_expiry, by_pause])
+def test_a_slot_goes_on_to_the_next_if_its_job_does_not_start(
+    connections: Connections, how: Callable[[Connections, JobHandle], None]
+) -> None:
+    job, next_one = released(connections)
+
+    how(connections, job)
+
+    assert next_one.refresh().held_by is None
+    assert taken(connections, "limit:Guarded") == 1
+    assert begun(connections, next_one) == [next_one]
+
+
+def test_what_waits_for_a_slot_can_be_canceled_and_expires(connections: Connections) -> None:
+    first, second, third = Guarded.set(expires_in="1h").dispatch_many([{}] * 3)
+    begun(connections, first, second, third)
+
+    by_cancel(connections, second)
+    by_expiry(connections, third)
+
+    assert held(connections) == {}
+    assert third.refresh().reason == "expired"
+    assert taken(connections, "limit:Guarded") == 1
+
+
+def test_a_job_that_is_retried_by_hand_stands_in_line_again(connections: Connections) -> None:
+    first, second = Guarded.dispatch_many([{}] * 2)
+    begun(connections, first, second)
+    by_cancel(connections, second)
+
+    assert control.retry(connections, second.id, "ann").is_done
+
+    assert begun(connections, second) == []
+    assert held(connections) == {second.id: "limit:Guarded"}
+
+
+# -- rates
+
+
+def test_no_more_start_within_the_time_than_allowed(connections: Connections) -> None:
+    jobs = Paced.dispatch_many([{"source": "crm"}] * 5)
+
+    assert begun(connections, *jobs) == jobs[:3]
+    assert held(connections) == {one.id: "rate:api:crm" for one in jobs[3:]}
+    assert tend_slots(connections) == 0
+
+    past = "UPDATE limit_keys SET starts = (SELECT array_agg(s - interval '59 s') FROM unnest(starts) AS s)"
+    execute(connections, past)
+    assert eventually(lambda: tend_slots(connections), what="a minute since the first start") in (1, 2)
+    eventually(lambda: tend_slots(connections) or not held(connections), what="the rest")
+    assert begun(connections, *jobs[3:]) == jobs[3:]
+    assert taken(connections, "rate:api:crm") == 0, "a start that was made is no grant any more"
+
+
+def test_a_start_that_was_granted_is_counted_until_it_is_made(connections: Connections) -> None:
+    jobs = Paced.dispatch_many([{"source": "crm"}] * 7)
+    begun(connections, *jobs)
+    execute(connections, "UPDATE limit_keys SET starts = '{}'")
+    assert tend_slots(connections) == 3
+    late = Paced.dispatch(source="crm")
+
+    assert taken(connections, "rate:api:crm") == 3
+    assert begun(connections, late, *jobs[3:6]) == jobs[3:6]
+    assert set(held(connections)) == {late.id, jobs[6].id}
+
+
+def test_ends_give_no_start_back(connections: Connections) -> None:
+    jobs = Paced.dispatch_many([{"source": "crm"}] * 4)
+    for one in jobs:
+        run_job(str(one.id))
+
+    assert [one.refresh().status for one in jobs] == [JobStatus.COMPLETED] * 3 + [JobStatus.QUEUED]
+    assert tend_slots(connections) == 0
+
+
+# -- both at once
+
+
+def test_a_job_with_both_takes_both_or_neither(connections: Connections) -> None:
+    first, second, third = Pair.dispatch_many([{}] * 3)  # one at a time, and two starts a minute
+
+    assert begun(connections, first, second, third) == [first]
+    assert set(held(connections).values()) == {"limit:pair"}
+    fails(connections, first)
+    assert begun(connections, second) == [second]
+    fails(connections, second)
+
+    assert held(connections) == {third.id: "rate:pair"}, "it goes on waiting for what it lacks"
+    assert taken(connections, "limit:pair") == 0, "and keeps nothing from others meanwhile"
+    execute(connections, "UPDATE limit_keys SET starts = '{}'")
+    assert tend_slots(connections) == 1
+    assert (taken(connections, "limit:pair"), taken(connections, "rate:pair")) == (1, 1)
+    assert begun(connections, third) == [third]
+    assert (taken(connections, "limit:pair"), taken(connections, "rate:pair")) == (1, 0)
+
+
+def test_a_job_that_had_a_slot_and_lacks_the_other_leaves_it(connections: Connections) -> None:
+    job, _ = Pair.dispatch_many([{}] * 2)
+    begun(connections, job)
+    with connections.transaction() as connection:
+        assert transitions.hand_back(connection, job.id, 1, Outcome.HANDED_BACK, Evidence())
+    execute(connections, "UPDATE limit_keys SET starts = ARRAY[now(), now()] WHERE kind = 'rate'")
+
+    answer = begin(connections, job)
+
+    assert answer is not None
+    assert (answer.claim, answer.refused_by, list(answer.free_keys)) == (None, "rate:pair", ["limit:pair"])
+    assert taken(connections, "limit:pair") == 0
+
+
+# -- what the chore sets right
+
+
+def test_a_slot_whose_holder_could_not_pass_it_on_is_passed_on(connections: Connections) -> None:
+    first, second = Guarded.dispatch_many([{}] * 2)
+    begun(connections, first, second)
+    execute(
+        connections,
+        "UPDATE job_statuses SET status = 'completed', finished_at = now() WHERE id = :id",
+        id=first.id,
+    )
+
+    assert tend_slots(connections) == 1
+
+    assert begun(connections, second) == [second]
+    assert taken(connections, "limit:Guarded") == 1
+
+
+@pytest.mark.parametrize("wrong", [0, 5])
+def test_a_wrong_count_is_set_right(connections: Connections, wrong: int) -> None:
+    first, second = Import.dispatch_many([{"source": "crm"}] * 2)
+    begun(connections, first)
+    execute(connections, "UPDATE limit_keys SET taken = :wrong", wrong=wrong)
+
+    assert tend_slots(connections) == 1
+
+    assert taken(connections, "limit:import:crm") == 1
+    assert tend_slots(connections) == 0
+    assert begun(connections, second) == [second]
+
+
+def test_a_key_that_was_forgotten_is_made_again(connections: Connections) -> None:
+    first, second = Guarded.dispatch_many([{}] * 2)
+    begun(connections, first, second)
+    execute(connections, "DELETE FROM limit_keys")
+
+    tend_slots(connections)
+    tend_slots(connections)
+
+    assert taken(connections, "limit:Guarded") == 1
+    assert begun(connections, second) == []
+    assert set(held(connections)) == {second.id}
+
+
+def test_keys_that_nobody_uses_are_forgotten(connections: Connections) -> None:
+    used, waited_for, running = (Import.dispatch(source=name) for name in ("used", "held", "running"))
+    begun(connections, used, waited_for, running)
+    execute(connections, "UPDATE job_statuses SET status = 'completed', finished_at = now()")
+    execute(connections, "UPDATE job_statuses SET finished_at = now() - interval '1 year' WHERE id = :id", id=used.id)
+    tend_slots(connections)
+    execute(connections, "UPDATE limit_keys SET used_at = now() - interval '2 days' WHERE key <> 'import:running'")
+    execute(
+        connections,
+        "UPDATE job_statuses SET status = 'queued', finished_at = NULL, held_by = 'limit:import:held' WHERE id = :id",
+        id=waited_for.id,
+    )
+
+    prune(connections)
+
+    with connections.transaction() as connection:
+        keys = set(connection.execute(sa.text("SELECT key FROM limit_keys")).scalars())
+        left = set(connection.execute(sa.text("SELECT job_id FROM job_limits")).scalars())
+    assert keys == {"import:held", "import:running"}
+    assert left == {waited_for.id, running.id}
+
+
+# -- with everything else
+
+
+class Latest(BaseJob):
+    """One of its kind, of which the last one counts."""
+
+    unique = Unique("name", on_conflict="replace")
+    limit = Limit(1, key="latest:{source}")
+
+    def _perform(self, name: str, source: str) -> None: ...
+
+
+def test_a_job_that_is_put_off_has_the_limits_of_the_new_one(connections: Connections) -> None:
+    other = Latest.dispatch(name="other", source="crm")
+    job = Latest.dispatch(name="report", source="crm")
+    assert begun(connections, other, job) == [other]
+
+    assert Latest.dispatch(name="report", source="erp").id == job.id
+
+    assert held(connections) == {}
+    assert begun(connections, job) == [job]
+    assert row_of(connections, job).payload["source"] == "erp"
+    assert (taken(connections, "limit:latest:crm"), taken(connections, "limit:latest:erp")) == (1, 1)
+
+
+def test_a_paused_job_is_held_by_the_pause_first(connections: Connections) -> None:
+    first, second = Guarded.dispatch_many([{}] * 2)
+    begun(connections, first)
+    control.pause(connections, PauseKind.TYPE, "Guarded", "ann")
+
+    assert begin(connections, second) is None
+    assert held(connections) == {second.id: "pause:type:Guarded"}
+    with connections.transaction() as connection:
+        assert pauses.ended(connection) == []
+
+    control.resume(connections, PauseKind.TYPE, "Guarded", "ann")
+    assert begun(connections, second) == []
+    assert held(connections) == {second.id: "limit:Guarded"}
+
+
+def test_a_dispatch_that_is_rolled_back_leaves_nothing(connections: Connections) -> None:
+    with sa.orm.Session(connections.engine) as session:
+        Guarded.dispatch(session=session)
+        session.rollback()
+
+    assert one_value(connections, "SELECT count(*) FROM job_limits") == 0
+
+
+def test_a_dispatch_that_goes_on_keeps_nobody_from_a_key(connections: Connections) -> None:
+    """Keys are made and counted in short transactions only."""
+    with sa.orm.Session(connections.engine) as session:
+        Guarded.dispatch(session=session)
+        job = Guarded.dispatch()
+        assert begun(connections, job) == [job]
+        session.rollback()
+
+
+def test_redis_away_when_a_slot_is_passed_on(connections: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Guarded.dispatch_many([{}] * 2)
+    begun(connections, first, second)
+    fails(connections, first)
+    connections.redis.flushall()
+    with connections.transaction() as connection:
+        assert pushes.unpush(connection, [(second.id, row_of(connections, second).push_count)]) == 1
+
+    assert relay(connections) == 1
+    assert begun(connections, second) == [second]
+
+
+def test_what_is_free_is_found_without_a_look_at_each_job(connections: Connections) -> None:
+    jobs = Import.dispatch_many([{"source": f"s{n % 3}"} for n in range(30)])
+    begun(connections, *jobs)
+    assert len(held(connections)) == 24
+
+    with connections.transaction() as connection:
+        assert slot_counts.free(connection) == []
+    execute(connections, "UPDATE limit_keys SET taken = 1 WHERE key = 'import:s1'")
+    with connections.transaction() as connection:
+        assert slot_counts.free(connection) == ["limit:import:s1"]
+
+
+def test_real_workers_pass_slots_on_at_once(connections: Connections, system: Stack) -> None:
+    """Without a scheduler: nobody else could release them."""
+    for _ in range(3):
+        system.worker(JOBLEDGER_JOB_MODULES="limited_jobs")
+    jobs = Guarded.dispatch_many([{"seconds": 0.2, "n": n} for n in range(12)])
+
+    eventually(lambda: all(one.refresh().status in TERMINAL for one in jobs), seconds=60, what="all have ended")
+
+    with connections.transaction() as connection:
+        runs = connection.execute(sa.text("SELECT started_at, finished_at FROM job_attempts ORDER BY started_at")).all()
+    assert len(runs) == 12
+    assert all(one.finished_at <= other.started_at for one, other in pairwise(runs))
+    assert taken(connections, "limit:Guarded") == 0
+
+
+def test_a_running_job_that_is_canceled_passes_its_slot_on(connections: Connections, system: Stack) -> None:
+    system.worker(JOBLEDGER_JOB_MODULES="limited_jobs")
+    system.worker(JOBLEDGER_JOB_MODULES="limited_jobs")
+    first = Guarded.dispatch(seconds=60)
+    started(first)
+    second = Guarded.dispatch()
+    eventually(lambda: second.refresh().held_by, what="it is held")
+
+    assert first.cancel("enough", by="ann", wait=20).is_done
+
+    assert second.wait(20).status is JobStatus.COMPLETED
