@@ -23,6 +23,7 @@ TEMPLATE = "template_jobledger"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--clock-minutes", type=float, default=2.0, help="How long tests/chaos kills schedulers.")
+    parser.addoption("--limited-jobs", type=int, default=160, help="Jobs with limits whose workers tests/chaos kills.")
 
 
 @pytest.fixture(scope="session", autouse=True)

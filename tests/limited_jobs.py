@@ -1,6 +1,11 @@
 """Jobs of which only so many may run, or start."""
 
+import contextlib
+import fcntl
 import time
+from pathlib import Path
+
+import sqlalchemy as sa
 
 from jobledger import BaseJob, Limit, Rate
 
@@ -43,3 +48,25 @@ class Pair(BaseJob):
     rate = Rate(2, per="1m", key="pair")
 
     def _perform(self) -> None: ...
+
+
+class Witnessed(BaseJob):
+    """Two at a time of each group, and the kernel is the witness: a process that dies lets go of its lock."""
+
+    limit = Limit(2, key="witnessed:{group}")
+
+    def _perform(self, group: str, directory: str, seconds: float) -> int:
+        with contextlib.ExitStack() as stack:
+            for place in range(2):
+                file = stack.enter_context(Path(directory, f"{group}-{place}").open("w"))
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+            else:
+                Path(directory, f"over-{group}-{self.job_id}").touch()
+            self.session.execute(
+                sa.text("INSERT INTO effects (job_id, attempt, note) VALUES (:id, :attempt, :note)"),
+                {"id": self.job_id, "attempt": self.attempt, "note": str(place)},
+            )
+            time.sleep(seconds)
+        return place
