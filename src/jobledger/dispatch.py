@@ -11,35 +11,24 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
 from uuid import UUID
 
-import redis
-import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.orm import Session, scoped_session
 from uuid6 import uuid7
 
-from jobledger import queues
+from jobledger import slots
 from jobledger.admission import RIVAL_SECONDS, Request, admit
 from jobledger.connections import Connections, default_connections
-from jobledger.errors import LedgerUnavailable, OptionError
-from jobledger.failpoints import Failpoint, reach
-from jobledger.ledger import pushes
+from jobledger.errors import OptionError
+from jobledger.held_wakes import hold_wakes
 from jobledger.ledger.rows import NewJob
-from jobledger.observe.log import get_logger
 from jobledger.options import DEFAULT_PRIORITY
+from jobledger.pushing import DEADLINE_SECONDS, ask_for_room, push, push_quietly
 from jobledger.status import JobStatus
 from jobledger.wake import Accepted, Wake
-
-log: Final = get_logger(__name__)
-
-DEADLINE_SECONDS: Final = 1.5
-"""A dispatch in a transaction of its own answers within this, also when Postgres is frozen; one that may have to wait
-for another transaction, within `RIVAL_SECONDS` more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +103,12 @@ def dispatch(
         waits = any(request.may_be_known for request in requests)
         with connections.transaction(DEADLINE_SECONDS + RIVAL_SECONDS * waits) as connection:
             accepted = admit(connection, rows, requests)
-        (_push if asks_first else push_quietly)(connections, _due(accepted, wakes))
+        (push if asks_first else push_quietly)(connections, _due(accepted, wakes))
+        slots.release_new(connections, _keys(accepted, rows))
         return accepted
     accepted = admit(session.connection(), rows, requests)
-    hold_wakes(session, until_commit=True).add(session, connections, _due(accepted, wakes), has_room=asks_first)
+    held = hold_wakes(session, until_commit=True)
+    held.add(session, connections, _due(accepted, wakes), _keys(accepted, rows), has_room=asks_first)
     return accepted
 
 
@@ -126,6 +117,12 @@ def _due(accepted: Sequence[Accepted], wakes: Mapping[UUID, Wake]) -> list[Wake]
     return [
         wakes[one.id] for one in accepted if one.status is JobStatus.QUEUED and not one.is_duplicate and one.id in wakes
     ]
+
+
+def _keys(accepted: Sequence[Accepted], rows: Sequence[NewJob]) -> list[str]:
+    """By what the new jobs are held that may run as soon as there is a slot."""
+    held_by = {row.id: row.held_by for row in rows if row.held_by is not None}
+    return [held_by[one.id] for one in accepted if one.status is JobStatus.QUEUED and one.id in held_by]
 
 
 async def dispatch_async(
@@ -156,14 +153,15 @@ def _new_job(request: Request, connections: Connections, tick: _Tick | None) -> 
         idempotency_scope=options.idempotency_scope if options.idempotency_key is not None else None,
         idempotency_key=options.idempotency_key,
         restrictions=request.restrictions,
+        pushed=not request.restrictions,
     )
 
 
 def _ask_for_room(connections: Connections, rows: list[NewJob]) -> list[NewJob]:
     """Before anything is written: which of the rows will be pushed, if they are queued at once."""
     now = time.time()  # only to leave out what will surely wait: the database decides
-    soon = [row for row in rows if row.delay_seconds <= 0 and (row.available_at_epoch or 0) <= now]
-    room = _room(connections, Counter(row.queue for row in soon))
+    soon = [row for row in rows if row.pushed and row.delay_seconds <= 0 and (row.available_at_epoch or 0) <= now]
+    room = ask_for_room(connections, Counter(row.queue for row in soon))
     if all(room[name] >= count for name, count in Counter(row.queue for row in soon).items()):
         return rows
     asked = {row.id for row in soon}
@@ -173,124 +171,3 @@ def _ask_for_room(connections: Connections, rows: list[NewJob]) -> list[NewJob]:
         room[row.queue] -= row.id in asked
         fitted.append(row if fits else replace(row, pushed=False))
     return fitted
-
-
-def _room(connections: Connections, wanted: Mapping[str, int]) -> Counter[str]:
-    """How many wake-ups of each queue may be pushed now; none if Redis is away."""
-    room: Counter[str] = Counter()
-    window = queues.window_of(connections)
-    try:
-        for name, count in wanted.items():
-            room[name] = window.grant(connections.redis, name, count)
-    except redis.RedisError as error:
-        log.warning("Redis is away: the relay will push", error=str(error))
-    return room
-
-
-def push_quietly(connections: Connections, wakes: Sequence[Wake]) -> bool:
-    """Push what has room; and write into the rows of the rest that it was not pushed, so that the relay does it.
-
-    Args:
-        connections: the servers.
-        wakes: of rows that are committed, and say that they were pushed.
-
-    Returns:
-        Whether Redis took all. Nothing is raised: the jobs are accepted, and repair will wake them.
-    """
-    if not wakes:
-        return True
-    room = _room(connections, Counter(wake.queue for wake in wakes))
-    fitting: list[Wake] = []
-    rest: list[Wake] = []
-    for wake in wakes:
-        (fitting if room[wake.queue] > 0 else rest).append(wake)
-        room[wake.queue] -= 1
-    _note_unpushed(connections, rest)
-    return _push(connections, fitting) and not rest
-
-
-def _push(connections: Connections, wakes: Sequence[Wake]) -> bool:
-    """Push what has room; the same if Redis is away."""
-    if not wakes:
-        return True
-    reach(Failpoint.BEFORE_PUSH)
-    try:
-        queues.push(connections.redis, wakes)
-    except redis.RedisError as error:
-        log.warning("Redis is away: the relay will push", wakes=len(wakes), error=str(error))
-        queues.window_of(connections).close()
-        _note_unpushed(connections, wakes)
-        return False
-    return True
-
-
-def _note_unpushed(connections: Connections, wakes: Sequence[Wake]) -> None:
-    if not wakes:
-        return
-    try:
-        with connections.transaction(DEADLINE_SECONDS) as connection:
-            pushes.unpush(connection, [(wake.id, wake.push_count) for wake in wakes])
-    except (LedgerUnavailable, SQLAlchemyError) as unwritten:  # accepted all the same; the reconciler will see
-        log.warning("Not noted as not pushed", wakes=len(wakes), error=str(unwritten))
-
-
-_HELD: Final = "jobledger_held_wakes"
-"""Key in `session.info` of the wake-ups that wait for the session's commit."""
-
-
-@dataclass(slots=True)
-class HeldWakes:
-    """The wake-ups of one session that wait for its commit, each with the (sub)transaction it was written in."""
-
-    _connections: Connections | None = None
-    _waiting: list[tuple[SessionTransaction | None, Wake, bool]] = field(default_factory=list)
-
-    def add(self, session: Session, connections: Connections, wakes: Sequence[Wake], *, has_room: bool) -> None:
-        self._connections = connections
-        written_in = session.get_nested_transaction() or session.get_transaction()
-        self._waiting.extend((written_in, wake, has_room) for wake in wakes)
-
-    def push(self) -> None:
-        """Push what was committed."""
-        waiting, self._waiting = self._waiting, []
-        if self._connections is not None:
-            _push(self._connections, [wake for _, wake, has_room in waiting if has_room])
-            push_quietly(self._connections, [wake for _, wake, has_room in waiting if not has_room])
-
-    def _rolled_back(self, _: Session, rolled_back: SessionTransaction) -> None:
-        self._waiting = [one for one in self._waiting if not _is_inside(one[0], rolled_back)]
-
-    def _committed(self, session: Session) -> None:
-        # SQLAlchemy calls this for the release of a savepoint too: only the outermost commit is one.
-        if session.get_nested_transaction() is None:
-            self.push()
-
-    def _ended(self, _: Session, ended: SessionTransaction) -> None:
-        # What was committed is pushed by now. `session.close()` rolls back without saying so.
-        if ended.parent is None:
-            self._waiting.clear()
-
-
-def hold_wakes(session: Session, *, until_commit: bool) -> HeldWakes:
-    """Keep the wake-ups of dispatches in this session back, and drop those whose (sub)transaction is rolled back.
-
-    Args:
-        until_commit: push them when the session commits; False if whoever asks will call `push()`, because the
-            session's commit is not yet that of the database.
-    """
-    held: HeldWakes | None = session.info.get(_HELD)
-    if held is None:
-        held = session.info[_HELD] = HeldWakes()
-        sa.event.listen(session, "after_soft_rollback", held._rolled_back)
-        if until_commit:
-            sa.event.listen(session, "after_commit", held._committed)
-            sa.event.listen(session, "after_transaction_end", held._ended)
-    return held
-
-
-def _is_inside(where: SessionTransaction | None, rolled_back: SessionTransaction) -> bool:
-    while where is not None:
-        if where is rolled_back:
-            return True
-        where = where.parent
-    return False

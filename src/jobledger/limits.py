@@ -31,6 +31,11 @@ class Restriction:
     most: int
     window_seconds: float | None = None
 
+    @property
+    def held_by(self) -> str:
+        """What the rows say that wait for it."""
+        return f"{self.kind}:{self.key}"
+
 
 @dataclass(frozen=True, slots=True)
 class Key:

@@ -4,8 +4,10 @@ Whoever ends a job with limits passes its slots on, in transactions after that o
 holds a key. Who dies in between leaves that to a chore; so does what is noted here and not raised.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 from typing import Final
 from uuid import UUID
 
@@ -13,18 +15,17 @@ import psycopg2
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobledger.connections import Connections
-from jobledger.dispatch import push_quietly
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import slots
 from jobledger.ledger.direct import Direct, Executor
 from jobledger.ledger.rows import Claim, Runner
 from jobledger.observe.log import get_logger
+from jobledger.pushing import DEADLINE_SECONDS, push_quietly
 
 log: Final = get_logger(__name__)
 
-DEADLINE_SECONDS: Final = 5.0
 MOST_AT_ONCE: Final = 100
-"""Jobs of one key that are released in a row; the chore goes on."""
+"""Jobs of one key, and keys of one dispatch, that are released in a row; the chore goes on."""
 
 
 def claim(connections: Connections, direct: Direct, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
@@ -47,7 +48,8 @@ def claim(connections: Connections, direct: Direct, job_id: UUID, runner: Runner
         return None
     if answer.refused_by is not None:
         log.info("Held", job_id=str(job_id), held_by=answer.refused_by)
-        _release_quietly(connections, answer.free_keys, direct)
+        for key in answer.free_keys:
+            release(connections, key, direct)
     return answer.claim
 
 
@@ -64,26 +66,33 @@ def pass_on(connections: Connections, ids: Sequence[UUID], direct: Direct | None
     try:
         with _one_by_one(connections, direct) as connection:
             keys = slots.give_back(connection, ids)
+        return sum(release(connections, key, direct) for key in keys)
     except (LedgerUnavailable, SQLAlchemyError, psycopg2.Error) as error:
         log.warning("Slots are passed on later", jobs=len(ids), error=str(error))
         return 0
-    return _release_quietly(connections, keys, direct)
 
 
-def _release_quietly(connections: Connections, keys: Sequence[str], direct: Direct | None) -> int:
+def release_new(connections: Connections, keys: Iterable[str]) -> None:
+    """Give slots to jobs that were dispatched just now, as far as there are some; the chore goes on if they are many.
+
+    Args:
+        keys: what holds the jobs.
+    """
     try:
-        return sum(release(connections, key, direct) for key in keys)
-    except (LedgerUnavailable, SQLAlchemyError, psycopg2.Error) as error:
-        log.warning("Slots are passed on later", keys=len(keys), error=str(error))
-        return 0
+        for key in islice(dict.fromkeys(keys), MOST_AT_ONCE):
+            release(connections, key, at_front=False)
+    except (LedgerUnavailable, SQLAlchemyError) as error:
+        log.warning("Slots are given later", error=str(error))
 
 
-def release(connections: Connections, key: str, direct: Direct | None = None) -> int:
+def release(connections: Connections, key: str, direct: Direct | None = None, *, at_front: bool = True) -> int:
     """Release the oldest jobs that a key holds, as many as it has free slots, and push them.
 
     Args:
+        connections: the servers.
         key: as `held_by` has it.
         direct: in autocommit; None for a connection of its own.
+        at_front: before all others in Redis: they have stood in line.
 
     Returns:
         How many.
@@ -94,11 +103,13 @@ def release(connections: Connections, key: str, direct: Direct | None = None) ->
     wakes = []
     for _ in range(MOST_AT_ONCE):
         with _one_by_one(connections, direct) as connection:
-            goes_on, wake = slots.release(connection, key)
-        if not goes_on:
+            looked = slots.release(connection, key)
+            if looked is not None and looked.lacks_keys:
+                slots.make_keys(connection, looked.job_id)
+        if looked is None:
             break
-        if wake is not None:
-            wakes.append(wake)
+        if looked.wake is not None:
+            wakes.append(replace(looked.wake, at_front=at_front))
     push_quietly(connections, wakes)
     return len(wakes)
 

@@ -133,11 +133,18 @@ def test_whoever_comes_later_does_not_take_the_slot_of_one_that_was_released(con
     assert held(connections) == {late.id: "limit:Guarded"}
 
 
+def let_all_come_at_once(connections: Connections) -> None:
+    """As if all had been retries that became due: in a list of Redis, without a slot."""
+    execute(connections, "UPDATE job_statuses SET held_by = NULL, pushed_at = now() WHERE status = 'queued'")
+    execute(connections, "UPDATE job_limits SET has_slot = false")
+    execute(connections, "UPDATE limit_keys SET taken = 0")
+
+
 @pytest.mark.parametrize("most", [1, 3])
 def test_no_more_than_allowed_start_though_all_claim_at_once(connections: Connections, most: int) -> None:
-    jobs = Import.dispatch_many([{"source": "crm"}] * 30) if most != 1 else Guarded.dispatch_many([{}] * 30)
-    if most != 1:
-        execute(connections, "UPDATE job_limits SET most = 3")
+    jobs = Guarded.dispatch_many([{}] * 30)
+    execute(connections, "UPDATE job_limits SET most = :most", most=most)
+    let_all_come_at_once(connections)
     together = threading.Barrier(10)
 
     def claim(some: list[JobHandle]) -> list[JobHandle]:
@@ -151,8 +158,33 @@ def test_no_more_than_allowed_start_though_all_claim_at_once(connections: Connec
     assert len(held(connections)) == 30 - most
 
 
+def test_a_job_without_a_slot_is_held_by_its_claim_unless_it_is_the_oldest(connections: Connections) -> None:
+    first, second, third = Guarded.dispatch_many([{}] * 3)
+    let_all_come_at_once(connections)
+    execute(connections, "UPDATE job_statuses SET held_by = 'limit:Guarded' WHERE id = :id", id=second.id)
+
+    answer = begin(connections, third)
+
+    assert answer is not None
+    assert (answer.claim, answer.refused_by, list(answer.free_keys)) == (None, "limit:Guarded", ["limit:Guarded"])
+    assert begun(connections, first) == [first], "those that came later do not hold it up"
+    assert set(held(connections)) == {second.id, third.id}
+
+
+def test_a_claim_that_makes_way_releases_who_stands_before(connections: Connections) -> None:
+    first, second = Guarded.dispatch_many([{}] * 2)
+    let_all_come_at_once(connections)
+    execute(connections, "UPDATE job_statuses SET held_by = 'limit:Guarded' WHERE id = :id", id=first.id)
+
+    assert "held" in run_job(str(second.id))
+
+    assert set(held(connections)) == {second.id}
+    assert begun(connections, first) == [first]
+
+
 def test_two_deliveries_of_one_job_take_one_slot(connections: Connections) -> None:
     (job,) = Import.dispatch_many([{"source": "crm"}])
+    let_all_come_at_once(connections)
     together = threading.Barrier(8)
 
     def claim(_: int) -> list[JobHandle]:
@@ -397,14 +429,13 @@ def test_a_slot_whose_holder_could_not_pass_it_on_is_passed_on(connections: Conn
 @pytest.mark.parametrize("wrong", [0, 5])
 def test_a_wrong_count_is_set_right(connections: Connections, wrong: int) -> None:
     first, second = Import.dispatch_many([{"source": "crm"}] * 2)
-    begun(connections, first)
+    begun(connections, first, second)
     execute(connections, "UPDATE limit_keys SET taken = :wrong", wrong=wrong)
 
     assert tend_slots(connections) == 1
 
-    assert taken(connections, "limit:import:crm") == 1
+    assert taken(connections, "limit:import:crm") == 2
     assert tend_slots(connections) == 0
-    assert begun(connections, second) == [second]
 
 
 def test_a_key_that_was_forgotten_is_made_again(connections: Connections) -> None:
@@ -467,19 +498,18 @@ def test_a_job_that_is_put_off_has_the_limits_of_the_new_one(connections: Connec
     assert (taken(connections, "limit:latest:crm"), taken(connections, "limit:latest:erp")) == (1, 1)
 
 
-def test_a_paused_job_is_held_by_the_pause_first(connections: Connections) -> None:
+def test_a_pause_counts_for_those_that_have_a_slot(connections: Connections) -> None:
     first, second = Guarded.dispatch_many([{}] * 2)
-    begun(connections, first)
     control.pause(connections, PauseKind.TYPE, "Guarded", "ann")
 
-    assert begin(connections, second) is None
-    assert held(connections) == {second.id: "pause:type:Guarded"}
+    assert begin(connections, first) is None
+    assert held(connections) == {first.id: "pause:type:Guarded", second.id: "limit:Guarded"}
     with connections.transaction() as connection:
         assert pauses.ended(connection) == []
 
     control.resume(connections, PauseKind.TYPE, "Guarded", "ann")
-    assert begun(connections, second) == []
-    assert held(connections) == {second.id: "limit:Guarded"}
+    assert begun(connections, first) == [first]
+    assert set(held(connections)) == {second.id}
 
 
 def test_a_dispatch_that_is_rolled_back_leaves_nothing(connections: Connections) -> None:
@@ -488,6 +518,32 @@ def test_a_dispatch_that_is_rolled_back_leaves_nothing(connections: Connections)
         session.rollback()
 
     assert one_value(connections, "SELECT count(*) FROM job_limits") == 0
+
+
+def test_a_dispatch_in_a_session_stands_in_line_from_its_commit(connections: Connections) -> None:
+    with sa.orm.Session(connections.engine) as session:
+        early = Guarded.dispatch(session=session)
+        late = Guarded.dispatch()
+        assert begun(connections, late) == [late]
+        session.commit()
+
+    assert held(connections) == {early.id: "limit:Guarded"}
+    fails(connections, late)
+    assert begun(connections, early) == [early]
+
+
+def test_a_new_job_without_a_slot_is_in_no_list(connections: Connections) -> None:
+    jobs = Guarded.dispatch_many([{}] * 5)
+
+    assert waiting(connections.redis, "default") == [str(jobs[0].id)]
+    assert set(held(connections)) == {one.id for one in jobs[1:]}
+
+
+def test_a_job_with_a_slot_does_not_go_before_others_that_stand_in_the_list(connections: Connections) -> None:
+    other = Echo.dispatch()
+    job = Guarded.dispatch()
+
+    assert waiting(connections.redis, "default") == [str(other.id), str(job.id)]
 
 
 def test_a_dispatch_that_goes_on_keeps_nobody_from_a_key(connections: Connections) -> None:

@@ -6,10 +6,10 @@ import pytest
 
 from harness import execute
 from jobledger import Connections, JobHandle, Outcome, Retry, finish, queues
-from jobledger.dispatch import push_quietly
 from jobledger.ledger import pushes, transitions
 from jobledger.ledger.rows import Claim, Evidence, Runner
 from jobledger.maintenance.relay import relay, relay_due
+from jobledger.pushing import push_quietly
 from sample_jobs import Echo
 
 LIST = "rq:queue:default"

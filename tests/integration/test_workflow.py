@@ -15,12 +15,12 @@ from sqlalchemy.engine import Connection
 
 from harness import eventually, one_value
 from jobledger import BaseJob, Connections, JobHandle, JobStatus, Outcome, ParentNotFound, Reason
-from jobledger.dispatch import push_quietly
 from jobledger.embedded import EmbeddedServers
 from jobledger.finish import GiveUp, Settled, complete, settle
 from jobledger.ledger import transitions
 from jobledger.ledger.rows import Evidence, Runner
 from jobledger.maintenance.relay import relay, relay_due
+from jobledger.pushing import push_quietly
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
 

@@ -11,11 +11,11 @@ from jobledger import slots
 from jobledger.admission import waiting_for_rivals
 from jobledger.connections import Connections
 from jobledger.control.answer import DEADLINE_SECONDS, Answer, Verdict, refusal, who_and_why
-from jobledger.dispatch import push_quietly
 from jobledger.errors import DispatchContended
 from jobledger.finish import tell_descendants
 from jobledger.ledger import cancel_requests, dependencies, queries, transitions, uniqueness
 from jobledger.observe.log import get_logger
+from jobledger.pushing import push_quietly
 from jobledger.status import TERMINAL, JobStatus
 from jobledger.wake import Wake
 

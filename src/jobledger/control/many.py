@@ -10,11 +10,11 @@ from jobledger import slots
 from jobledger.connections import Connections
 from jobledger.control.answer import BATCH, DEADLINE_SECONDS, Answer, Verdict, who_and_why
 from jobledger.control.jobs import cancel, retry
-from jobledger.dispatch import push_quietly
 from jobledger.errors import OptionError
 from jobledger.ledger import bulk, pushes, queries
 from jobledger.ledger.queries import Filter
 from jobledger.observe.log import get_logger
+from jobledger.pushing import push_quietly
 from jobledger.status import UNFINISHED, JobStatus
 
 log: Final = get_logger(__name__)

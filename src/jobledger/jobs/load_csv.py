@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from jobledger.connections import default_connections
-from jobledger.dispatch import DEADLINE_SECONDS
 from jobledger.errors import JobRefused
 from jobledger.job import BaseJob
 from jobledger.jobs.bad_file import BadFile
@@ -14,6 +13,7 @@ from jobledger.jobs.data_file import locate, unpacked
 from jobledger.jobs.find_bad_rows import bad_rows, check_keys_given, is_about_data
 from jobledger.jobs.staging import Staging, fit
 from jobledger.jobs.tables import TableName, check_is_key, check_is_table, check_listed, columns
+from jobledger.pushing import DEADLINE_SECONDS
 from jobledger.retry import Retry
 
 SETTING = "JOBLEDGER_LOADABLE_TABLES"

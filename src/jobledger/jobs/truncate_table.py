@@ -3,10 +3,10 @@
 import sqlalchemy as sa
 
 from jobledger.connections import default_connections
-from jobledger.dispatch import DEADLINE_SECONDS
 from jobledger.errors import JobRefused
 from jobledger.job import BaseJob
 from jobledger.jobs.tables import TableName, check_is_table, check_listed
+from jobledger.pushing import DEADLINE_SECONDS
 from jobledger.retry import Retry
 
 SETTING = "JOBLEDGER_TRUNCATABLE_TABLES"

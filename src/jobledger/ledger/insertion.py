@@ -16,13 +16,13 @@ _ROWS: Final = """
 INSERT INTO job_statuses (
     id, job_type, queue, priority, payload, title, owner, timeout_seconds, max_attempts, has_on_failed, waiting_parents,
     schedule_id, fire_at, idempotency_scope, idempotency_key, unique_key, available_at, expires_at, status, reason,
-    finished_at, queued_at, pushed_at, push_count, created_at, updated_at
+    held_by, finished_at, queued_at, pushed_at, push_count, created_at, updated_at
 )
 SELECT n.id, n.job_type, n.queue, n.priority, n.payload, n.title, n.owner, n.timeout_seconds, n.max_attempts,
        n.has_on_failed, n.waiting_parents, n.schedule_id, to_timestamp(n.fire_at_epoch), n.idempotency_scope,
        n.idempotency_key, n.unique_key, due.at,
        greatest(due.at, statement_timestamp()) + make_interval(secs => n.expires_in_seconds),
-       s.status, n.canceled_reason,
+       s.status, n.canceled_reason, CASE WHEN s.status = 'queued' THEN n.held_by END,
        CASE WHEN s.status = 'canceled' THEN statement_timestamp() END,
        CASE WHEN s.status = 'queued' THEN statement_timestamp() END,
        CASE WHEN s.status = 'queued' AND n.pushed THEN statement_timestamp() END,
@@ -32,7 +32,7 @@ FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n(
         id uuid, job_type text, queue text, priority int2, payload jsonb, title text, owner text,
         timeout_seconds float8, max_attempts int, has_on_failed bool, waiting_parents int, schedule_id uuid,
         fire_at_epoch float8, idempotency_scope text, idempotency_key text, unique_key text, delay_seconds float8,
-        available_at_epoch float8, expires_in_seconds float8, canceled_reason text, pushed bool)
+        available_at_epoch float8, expires_in_seconds float8, canceled_reason text, held_by text, pushed bool)
 CROSS JOIN LATERAL (
     SELECT coalesce(to_timestamp(n.available_at_epoch),
                     statement_timestamp() + make_interval(secs => n.delay_seconds)) AS at
@@ -68,5 +68,6 @@ def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Accepted]:
 def _as_json(job: NewJob) -> str:
     fields = {**asdict(job), "id": str(job.id), "schedule_id": job.schedule_id and str(job.schedule_id)}
     del fields["restrictions"]  # rows of their own: see slots
+    fields["held_by"] = job.held_by
     payload = fields.pop("payload")
     return json.dumps(fields)[:-1] + f', "payload": {payload}}}'

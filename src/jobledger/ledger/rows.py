@@ -42,6 +42,11 @@ class NewJob:
 
     restrictions: tuple[Restriction, ...] = ()
 
+    @property
+    def held_by(self) -> str | None:
+        """What holds it from its first moment on, if it is queued at once: nobody is passed by those who come later."""
+        return self.restrictions[0].held_by if self.restrictions else None
+
 
 @dataclass(frozen=True, slots=True)
 class Runner:

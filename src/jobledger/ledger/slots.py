@@ -4,9 +4,10 @@ What a job may need stands in `job_limits`, written with the job. The slots of a
 `limit_keys`, which whoever takes or gives one locks: a count of other rows, in a statement that has waited for a lock,
 would be that of a moment that is over (READ COMMITTED; the PostgreSQL manual, 13.2.1).
 
-A slot belongs to a job that runs, or that is queued and not held: nobody else may have one. A job that finds none is
-held by the key and leaves Redis. When one is free, the oldest that is held gets it, before it is pushed; so nobody who
-comes later takes it away. Of a rate, a slot is a start that has been granted; the start itself is kept with its moment.
+A slot belongs to a job that runs, or that is queued and not held: nobody else may have one. A new job is held from the
+first, and one that is claimed without a slot is held then; neither is in a list of Redis. When a slot is free, the
+oldest that is held gets it, before it is pushed; so nobody who comes later takes it away. Of a rate, a slot is a start
+that has been granted; the start itself is kept with its moment.
 
 Locks are taken in this order: the job, its rows in `job_limits`, the keys by kind and name. Nothing here waits for a
 second job.
@@ -56,9 +57,11 @@ _JUDGED: Final = """
 judged AS MATERIALIZED (
     SELECT m.kind, m.key, m.has_slot,
            m.has_slot OR m.taken + recent.starts < m.most AS has_room,
-           m.has_slot OR m.kind || ':' || m.key = :from_key
-                      OR NOT EXISTS (SELECT FROM job_statuses w WHERE w.held_by = m.kind || ':' || m.key) AS is_first
-      FROM mine m
+           m.has_slot OR NOT EXISTS (
+               SELECT FROM job_statuses w
+                WHERE w.held_by = m.kind || ':' || m.key
+                  AND (w.priority, w.queued_at, w.id) < (job.priority, job.queued_at, job.id)) AS is_first
+      FROM mine m CROSS JOIN job
      CROSS JOIN LATERAL (
            SELECT count(*) AS starts FROM unnest(m.starts) AS s(at)
             WHERE s.at > clock_timestamp() - make_interval(secs => m.window_seconds)
@@ -68,6 +71,7 @@ judged AS MATERIALIZED (
            min(j.kind || ':' || j.key) FILTER (WHERE NOT (j.has_room AND j.is_first)) AS refused_by
       FROM judged j
 )"""
+_JOB: Final = "id, priority, queued_at, (SELECT count(*) FROM job_limits l WHERE l.job_id = job_statuses.id) AS limits"
 _MINE: Final = """
 mine AS MATERIALIZED (
     SELECT l.job_id, l.kind, l.key, l.most, l.window_seconds, l.has_slot, k.taken, k.starts
@@ -77,7 +81,7 @@ mine AS MATERIALIZED (
 
 _CLAIM: Final = sa.text(f"""
 WITH {claiming.PAUSE}, job AS MATERIALIZED (
-    SELECT id, (SELECT count(*) FROM job_limits l WHERE l.job_id = job_statuses.id) AS limits FROM job_statuses
+    SELECT {_JOB} FROM job_statuses
      WHERE {claiming.CLAIMABLE} AND NOT EXISTS (SELECT FROM pause) FOR NO KEY UPDATE
 ), {_MINE}, {_JUDGED}, decision AS MATERIALIZED (
     SELECT v.refused_by, job.limits > v.found AS lacks_keys, job.limits = v.found AND v.refused_by IS NULL AS starts
@@ -142,7 +146,6 @@ def claim(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: flo
         "pid": runner.pid,
         "version": runner.version,
         "lease_seconds": lease_seconds,
-        "from_key": "",
     }
     row = connection.execute(_CLAIM, parameters).one_or_none()
     if row is None:
@@ -171,40 +174,61 @@ def make_keys(connection: Executor, job_id: UUID) -> None:
 
 _RELEASE: Final = sa.text(f"""
 WITH job AS MATERIALIZED (
-    SELECT id FROM job_statuses WHERE held_by = :from_key AND status = 'queued'
+    SELECT {_JOB} FROM job_statuses WHERE held_by = :key AND status = 'queued'
      ORDER BY priority, queued_at, id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
-), {_MINE}, {_JUDGED}, counted AS (
-    UPDATE limit_keys k SET taken = k.taken + 1, used_at = now() FROM mine m, verdict v
-     WHERE k.kind = m.kind AND k.key = m.key AND v.refused_by IS NULL AND NOT m.has_slot
+), {_MINE}, {_JUDGED}, decision AS MATERIALIZED (
+    SELECT job.id, v.refused_by, job.limits > v.found AS lacks_keys,
+           job.limits <= v.found AND v.refused_by IS NULL AS is_free
+      FROM job, verdict v
+), counted AS (
+    UPDATE limit_keys k SET taken = k.taken + 1, used_at = now() FROM mine m, decision d
+     WHERE k.kind = m.kind AND k.key = m.key AND d.is_free AND NOT m.has_slot
 ), marked AS (
-    UPDATE job_limits l SET has_slot = true FROM mine m, verdict v
-     WHERE l.job_id = m.job_id AND l.kind = m.kind AND v.refused_by IS NULL
+    UPDATE job_limits l SET has_slot = true FROM mine m, decision d
+     WHERE l.job_id = m.job_id AND l.kind = m.kind AND d.is_free
+), moved AS (
+    UPDATE job_statuses j
+       SET held_by = d.refused_by, pushed_at = CASE WHEN d.is_free THEN now() END,
+           push_count = push_count + CAST(d.is_free AS int), updated_at = now()
+      FROM decision d
+     WHERE j.id = d.id AND j.status = 'queued' AND NOT d.lacks_keys AND d.refused_by IS DISTINCT FROM :key
+    RETURNING j.queue, j.job_type, j.title, j.timeout_seconds, j.push_count
 )
-UPDATE job_statuses j
-   SET held_by = v.refused_by, pushed_at = CASE WHEN v.refused_by IS NULL THEN now() END,
-       push_count = push_count + CASE WHEN v.refused_by IS NULL THEN 1 ELSE 0 END, updated_at = now()
-  FROM job, verdict v
- WHERE j.id = job.id AND j.status = 'queued' AND v.refused_by IS DISTINCT FROM :from_key
-RETURNING j.id, j.queue, j.job_type, j.title, j.timeout_seconds, j.push_count, true AS at_front, j.held_by
+SELECT d.id, d.lacks_keys, d.is_free, moved.* FROM decision d LEFT JOIN moved ON true
+ WHERE d.lacks_keys OR moved.queue IS NOT NULL
 """)  # noqa: S608 - put together from constants
 
 
-def release(connection: Executor, key: str) -> tuple[bool, Wake | None]:
-    """Give a free slot to the oldest job that a key holds, or let it be held by another key of its own.
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What came of a look at the oldest job that a key holds.
 
-    It goes before all others in Redis: it has stood in line.
+    Attributes:
+        job_id: that job's; another one may stand behind it.
+        lacks_keys: nothing was done: `make_keys`, and look again.
+        wake: what the caller pushes after the commit; None if another key of its own holds the job now.
+    """
+
+    job_id: UUID
+    lacks_keys: bool
+    wake: Wake | None
+
+
+def release(connection: Executor, key: str) -> Release | None:
+    """Give a free slot to the oldest job that a key holds, or let it be held by another key of its own.
 
     Args:
         key: as `held_by` has it.
 
     Returns:
-        Whether another one may follow; and what the caller pushes after the commit.
+        None if no slot is free, or nobody waits.
     """
-    row = connection.execute(_RELEASE, {"from_key": key}).one_or_none()
+    row = connection.execute(_RELEASE, {"key": key}).one_or_none()
     if row is None:
-        return False, None
+        return None
     fields = dict(row._mapping)
-    return True, Wake(**fields) if fields.pop("held_by") is None else None
+    lacks_keys, is_free = fields.pop("lacks_keys"), fields.pop("is_free")
+    return Release(row.id, lacks_keys, Wake(**fields) if is_free else None)
 
 
 _GIVE_BACK: Final = sa.text("""

@@ -6,8 +6,8 @@ from uuid import UUID
 
 from jobledger import finish, slots
 from jobledger.connections import Connections
-from jobledger.dispatch import push_quietly
 from jobledger.ledger import expiry
+from jobledger.pushing import push_quietly
 
 BATCH: Final = 500
 PASS: Final = 5000

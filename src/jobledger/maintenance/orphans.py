@@ -9,10 +9,10 @@ from typing import Final
 from uuid import UUID
 
 from jobledger.connections import Connections
-from jobledger.dispatch import push_quietly
 from jobledger.finish import tell_descendants
 from jobledger.ledger import dependencies
 from jobledger.observe.log import get_logger
+from jobledger.pushing import push_quietly
 from jobledger.wake import Wake
 
 log: Final = get_logger(__name__)

@@ -18,13 +18,13 @@ import redis
 
 from jobledger import finish, queues, slots
 from jobledger.connections import Connections
-from jobledger.dispatch import push_quietly
 from jobledger.failpoints import Failpoint, reach
 from jobledger.ledger import leases, sweeps
 from jobledger.ledger.leases import Running
 from jobledger.ledger.rows import Evidence
 from jobledger.observe.log import get_logger
 from jobledger.process import this_process
+from jobledger.pushing import push_quietly
 from jobledger.queues import Death
 from jobledger.status import Outcome
 

@@ -18,11 +18,11 @@ from uuid6 import uuid7
 
 from jobledger import finish, queues
 from jobledger.connections import Connections
-from jobledger.dispatch import push_quietly
 from jobledger.ledger import leases, lost_wakes, queries, suspects, sweeps
 from jobledger.ledger.suspects import Suspect
 from jobledger.observe.log import get_logger
 from jobledger.process import this_process
+from jobledger.pushing import push_quietly
 from jobledger.queues import Death
 
 log: Final = get_logger(__name__)

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session
 
-from jobledger.dispatch import HeldWakes, hold_wakes
+from jobledger.held_wakes import HeldWakes, hold_wakes
 from jobledger.ledger import ticks
 from jobledger.ledger.leases import Progress
 from jobledger.ledger.rows import Claim

@@ -16,7 +16,6 @@ from sqlalchemy.exc import DBAPIError
 
 from jobledger import finish, slots
 from jobledger.connections import Connections, default_connections, is_connection_loss
-from jobledger.dispatch import push_quietly
 from jobledger.errors import ConfigurationError, LedgerUnavailable, PayloadError, UnknownJobType
 from jobledger.failpoints import Failpoint, reach
 from jobledger.finish import Settled
@@ -26,6 +25,7 @@ from jobledger.observe.log import get_logger, set_up_logging
 from jobledger.observe.log_run import LoggedRun
 from jobledger.observe.log_tail import LogTail
 from jobledger.payload import MAX_RESULT_BYTES, to_json
+from jobledger.pushing import push_quietly
 from jobledger.registry import load_job_modules, registry
 from jobledger.retry import Retry
 from jobledger.status import JobStatus, Outcome
