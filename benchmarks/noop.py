@@ -1,6 +1,8 @@
 """The jobs that the benchmarks drain: a plain function for bare RQ, a job class for us; neither does anything."""
 
-from jobledger import BaseJob
+import time
+
+from jobledger import BaseJob, Limit
 
 
 class Noop(BaseJob):
@@ -8,3 +10,27 @@ class Noop(BaseJob):
 
     def _perform(self, number: int) -> None:
         pass
+
+
+class LimitedNoop(Noop):
+    """Does nothing, and many may at once."""
+
+    limit = Limit(1000)
+
+
+class Holder(BaseJob):
+    """Has the slot that others wait for."""
+
+    queue = "etl"
+    limit = Limit(1, key="Waiting")
+
+    def _perform(self) -> None:
+        time.sleep(600)
+
+
+class Waiting(BaseJob):
+    """Waits for the slot."""
+
+    limit = Limit(1)
+
+    def _perform(self) -> None: ...

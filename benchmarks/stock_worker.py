@@ -64,19 +64,8 @@ def drain(kind: str, connections: Connections, jobs: int, workers: int) -> float
         queue.enqueue_many([Queue.prepare_data("bare.noop", args=(n,), timeout=210) for n in range(jobs)])
     else:
         Noop.dispatch_many([{"number": n} for n in range(jobs)])
-    settings = connections.settings
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(HERE),
-        "RQ_REDIS_URL": settings.require_redis_url(),
-        "JOBLEDGER_REDIS_URL": settings.require_redis_url(),
-        "JOBLEDGER_DATABASE_URL": settings.require_database_url(),
-        "JOBLEDGER_JOB_MODULES": "noop",
-        "JOBLEDGER_LOG_LEVEL": "WARNING",
-        "PYTHONDONTWRITEBYTECODE": "",  # a worker that compiles its modules has its memory in another order
-    }
     command = [RQ, "worker", "--quiet", *(["-c", "jobledger.rq_config"] if kind == "mirrored" else []), *QUEUES]
-    running = [subprocess.Popen(command, env=environment, cwd=HERE) for _ in range(workers)]
+    running = [subprocess.Popen(command, env=environment(connections), cwd=HERE) for _ in range(workers)]
     try:
         return measure(client, jobs)
     finally:
@@ -86,6 +75,21 @@ def drain(kind: str, connections: Connections, jobs: int, workers: int) -> float
             process.wait()
         if kind != "bare":
             check_ledger(connections, jobs)
+
+
+def environment(connections: Connections) -> dict[str, str]:
+    """What the processes of a round are told."""
+    settings = connections.settings
+    return {
+        **os.environ,
+        "PYTHONPATH": str(HERE),
+        "RQ_REDIS_URL": settings.require_redis_url(),
+        "JOBLEDGER_REDIS_URL": settings.require_redis_url(),
+        "JOBLEDGER_DATABASE_URL": settings.require_database_url(),
+        "JOBLEDGER_JOB_MODULES": "noop",
+        "JOBLEDGER_LOG_LEVEL": "WARNING",
+        "PYTHONDONTWRITEBYTECODE": "",  # a worker that compiles its modules has its memory in another order
+    }
 
 
 def measure(client: redis.Redis, jobs: int) -> float:
@@ -113,15 +117,15 @@ def check_ledger(connections: Connections, jobs: int) -> None:
         raise SystemExit(f"the ledger has {done} completed jobs instead of {jobs}")
 
 
-def report(rates: dict[str, list[float]]) -> None:
-    """Medians, and the ratios to the bare round of the same number."""
+def report(rates: dict[str, list[float]], base: str = "bare") -> None:
+    """Medians, and the ratios to the round of the same number of one kind."""
     print()
     for kind, values in rates.items():
         spread = f"{min(values):.1f} to {max(values):.1f}"
-        ratios = [value / bare for value, bare in zip(values, rates.get("bare", []), strict=False)]
+        ratios = [value / bare for value, bare in zip(values, rates.get(base, []), strict=False)]
         print(f"{kind:9} median {statistics.median(values):7.1f} jobs/s ({spread}), {len(values)} rounds", end="")
         print(
-            f"  ratio to bare {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            f"  ratio to {base} {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
             if ratios
             else ""
         )
