@@ -23,7 +23,7 @@ class Guarded(BaseJob):
         return n
 
 
-class Import(BaseJob):
+class Sourced(BaseJob):
     """Two at a time of each source."""
 
     limit = Limit(2, key="import:{source}")

@@ -33,7 +33,7 @@ def statuses(*handles: JobHandle) -> list[JobStatus | None]:
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "BATCH", 3)
+    monkeypatch.setattr("jobledger.control.many.BATCH", 3)
 
 
 def test_all_that_has_not_ended_is_canceled_and_nothing_newer(connections: Connections) -> None:

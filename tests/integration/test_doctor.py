@@ -25,6 +25,7 @@ from jobledger.observe.conservation import Conservation, count
 from jobledger.queues import RedisFacts
 from jobledger.wake import Wake
 from jobledger.worker import run_job
+from limited_jobs import Guarded
 from sample_jobs import Echo
 
 LIST = "rq:queue:default"
@@ -127,7 +128,18 @@ def leave_begun(connections: Connections) -> None:
     connections.redis.rpush("rq:queue:default:intermediate", str(done.id))
 
 
+def lead_astray(connections: Connections) -> None:
+    first, second = Guarded.dispatch_many([{}] * 2)
+    run_job(str(first.id))
+    run_job(str(second.id))
+    connections.redis.lrem(LIST, 0, str(first.id))
+    connections.redis.lrem(LIST, 0, str(second.id))
+    execute(connections, "UPDATE job_limits SET has_slot = true WHERE job_id = :id", id=first.id)
+    execute(connections, "UPDATE limit_keys SET taken = 1")
+
+
 DRIFTS = {
+    "astray": (lead_astray, 1),
     "lost": (lose, 1),
     "doubled": (double, 1),
     "needless": (leave_needless, 1),

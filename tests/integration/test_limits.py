@@ -25,7 +25,7 @@ from jobledger.queues import waiting
 from jobledger.slots import pass_on
 from jobledger.status import TERMINAL, PauseKind
 from jobledger.worker import run_job
-from limited_jobs import Guarded, Import, Paced, Pair
+from limited_jobs import Guarded, Paced, Pair, Sourced
 from sample_jobs import Echo
 
 ME = Runner(worker="tester", host="here", pid=1, version="1")
@@ -72,8 +72,8 @@ def fails(connections: Connections, handle: JobHandle) -> None:
 
 
 def test_as_many_start_as_there_are_slots_and_the_rest_is_held(connections: Connections) -> None:
-    jobs = Import.dispatch_many([{"source": "crm"}] * 4)
-    others = Import.dispatch_many([{"source": "erp"}] * 2)
+    jobs = Sourced.dispatch_many([{"source": "crm"}] * 4)
+    others = Sourced.dispatch_many([{"source": "erp"}] * 2)
 
     assert begun(connections, *jobs, *others) == [*jobs[:2], *others]
 
@@ -183,7 +183,7 @@ def test_a_claim_that_makes_way_releases_who_stands_before(connections: Connecti
 
 
 def test_two_deliveries_of_one_job_take_one_slot(connections: Connections) -> None:
-    (job,) = Import.dispatch_many([{"source": "crm"}])
+    (job,) = Sourced.dispatch_many([{"source": "crm"}])
     let_all_come_at_once(connections)
     together = threading.Barrier(8)
 
@@ -428,7 +428,7 @@ def test_a_slot_whose_holder_could_not_pass_it_on_is_passed_on(connections: Conn
 
 @pytest.mark.parametrize("wrong", [0, 5])
 def test_a_wrong_count_is_set_right(connections: Connections, wrong: int) -> None:
-    first, second = Import.dispatch_many([{"source": "crm"}] * 2)
+    first, second = Sourced.dispatch_many([{"source": "crm"}] * 2)
     begun(connections, first, second)
     execute(connections, "UPDATE limit_keys SET taken = :wrong", wrong=wrong)
 
@@ -452,7 +452,7 @@ def test_a_key_that_was_forgotten_is_made_again(connections: Connections) -> Non
 
 
 def test_keys_that_nobody_uses_are_forgotten(connections: Connections) -> None:
-    used, waited_for, running = (Import.dispatch(source=name) for name in ("used", "held", "running"))
+    used, waited_for, running = (Sourced.dispatch(source=name) for name in ("used", "held", "running"))
     begun(connections, used, waited_for, running)
     execute(connections, "UPDATE job_statuses SET status = 'completed', finished_at = now()")
     execute(connections, "UPDATE job_statuses SET finished_at = now() - interval '1 year' WHERE id = :id", id=used.id)
@@ -568,7 +568,7 @@ def test_redis_away_when_a_slot_is_passed_on(connections: Connections, monkeypat
 
 
 def test_what_is_free_is_found_without_a_look_at_each_job(connections: Connections) -> None:
-    jobs = Import.dispatch_many([{"source": f"s{n % 3}"} for n in range(30)])
+    jobs = Sourced.dispatch_many([{"source": f"s{n % 3}"} for n in range(30)])
     begun(connections, *jobs)
     assert len(held(connections)) == 24
 

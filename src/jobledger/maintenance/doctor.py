@@ -223,6 +223,7 @@ _DRIFTS: Final = {
     "without_row": "in Redis, and no job belongs to them",
     "unattended": "started, and their lease has run out",
     "leftovers": "ended, and RQ still thinks of them",
+    "astray": "slots of limits that are nobody's, or keys that are miscounted",
 }
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from jobledger import queues
 from jobledger.connections import Connections
-from jobledger.ledger import census, leftovers, queries, suspects
+from jobledger.ledger import census, leftovers, queries, slot_counts, suspects
 from jobledger.queues.keys import intermediate_of, list_of
 from jobledger.status import JobStatus
 
@@ -46,6 +46,7 @@ class Conservation:
         unattended: started, and their lease has run out.
         leftovers: among what RQ thinks it is doing, though they have ended.
         is_exact: whether all lists were looked at as a whole.
+        astray: slots of limits that belong to jobs that may not have one, and keys whose count is wrong.
     """
 
     listed: int
@@ -61,11 +62,13 @@ class Conservation:
     unattended: int
     leftovers: int
     is_exact: bool
+    astray: int = 0
 
     @property
     def drift(self) -> int:
         """All that is in no place, in two, or without a job."""
-        return self.lost + self.doubled + self.needless + self.without_row + self.unattended + self.leftovers
+        in_redis = self.lost + self.doubled + self.needless + self.without_row + self.leftovers
+        return in_redis + self.unattended + self.astray
 
 
 @dataclass(slots=True)
@@ -114,7 +117,22 @@ def count(connections: Connections) -> Conservation:
         unattended=rows.unattended,
         leftovers=found.leftovers,
         is_exact=found.is_exact,
+        astray=_astray(connections),
     )
+
+
+def _astray(connections: Connections) -> int:
+    """Those that nobody has set right since a first look: whoever ends a job passes its slot on a moment later."""
+    seen = _slots_astray(connections)
+    if not seen:
+        return 0
+    time.sleep(SECOND_LOOK_SECONDS)
+    return len(seen & _slots_astray(connections))
+
+
+def _slots_astray(connections: Connections) -> set[object]:
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        return {*slot_counts.strays(connection, CHUNK), *slot_counts.miscounted(connection, CHUNK)}
 
 
 def _look(connections: Connections, queue: str, found: _Lists) -> None:
