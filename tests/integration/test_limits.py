@@ -263,6 +263,22 @@ def test_the_slot_of_an_attempt_that_was_reaped_is_passed_on(connections: Connec
     assert begun(connections, second) == [second]
 
 
+def test_slots_that_become_free_at_once_are_all_given(connections: Connections) -> None:
+    jobs = Sourced.dispatch_many([{"source": "crm"}] * 22)
+    running = begun(connections, *jobs[:2])
+    for number in range(2, 22, 2):
+        together = threading.Barrier(2)
+
+        def end(one: JobHandle, together: threading.Barrier = together) -> None:
+            together.wait()
+            fails(connections, one)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(end, running))
+        running = begun(connections, *jobs[number : number + 2])
+        assert len(running) == 2, "and nobody waits for the chore"
+
+
 # -- whoever else ends a job that has a slot
 
 

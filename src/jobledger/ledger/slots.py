@@ -52,12 +52,13 @@ def restrict(connection: Connection, restrictions: Mapping[UUID, Sequence[Restri
         connection.execute(_RESTRICT, {"rows": json.dumps(rows)})
 
 
-# What the rows of `mine`, which are locked, say: whether a slot is free, and whether somebody waits for one already.
+# What the rows of `mine`, which are locked, say: whether a slot is free, and whether somebody stands before this job.
+# In the line of `:key` the oldest was chosen already; those before it are just being released by others.
 _JUDGED: Final = """
 judged AS MATERIALIZED (
     SELECT m.kind, m.key, m.has_slot,
            m.has_slot OR m.taken + recent.starts < m.most AS has_room,
-           m.has_slot OR NOT EXISTS (
+           m.has_slot OR m.kind || ':' || m.key = :key OR NOT EXISTS (
                SELECT FROM job_statuses w
                 WHERE w.held_by = m.kind || ':' || m.key
                   AND (w.priority, w.queued_at, w.id) < (job.priority, job.queued_at, job.id)) AS is_first
@@ -146,6 +147,7 @@ def claim(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: flo
         "pid": runner.pid,
         "version": runner.version,
         "lease_seconds": lease_seconds,
+        "key": "",
     }
     row = connection.execute(_CLAIM, parameters).one_or_none()
     if row is None:
@@ -172,9 +174,14 @@ def make_keys(connection: Executor, job_id: UUID) -> None:
     connection.execute(_MAKE_KEYS, {"id": str(job_id)})
 
 
+# Those who release by the same limit take turns, or the second oldest could be first. It waits for no job, so it may
+# lock the key before one.
 _RELEASE: Final = sa.text(f"""
-WITH job AS MATERIALIZED (
-    SELECT {_JOB} FROM job_statuses WHERE held_by = :key AND status = 'queued'
+WITH turn AS MATERIALIZED (
+    SELECT kind FROM limit_keys WHERE 'limit:' || :name = :key AND kind = 'limit' AND key = :name FOR NO KEY UPDATE
+), job AS MATERIALIZED (
+    SELECT {_JOB} FROM job_statuses
+     WHERE held_by = :key AND status = 'queued' AND (SELECT count(*) FROM turn) >= 0
      ORDER BY priority, queued_at, id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
 ), {_MINE}, {_JUDGED}, decision AS MATERIALIZED (
     SELECT job.id, v.refused_by, job.limits > v.found AS lacks_keys,
@@ -223,7 +230,7 @@ def release(connection: Executor, key: str) -> Release | None:
     Returns:
         None if no slot is free, or nobody waits.
     """
-    row = connection.execute(_RELEASE, {"key": key}).one_or_none()
+    row = connection.execute(_RELEASE, {"key": key, "name": key.partition(":")[2]}).one_or_none()
     if row is None:
         return None
     fields = dict(row._mapping)
