@@ -244,8 +244,6 @@ class ClassRun:
         if not world.dispatcher.finish(self.order.patience):
             self.history.say("undispatched", allowed=len(self.tasks))
         self.history.say("quiet")
-        if self.order.fault_class.poison:
-            end_unknown_types(world.database)
         deadline, quiet_at, agreed = time.monotonic() + self.order.patience, time.monotonic(), False
         with self.servers.redis_client() as client:
             while (left := unfinished(world.database)) and time.monotonic() < deadline:
@@ -254,6 +252,8 @@ class ClassRun:
                     self.history.say(
                         "measured", name="all healed -> Redis and ledger agree", seconds=time.monotonic() - quiet_at
                     )
+                if self.order.fault_class.poison:  # each one when it has begun to wait
+                    end_unknown_types(world.database)
                 time.sleep(LOOK_SECONDS)
         self.history.say("drained", **({"timed_out": True, "left": left} if left else {}))
         if left:
