@@ -5,6 +5,7 @@ Rounds of four kinds are interleaved in one run, on the same servers, with two `
     bare        RQ alone, no jobledger: the function is imported by each work-horse
     mirrored    `-c jobledger.rq_config`: every job queued, started and completed in Postgres
     unloaded    mirrored, but without the configuration: each work-horse imports the job modules itself
+    libraries   bare, in workers that have imported SQLAlchemy, pydantic, psycopg2 and structlog: their memory alone
 
 Usage: python benchmarks/stock_worker.py [--jobs 400] [--rounds 5] [--workers 2]
 """
@@ -29,7 +30,9 @@ from noop import Noop
 
 HERE = Path(__file__).resolve().parent
 QUEUES = ("high", "default", "low", "etl")
-KINDS = ("bare", "mirrored", "unloaded")
+KINDS = ("bare", "mirrored", "unloaded", "libraries")
+CONFIGURATIONS = {"mirrored": "jobledger.rq_config", "libraries": "libraries"}
+OF_RQ_ALONE = ("bare", "libraries")
 RQ = str(Path(sys.executable).parent / "rq")
 
 
@@ -59,12 +62,12 @@ def drain(kind: str, connections: Connections, jobs: int, workers: int) -> float
     """Fill the default queue, let the workers empty it; jobs/s between 10 % and 100 % of them."""
     client = connections.redis
     client.flushdb()
-    if kind == "bare":
+    if kind in OF_RQ_ALONE:
         queue = Queue("default", connection=client)
         queue.enqueue_many([Queue.prepare_data("bare.noop", args=(n,), timeout=210) for n in range(jobs)])
     else:
         Noop.dispatch_many([{"number": n} for n in range(jobs)])
-    command = [RQ, "worker", "--quiet", *(["-c", "jobledger.rq_config"] if kind == "mirrored" else []), *QUEUES]
+    command = [RQ, "worker", "--quiet", *(["-c", CONFIGURATIONS[kind]] if kind in CONFIGURATIONS else []), *QUEUES]
     running = [subprocess.Popen(command, env=environment(connections), cwd=HERE) for _ in range(workers)]
     try:
         return measure(client, jobs)
@@ -73,7 +76,7 @@ def drain(kind: str, connections: Connections, jobs: int, workers: int) -> float
             process.terminate()
         for process in running:
             process.wait()
-        if kind != "bare":
+        if kind not in OF_RQ_ALONE:
             check_ledger(connections, jobs)
 
 
