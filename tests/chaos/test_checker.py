@@ -248,6 +248,14 @@ def test_some_goals_hold_in_some_classes_alone() -> None:
     assert kinds_after(lambda run: measure(run, name, 29, fault="F11")) == {Kind.TOO_SLOW}
 
 
+def test_where_faults_overlap_a_recovery_may_take_longer() -> None:
+    name = "worker tree killed -> queued again"
+    assert kinds_after(lambda run: measure(run, name, 90, fault="F22")) == set()
+    assert kinds_after(lambda run: measure(run, name, 90, fault="F2")) == {Kind.TOO_SLOW}
+    late = "all healed -> Redis and ledger agree"
+    assert kinds_after(lambda run: measure(run, late, 90, fault="F22")) == {Kind.TOO_SLOW}
+
+
 def test_a_loss_is_forgiven_when_postgres_restarted() -> None:
     def plant(run: Recorded) -> None:
         run.row(KILLED).update(losses=0)
