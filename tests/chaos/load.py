@@ -55,6 +55,9 @@ IN_A_ROW: Final = 8
 
 IN_ROWS: Final = ("limited", "paced")
 
+LIMITED_SECONDS: Final = (0.2, 0.6)
+"""Longer than it takes to start another one: without a limit, all workers would be at it."""
+
 STOPPED_SECONDS: Final = 90.0
 """So long that one whose cancel does nothing is too slow in short runs too, which are given more time."""
 
@@ -233,7 +236,7 @@ def _payload(chance: random.Random, kind: str, size: Size, row: int) -> dict[str
     if kind == "long":
         return {"seconds": round(chance.uniform(*size.long_seconds), 2)}
     if kind in IN_ROWS:
-        return {"group": GROUPS[row % len(GROUPS)], "seconds": round(chance.uniform(0.05, 0.3), 3)}
+        return {"group": GROUPS[row % len(GROUPS)], "seconds": round(chance.uniform(*LIMITED_SECONDS), 3)}
     if kind == "stopped":
         return {"seconds": STOPPED_SECONDS, "checks": row % 2 == 0}
     return {}
