@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from jobledger import BaseJob, Retry, Unique
+from jobledger import BaseJob, Limit, Rate, Retry, Unique
 
 EFFECTS = """
 CREATE TABLE effects (job_id uuid, key text, attempt int, at timestamptz DEFAULT clock_timestamp());
@@ -127,6 +127,38 @@ class External(Observed):
 
     def _perform(self, key: str) -> str:
         with self.said(key):
+            return key
+
+
+class Limited(Observed):
+    """Of a group at most two run at once, these and `Paced` ones together."""
+
+    limit = Limit(2, key="chaos:{group}")
+
+    def _perform(self, key: str, group: str, seconds: float) -> str:
+        with self.said(key):
+            self.effect(key)
+            time.sleep(seconds)
+            return key
+
+
+class Paced(Limited):
+    """Of a group at most three start within two seconds, too."""
+
+    rate = Rate(3, per="2s", key="chaos:{group}")
+
+
+class Stopped(Observed):
+    """Takes longer than it is left; looks whether it was canceled, or not."""
+
+    def _perform(self, key: str, seconds: float, checks: bool) -> str:
+        with self.said(key):
+            self.effect(key)
+            end = time.monotonic() + seconds
+            while checks and time.monotonic() < end:
+                self.check()
+                time.sleep(0.1)
+            time.sleep(max(0.0, end - time.monotonic()))
             return key
 
 

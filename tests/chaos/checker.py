@@ -1,4 +1,4 @@
-"""Holds what was seen of a run against what must always be true: the invariants I1 to I12.
+"""Holds what was seen of a run against what must always be true: the invariants I1 to I13.
 
 Pure: history and ledger in, verdict out. `python tests/chaos/checker.py DIRECTORY` judges a run that was kept.
 """
@@ -6,7 +6,7 @@ Pure: history and ledger in, verdict out. `python tests/chaos/checker.py DIRECTO
 import math
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +14,8 @@ from goals import GOALS
 from history import Event
 from jobledger.finish import MAX_CRASHES, MAX_LOSSES
 from jobledger.status import MOVES, TERMINAL
-from witnesses import Job, Kind, Run, Verdict, Violation
-
-Violations = Iterator[Violation]
+from limit_checks import limits_hold, no_slot_is_leaked, rates_hold
+from witnesses import Kind, Run, Verdict, Violation, Violations, about
 
 SHORT_RUN_SLACK: Final = 4
 LEAST_HEALTHY_SHARE: Final = 0.8
@@ -35,10 +34,6 @@ COUNTED: Final = {
 }
 
 
-def about(invariant: str, kind: Kind, job: Job, what: str) -> Violation:
-    return Violation(invariant, kind, what, job.key, job.id)
-
-
 def run_is_whole(run: Run) -> Violations:
     """A run in which nothing was dispatched, broken or finished cannot find anything, so it is no success."""
     fault = run.begun.get("fault")
@@ -55,6 +50,10 @@ def run_is_whole(run: Run) -> Violations:
     for event in run.by_event["fault_begun"]:
         if not healed[event["number"]]:
             yield Violation("run", Kind.RUN_NOT_WHOLE, f"{event['fault']} number {event['number']} was not healed")
+    asked = {event["id"] for event in run.by_event["canceled"]}
+    for job, expected in run.of_load():
+        if expected.get("stops") and job.starts and job.id not in asked:
+            yield about("run", Kind.RUN_NOT_WHOLE, job, "it was to be canceled while it runs, and nobody did")
 
 
 def nothing_is_lost(run: Run) -> Violations:
@@ -199,7 +198,8 @@ def statuses_move_as_allowed(run: Run) -> Violations:
 def attempts_keep_to_budgets(run: Run) -> Violations:
     """I6: attempts are numbered without gaps, each that failed was counted once, and no budget was overdrawn.
 
-    What is lost with Postgres itself is nobody's fault, and need not be counted.
+    What is lost with Postgres itself is nobody's fault, and need not be counted. The last attempt of a job that is
+    canceled while it runs spends nothing, however it ends: no other one can follow.
     """
     forgiven = (
         {"losses"} if any(event["fault"] in POSTGRES_RESTARTS for event in run.by_event["fault_begun"]) else set()
@@ -208,7 +208,8 @@ def attempts_keep_to_budgets(run: Run) -> Violations:
         numbers = [attempt["number"] for attempt in job.attempts]
         if numbers != list(range(1, job.attempt + 1)):
             yield about("I6", Kind.MISCOUNTED, job, f"it is at attempt {job.attempt}, and has the rows {numbers}")
-        outcomes = Counter(attempt["outcome"] for attempt in job.attempts)
+        spending = job.attempts[:-1] if job.was_called_off else job.attempts
+        outcomes = Counter(attempt["outcome"] for attempt in spending)
         spent = {
             "errors": (outcomes["error"] + outcomes["timeout"], job.row["max_attempts"]),
             "crashes": (outcomes["crashed"], MAX_CRASHES),
@@ -286,7 +287,7 @@ def answers_are_true(run: Run) -> Violations:
 
 
 def canceled_never_runs(run: Run) -> Violations:
-    """I12: a job whose cancel was answered with yes begins no attempt from then on."""
+    """I12: a job whose cancel was answered with yes, or that it will be ended, begins no attempt from then on."""
     for job_id in run.canceled.keys() - run.retried:
         job = run.jobs.get(job_id)
         if job is None:
@@ -295,6 +296,12 @@ def canceled_never_runs(run: Run) -> Violations:
         for start in job.starts:
             if start["attempt"] > fence:
                 what = f"it was canceled before attempt {fence + 1}, which ran in process {start['pid']}"
+                yield about("I12", Kind.RAN_AFTER_CANCEL, job, what)
+    for job_id, promise in run.promised.items():
+        job = run.jobs.get(job_id)
+        for move in job.moves if job is not None and job_id not in run.retried else []:
+            if move["now"] == "started" and move["at"] > promise["at"]:
+                what = f"it was to be ended, and began attempt {move['attempt']} after that"
                 yield about("I12", Kind.RAN_AFTER_CANCEL, job, what)
 
 
@@ -313,6 +320,9 @@ CHECKS: Final[list[Callable[[Run], Violations]]] = [
     poison_stays_alone,
     answers_are_true,
     canceled_never_runs,
+    limits_hold,
+    rates_hold,
+    no_slot_is_leaked,
 ]
 
 

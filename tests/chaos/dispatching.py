@@ -7,18 +7,16 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final
-from uuid import UUID
 
 import chaos_jobs
 import chaos_new_jobs
+from canceling import cancel_for_sure
 from history import History
-from jobledger import BaseJob, DispatchRefused, LedgerUnavailable
+from jobledger import BaseJob, DispatchRefused
 from jobledger.admission import Request
 from jobledger.connections import Connections
-from jobledger.control import cancel
 from jobledger.dispatch import dispatch
 from jobledger.options import Options
-from jobledger.status import JobStatus
 from load import EXPIRES_SECONDS, Task
 
 ONCE_TIMES: Final = 3
@@ -115,7 +113,8 @@ class Dispatcher:
         tries = accepted = 0
         while not self._stopped:
             key = f"{task.key}.{tries}" if tries and not task.once else task.key
-            self._history.say("dispatch_invoked", key=key, effects=task.effects, ends=task.ends, once=task.once)
+            about = {"effects": task.effects, "ends": task.ends, "limits": task.limits, "stops": task.stops}
+            self._history.say("dispatch_invoked", key=key, once=task.once, **about)
             try:
                 job_id = how(task, {**task.payload, "key": key})
             except Unknown as error:
@@ -126,7 +125,7 @@ class Dispatcher:
                 self._history.say("dispatch_accepted", key=key, id=job_id, via="http" if task.over_http else "python")
                 self._ids[task.key] = job_id
                 if task.cancel:
-                    self._cancel(key, job_id)
+                    cancel_for_sure(self._connections, self._history, key, job_id, lambda: self._stopped)
                 accepted += 1
                 if not task.once or accepted == ONCE_TIMES:
                     return
@@ -189,18 +188,6 @@ class Dispatcher:
             return response.status, response.read().decode()
         finally:
             connection.close()
-
-    def _cancel(self, key: str, job_id: str) -> None:
-        """Until there is an answer."""
-        while not self._stopped:
-            try:
-                answer = cancel(self._connections, UUID(job_id), by="the chaos run")
-            except LedgerUnavailable:
-                time.sleep(PAUSE_SECONDS)
-                continue
-            done = answer.status is JobStatus.CANCELED  # also if it was an earlier try whose answer was lost
-            self._history.say("canceled", key=key, id=job_id, done=done)
-            return
 
 
 def find_class(job_type: str) -> type[BaseJob] | None:

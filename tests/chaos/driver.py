@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from canceling import Stopper
 from checker import check
 from classes import CLASSES, FaultClass
 from dispatching import Dispatcher
@@ -25,7 +26,7 @@ from jobledger.embedded import free_port
 from load import Size, Task, make_load
 from measuring import listed
 from observer import Observer
-from recovery import recoveries, requeues, takeovers
+from recovery import recoveries, requeues, stops, takeovers
 from servers import Database, Servers
 from snapshot import take
 from ticks import check_ticks
@@ -78,7 +79,7 @@ class Order:
 
     def load(self) -> list[Task]:
         """What is dispatched, from the seed."""
-        size = Size(self.jobs, 4, (5.0, 7.0)) if self.short else Size(self.jobs)
+        size = Size(self.jobs, 4, (5.0, 7.0), 2) if self.short else Size(self.jobs)
         return make_load(self.seed, size, self.fault_class.http_share, self.fault_class.newer)
 
     def plan(self) -> list[Planned]:
@@ -126,6 +127,7 @@ class ClassRun:
             finally:
                 world.fleet.stop()
                 world.observer.close()
+                world.stopper.close()
                 configure().close()
             world.database.drop()
         finally:
@@ -159,6 +161,8 @@ class ClassRun:
             )
         )
         dispatcher = Dispatcher(connections, api_port, self.history, self.tasks)
+        stopper = Stopper(connections, self.history)
+        observer.on_start = stopper.hear
         self.history.say(
             "run_begun",
             fault=order.name,
@@ -176,6 +180,7 @@ class ClassRun:
             observer,
             self.history,
             dispatcher,
+            stopper,
             order.settings["lease_seconds"],
             order.settings["sweep_seconds"],
             6.0 if order.short else 30.0,
@@ -218,7 +223,7 @@ class ClassRun:
 
     def _let_catch_up(self, world: World) -> None:
         """What is to be measured is how soon a job runs again, not how long it stands in a queue."""
-        waiting = "SELECT count(*) FROM job_statuses WHERE status = 'queued'"
+        waiting = "SELECT count(*) FROM job_statuses WHERE status = 'queued' AND held_by IS NULL"
         deadline = time.monotonic() + self.order.patience
         while int(str(world.database.value(waiting))) > CALM_JOBS and time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS / 2)
@@ -265,7 +270,9 @@ class ClassRun:
         take(world, self.order.directory, world.fleet.environment["CHAOS_OBSERVER"])
         events, ledger = read(self.order.directory)
         sweeps = [float(row[0]) for row in world.database.rows("SELECT extract(epoch FROM at) FROM sweeps_seen")]
-        for name, seconds in [*recoveries(events), *requeues(events, ledger["moves"]), *takeovers(events, sweeps)]:
+        moves = ledger["moves"]
+        times = [*recoveries(events), *requeues(events, moves), *takeovers(events, sweeps), *stops(events, moves)]
+        for name, seconds in times:
             self.history.say("measured", name=name, seconds=round(seconds, 3))
         self.history.say("run_ended")
 

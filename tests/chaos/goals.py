@@ -54,6 +54,7 @@ GOALS: Final = {
     "both healed -> next start": Goal(30),
     "scheduler killed -> next sweep": Goal(15),
     "all healed -> Redis and ledger agree": Goal(60, always=True),
+    "cancel of a running job -> ended": Goal(15),
     "API answer": Goal(1, of="p99", only=REDIS_FAULTS),
     "API answer 503": Goal(2, always=True),
 }

@@ -4,10 +4,12 @@ One JSON object a line, with `at` (epoch seconds) and `event`:
 
     run_begun          fault, seed, jobs, settings, short, commit, started
     dispatch_invoked   key; effects (how many its completion leaves, 1 unless said), ends (how it may end, one or more
-                       ways: "completed" unless said; "failed:crashed" is a status with its reason)
+                       ways: "completed" unless said; "failed:crashed" is a status with its reason), limits (each with
+                       kind, key, most, and for a rate its window in seconds), stops (canceled once it runs)
     dispatch_accepted  key, id; via ("http" if so)      dispatch_unknown, dispatch_refused   key, error
     started            key, id, attempt, pid, worker    ended   key, id, attempt, pid, how ("returned" or "raised")
-    canceled           key, id, done                    retried (by a person)   key, id
+    canceled           key, id, done, requested (it runs, and will be ended)
+    retried            key, id (by a person)
     fault_begun        fault, number, detail, victims   fault_healed   fault, number
     orphan             pid (of a work-horse that lives a second after its worker's death)
     measured           name, seconds                    throughput   before, during (healthy jobs a second; "speed" if

@@ -8,10 +8,10 @@ from typing import Any, Final
 QUEUES: Final = ("high", "default", "low")
 
 SHARES: Final = {
-    "quick": 0.54, "brief": 0.20, "raising": 0.10, "long": 0.05, "external": 0.05,
-    "unique": 0.02, "keyed": 0.02, "expiring": 0.02,
+    "quick": 0.47, "brief": 0.20, "raising": 0.10, "long": 0.05, "external": 0.05,
+    "unique": 0.02, "keyed": 0.02, "expiring": 0.02, "limited": 0.04, "paced": 0.02, "stopped": 0.01,
 }  # fmt: skip
-"""Of each kind. What the cap of long ones leaves is given to the quick ones."""
+"""Of each kind. What the caps of long and stopped ones leave is given to the quick ones."""
 
 TYPES: Final = {
     "quick": "Quick",
@@ -23,12 +23,15 @@ TYPES: Final = {
     "unique": "UniqueQuick",
     "keyed": "Quick",
     "expiring": "Quick",
+    "limited": "Limited",
+    "paced": "Paced",
+    "stopped": "Stopped",
     "newer": "Newer",
     "poison": "Poison",
 }
 """The class of `chaos_jobs` (or `chaos_new_jobs`) for each kind. A key begins with its kind: "brief-17"."""
 
-# A feature that changes what may become of a job gets kinds of its own here (limited, …): an entry
+# A feature that changes what may become of a job gets kinds of its own here: an entry
 # in TYPES, how many in `make_load`, and in `expected` what must have become of such a job.
 
 CANCELED_SHARE: Final = 0.02
@@ -42,6 +45,21 @@ CANCELED_DELAY_SECONDS: Final = 45.0
 """Long enough that a cancel comes in time also when Postgres is away for a while."""
 
 MAX_ATTEMPTS: Final = 5
+
+GROUPS: Final = ("north", "east", "south", "west")
+LIMIT_MOST: Final = 2
+RATE_MOST: Final = 3
+RATE_SECONDS: Final = 2.0
+IN_A_ROW: Final = 8
+"""Jobs of a group that are dispatched one after another, into one queue, so that they get in each other's way."""
+
+IN_ROWS: Final = ("limited", "paced")
+
+LIMITED_SECONDS: Final = (0.2, 0.6)
+"""Longer than it takes to start another one: without a limit, all workers would be at it."""
+
+STOPPED_SECONDS: Final = 90.0
+"""So long that one whose cancel does nothing is too slow in short runs too, which are given more time."""
 
 POISONS: Final = {
     "exit": ["failed:crashed"],
@@ -68,11 +86,13 @@ class Size:
         jobs: in all, without poison.
         long: the most long ones.
         long_seconds: the least and the most that one of them takes.
+        stopped: the most that are canceled while they run.
     """
 
     jobs: int
     long: int = 20
     long_seconds: tuple[float, float] = (5.0, 20.0)
+    stopped: int = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +125,21 @@ class Task:
         return self.kind in ("unique", "keyed")
 
     @property
+    def stops(self) -> bool:
+        """Whether it is to be canceled once it runs."""
+        return self.kind == "stopped"
+
+    @property
+    def limits(self) -> list[dict[str, Any]]:
+        """The limit and the rate that it is under: `window` is the time of a rate, in seconds."""
+        if self.kind not in IN_ROWS:
+            return []
+        key = f"chaos:{self.payload['group']}"
+        limit = {"kind": "limit", "key": key, "most": LIMIT_MOST}
+        rate = {"kind": "rate", "key": key, "most": RATE_MOST, "window": RATE_SECONDS}
+        return [limit, rate] if self.kind == "paced" else [limit]
+
+    @property
     def effects(self) -> int:
         """How many rows its completion leaves."""
         return 0 if self.kind in ("external", "poison") else 1
@@ -117,7 +152,7 @@ class Task:
         if self.kind == "expiring":
             return ["completed", "failed:expired"]
         # A cancel may come too late. Whether it said that it did is for the checker.
-        return ["canceled", "completed"] if self.cancel else ["completed"]
+        return ["canceled", "completed"] if self.cancel or self.stops else ["completed"]
 
 
 def make_load(seed: int, size: Size, http_share: float = 0.1, newer: int = 0) -> list[Task]:
@@ -132,7 +167,7 @@ def make_load(seed: int, size: Size, http_share: float = 0.1, newer: int = 0) ->
     chance = random.Random(f"load {seed}")
     tasks: list[Task] = []
     parents: list[str] = []
-    for number, kind in enumerate(_kinds(chance, size, newer)):
+    for number, (kind, row) in enumerate(_kinds(chance, size, newer)):
         key = f"{kind}-{number}"
         after = chance.choice(parents[-20:]) if parents and chance.random() < CHILD_SHARE else None
         canceled = kind == "canceled"
@@ -141,8 +176,8 @@ def make_load(seed: int, size: Size, http_share: float = 0.1, newer: int = 0) ->
             Task(
                 key,
                 kind,
-                {"key": key, **_payload(chance, kind, size)},
-                chance.choice(QUEUES),
+                {"key": key, **_payload(chance, kind, size, row)},
+                QUEUES[row % len(QUEUES)] if kind in IN_ROWS else chance.choice(QUEUES),
                 CANCELED_DELAY_SECONDS if canceled else delay,
                 None if canceled else after,
                 cancel=canceled,
@@ -171,21 +206,37 @@ def poisons(seed: int, each: int, short: bool) -> list[Task]:
     return tasks
 
 
-def _kinds(chance: random.Random, size: Size, newer: int) -> Iterator[str]:
+def _kinds(chance: random.Random, size: Size, newer: int) -> Iterator[tuple[str, int]]:
+    """The kind of each job, and which row of its kind it is in."""
     canceled = round(size.jobs * CANCELED_SHARE)
-    kinds = ["canceled"] * canceled + ["newer"] * newer
-    left = size.jobs - len(kinds)
+    numbers = {"canceled": canceled, "newer": newer}
+    left = size.jobs - canceled - newer
+    most = {"long": size.long, "stopped": size.stopped}
     for kind in [kind for kind in SHARES if kind != "quick"]:
         wanted = round(left * SHARES[kind])
-        kinds += [kind] * (min(wanted, size.long) if kind == "long" else wanted)
-    kinds += ["quick"] * (size.jobs - len(kinds))
-    chance.shuffle(kinds)
-    yield from kinds
+        numbers[kind] = min(wanted, most.get(kind, wanted))
+    numbers["quick"] = size.jobs - sum(numbers.values())
+    rows = [row for kind, number in numbers.items() for row in _rows(kind, number)]
+    chance.shuffle(rows)
+    for row in rows:
+        yield from row
 
 
-def _payload(chance: random.Random, kind: str, size: Size) -> dict[str, Any]:
+def _rows(kind: str, number: int) -> list[list[tuple[str, int]]]:
+    """So many jobs of a kind, in rows that stay together; of most kinds each job is one."""
+    length = IN_A_ROW if kind in IN_ROWS else 1
+    firsts = range(0, number, length)
+    return [[(kind, row)] * min(length, number - first) for row, first in enumerate(firsts)]
+
+
+def _payload(chance: random.Random, kind: str, size: Size, row: int) -> dict[str, Any]:
+    """What a job is told in a row of its kind."""
     if kind == "brief":
         return {"seconds": round(chance.uniform(0.05, 0.5), 3)}
     if kind == "long":
         return {"seconds": round(chance.uniform(*size.long_seconds), 2)}
+    if kind in IN_ROWS:
+        return {"group": GROUPS[row % len(GROUPS)], "seconds": round(chance.uniform(*LIMITED_SECONDS), 3)}
+    if kind == "stopped":
+        return {"seconds": STOPPED_SECONDS, "checks": row % 2 == 0}
     return {}

@@ -29,6 +29,8 @@ class Observer:
         """How many runs of healthy jobs have come to their end."""
         self.running: dict[int, dict[str, Any]] = {}
         """What each process said when it started the job that it has not ended."""
+        self.on_start: Callable[[dict[str, Any]], None] = lambda _: None
+        """Is told of each start, once it is written down."""
         self._history = history
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
@@ -62,7 +64,10 @@ class Observer:
         else:
             self.running.pop(said["pid"], None)
             self.returned += said["how"] == "returned" and not said["key"].startswith("poison")
-        self._history.say(said.pop("event"), **said)
+        event = said.pop("event")
+        self._history.say(event, **said)
+        if event == "started":
+            self.on_start(said)
 
 
 def children(pid: int) -> list[int]:

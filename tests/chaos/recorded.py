@@ -2,12 +2,21 @@
 
 import copy
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 from history import Event
 from witnesses import Run
 
 QUICK, KILLED, RAISED, EXTERNAL, CANCELED, POISON, UNKNOWN, RETRIED = (f"id-{number}" for number in range(8))
+LIMITED: Final = ("id-limited-1", "id-limited-2", "id-limited-3")
+"""Two of them run at once, and the first attempt of the second is killed."""
+
+PACED: Final = ("id-paced-1", "id-paced-2", "id-paced-3")
+STOPPED: Final = "id-stopped"
+
+KEY: Final = "chaos:north"
+LIMIT: Final = {"kind": "limit", "key": KEY, "most": 2}
+RATE: Final = {"kind": "rate", "key": KEY, "most": 2, "window": 2.0}
 
 
 class Recorded:
@@ -16,7 +25,8 @@ class Recorded:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.ledger: dict[str, Any] = {
-            **{name: [] for name in ("jobs", "attempts", "moves", "effects", "sessions", "processes")},
+            **{name: [] for name in ("jobs", "attempts", "moves", "effects", "slots", "sessions", "processes")},
+            "limit_keys": [{"kind": kind, "key": KEY, "taken": 0} for kind in ("limit", "rate")],
             "redis": {"queued": {"default": []}, "intermediate": {"default": []}, "workers": [], "executions": []},
         }
 
@@ -60,6 +70,19 @@ class Recorded:
             effect = {"job_id": job_id, "key": key, "attempt": len(outcomes), "at": 1.0}
             self.ledger["effects"] += [dict(effect) for _ in range(effects)]
 
+    def ran(self, job_id: str, begin: float, end: float | None, attempt: int = 1) -> None:
+        """When an attempt said that it began, and ended; None for one that never said that."""
+        self.said("started", id=job_id, attempt=attempt)["at"] = begin
+        if end is None:
+            self.drop("ended", id=job_id, attempt=attempt)
+        else:
+            self.said("ended", id=job_id, attempt=attempt)["at"] = end
+
+    def began(self, job_id: str, moment: float, attempt: int = 1) -> None:
+        """When an attempt began by the ledger."""
+        row = self.of("attempts", job_id)[attempt - 1]
+        row.update(started_at=moment, finished_at=moment + 1)
+
     def _move(self, job_id: str, was: str | None, now: str, attempt: int) -> None:
         self.ledger["moves"].append({"job_id": job_id, "was": was, "now": now, "attempt": attempt, "at": 1.0})
 
@@ -70,7 +93,7 @@ class Recorded:
         )
         about = {"key": key, "id": job_id, "attempt": number, "pid": 100 + number}
         self.say("started", **about, worker="w")
-        if outcome in ("completed", "error"):
+        if outcome in ("completed", "error", "canceled"):
             self.say("ended", **about, how="returned" if outcome == "completed" else "raised")
 
 
@@ -86,6 +109,9 @@ def clean() -> Recorded:
         (CANCELED, "canceled-5", {"ends": "canceled"}),
         (POISON, "poison-6", {"ends": ["failed:crashed"]}),
         (RETRIED, "quick-9", {}),
+        *((job_id, job_id.removeprefix("id-"), {"limits": [LIMIT]}) for job_id in LIMITED),
+        *((job_id, job_id.removeprefix("id-"), {"limits": [LIMIT, RATE]}) for job_id in PACED),
+        (STOPPED, "stopped-1", {"ends": ["canceled", "completed"], "stops": True}),
     ):
         run.say("dispatch_invoked", key=key, **more)
         run.say("dispatch_accepted", key=key, id=job_id, via="http" if job_id == QUICK else "python")
@@ -106,6 +132,9 @@ def clean() -> Recorded:
     run.job(UNKNOWN, "quick-7", "completed", "completed")
     run.job("id-callback", None, "completed", "completed", effects=0)
     run.job(RETRIED, "quick-9", "completed", "lost", "completed")
+    _limited_jobs(run)
+    run.job(STOPPED, "stopped-1", "canceled", "canceled")
+    run.say("canceled", key="stopped-1", id=STOPPED, done=False, requested=True)
     person = run.of("moves", RETRIED)[2:4]
     person[0]["now"] = person[1]["was"] = "failed"
     run.row(RETRIED)["losses"] = 0
@@ -119,3 +148,20 @@ def clean() -> Recorded:
     run.say("drained")
     run.say("run_ended")
     return run
+
+
+def _limited_jobs(run: Recorded) -> None:
+    """Of the first three, the second is killed while the first runs; then it runs beside the third."""
+    run.job(LIMITED[0], "limited-1", "completed", "completed")
+    run.job(LIMITED[1], "limited-2", "completed", "lost", "completed")
+    run.job(LIMITED[2], "limited-3", "completed", "completed")
+    run.ran(LIMITED[0], 1000, 1010)
+    run.said("started", id=LIMITED[1], attempt=1)["at"] = 1005.0
+    run.of("attempts", LIMITED[1])[0].update(started_at=1004, finished_at=1020)
+    run.of("attempts", LIMITED[1])[1].update(started_at=1029, finished_at=1041)
+    run.ran(LIMITED[2], 1010, 1035)
+    run.ran(LIMITED[1], 1030, 1040, attempt=2)
+    for number, job_id in enumerate(PACED):
+        run.job(job_id, job_id.removeprefix("id-"), "completed", "completed")
+        run.ran(job_id, 2000 + number, 2000.5 + number)
+        run.began(job_id, 2000 + number)

@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+from jobledger.status import TERMINAL
+
 Event = dict[str, Any]
 
 RUNS_AGAIN: Final = {
@@ -25,6 +27,17 @@ GOES_ON: Final = {
     "F17": "both healed -> next start",
 }
 """From the healing to the next start of any job, if one waits to be started."""
+
+
+ASKED_TO_END: Final = "cancel of a running job -> ended"
+ASKED_IN_AN_OUTAGE: Final = "cancel of a running job in an outage -> ended"
+
+HITS_ALL: Final = frozenset({"F4", "F15", "F16", "F17", "F19", "F21"})
+"""What may keep any running job from its end: Postgres was away, or the workers were replaced. Others hit only their
+victims; Redis and schedulers are not needed to end a job that answers."""
+
+AFTERMATH_SECONDS: Final = 15.0
+"""After a fault is healed: as long as the goals allow until all goes on."""
 
 
 def recoveries(events: Iterable[Event]) -> Iterator[tuple[str, float]]:
@@ -70,6 +83,29 @@ def requeues(events: Iterable[Event], moves: Iterable[Event]) -> Iterator[tuple[
                     yield QUEUED_AGAIN[one["fault"]], again - one["at"]
 
 
+def stops(events: Iterable[Event], moves: Iterable[Event]) -> Iterator[tuple[str, float]]:
+    """From the answer that a running job will be ended to its end; under a name of its own if a fault hit the job.
+
+    Args:
+        moves: of statuses, as the ledger's trigger has seen them.
+    """
+    ordered = list(events)
+    ended = {str(move["job_id"]): move["at"] for move in moves if move["now"] in TERMINAL}
+    healed = {one["number"]: one["at"] for one in ordered if one["event"] == "fault_healed"}
+    faults = [one for one in ordered if one["event"] == "fault_begun"]
+    for asked in ordered:
+        if asked["event"] != "canceled" or not asked.get("requested") or asked["id"] not in ended:
+            continue
+        end = ended[asked["id"]]
+        hit = any(
+            (one["fault"] in HITS_ALL or asked["id"] in one["victims"])
+            and one["at"] < end
+            and healed.get(one["number"], end) + AFTERMATH_SECONDS > asked["at"]
+            for one in faults
+        )
+        yield ASKED_IN_AN_OUTAGE if hit else ASKED_TO_END, max(0.0, end - asked["at"])
+
+
 def takeovers(events: Iterable[Event], sweeps: list[float]) -> Iterator[tuple[str, float]]:
     """From each kill of schedulers to the next sweep of anybody.
 
@@ -106,7 +142,7 @@ class _Waiting:
         for one in events:
             if one["event"] == "dispatch_accepted" and one["id"] not in canceled:
                 self._changes.append((one["at"], 1))
-            elif one["event"] == "started" and one["id"] not in started:
+            elif one["event"] == "started" and one["id"] not in started | canceled:
                 started.add(one["id"])
                 self._changes.append((one["at"], -1))
         self._changes.sort()

@@ -90,10 +90,10 @@ def _class_row(name: str, what: str, result: Result | None) -> str:
 
 
 def _slowest(result: Result) -> str:
-    """Of what the class is about: the first goal in order that was measured, answers of the API aside."""
+    """Of what the class is about: the first goal in order that was measured, what people and programs ask for aside."""
     for name, goal in GOALS.items():
         limit = goal.seconds(_lease(result), result["class"])
-        if name in result["recovery"] and limit is not None and not name.startswith("API"):
+        if name in result["recovery"] and limit is not None and not name.startswith(("API", "cancel")):
             longest, p99, _ = result["recovery"][name]
             return f"{longest:.1f} s ({p99:.1f}; {limit:g})"
     return ""

@@ -22,6 +22,10 @@ SETTLE_SECONDS: Final = 95.0
 WITNESSED_APART: Final = "TickSeen"
 """Jobs of the schedule: nobody invokes them, and their witness is a table of their own."""
 
+_SLOTS_TAKEN: Final = """
+SELECT (SELECT count(*) FROM job_limits WHERE has_slot) + (SELECT count(*) FROM limit_keys WHERE taken <> 0)
+"""
+
 _QUERIES: Final = {
     "jobs": f"""SELECT id, payload->>'key' AS key, job_type, queue, status, reason, held_by, attempt, errors, crashes,
                        losses, max_attempts, left(result::text, 200) AS result, cancel_requested_at, created_at,
@@ -35,6 +39,8 @@ _QUERIES: Final = {
                    FROM status_moves m JOIN job_statuses j ON j.id = m.job_id
                   WHERE j.job_type <> '{WITNESSED_APART}' ORDER BY m.number""",
     "effects": "SELECT job_id, key, attempt, at FROM effects ORDER BY at",
+    "limit_keys": "SELECT kind, key, taken FROM limit_keys ORDER BY kind, key",
+    "slots": "SELECT job_id, kind, key FROM job_limits WHERE has_slot ORDER BY kind, key, job_id",
     "sessions": f"""SELECT pid, state, application_name FROM pg_stat_activity
                      WHERE datname = current_database() AND pid <> pg_backend_pid()
                        AND ({BETWEEN_STATEMENTS}) IS NOT TRUE""",
@@ -81,7 +87,7 @@ def in_redis(client: redis.Redis) -> dict[str, Any]:
 def _at_rest(world: World, client: redis.Redis) -> bool:
     redis_now = in_redis(client)
     held = [*redis_now["queued"].values(), *redis_now["intermediate"].values(), redis_now["executions"]]
-    if any(held) or world.fleet.horses():
+    if any(held) or world.fleet.horses() or world.database.value(_SLOTS_TAKEN):
         return False
     return not world.database.value(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'"

@@ -1,16 +1,25 @@
 """Every kind of violation is planted into a clean run, and found; in the clean run nothing is."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import checker
-from checker import CHECKS, NEEDED_IN, check, judge
-from goals import GOALS
+from checker import CHECKS, check, judge
 from history import HISTORY, LEDGER, History
-from recorded import CANCELED, EXTERNAL, KILLED, POISON, QUICK, RAISED, RETRIED, UNKNOWN, Recorded, clean
+from plants import PLANTS, Plant, add_effect, kinds_after, measure, run_three_at_once, set_end
+from recorded import (
+    EXTERNAL,
+    KILLED,
+    LIMITED,
+    PACED,
+    QUICK,
+    STOPPED,
+    UNKNOWN,
+    Recorded,
+    clean,
+)
 from witnesses import Kind, Verdict
 
 
@@ -18,189 +27,10 @@ def test_nothing_is_found_in_a_clean_run() -> None:
     verdict = judge(clean().run())
     assert verdict.violations == []
     wrong = {"lost": 0, "doubled": 0, "unexpected": 0, "zombie_writes": 0, "leftovers": 0}
-    dispatched = {"jobs": 9, "invoked": 9, "accepted": 7, "unknown": 1, "recovered": 1, "refused": 1, "canceled": 1}
-    happened = {"faults": 1, "starts": 13, "duplicate_starts": 6, "attempts": 14, "interrupted": 5}
+    dispatched = {"jobs": 16, "invoked": 16, "accepted": 14, "unknown": 1, "recovered": 1, "refused": 1, "canceled": 1}
+    happened = {"faults": 1, "starts": 21, "duplicate_starts": 7, "attempts": 22, "interrupted": 6}
     assert verdict.counts == wrong | dispatched | happened
     assert verdict.measured["worker tree killed -> queued again"] == (44.0, 44.0, 1)
-
-
-Plant = Callable[[Recorded], object]
-
-
-def add_effect(run: Recorded, job_id: str, attempt: int) -> None:
-    run.ledger["effects"].append({"job_id": job_id, "key": run.row(job_id)["key"], "attempt": attempt, "at": 2.0})
-
-
-def add_row(run: Recorded, job_id: str, key: str) -> None:
-    run.job(job_id, key, "completed", "completed")
-
-
-def set_end(run: Recorded, job_id: str, status: str, reason: str | None = None) -> None:
-    run.row(job_id).update(status=status, reason=reason)
-    run.of("moves", job_id)[-1]["now"] = status
-    run.ledger["effects"] = [effect for effect in run.ledger["effects"] if effect["job_id"] != job_id]
-
-
-def forget(run: Recorded, job_id: str) -> None:
-    """The row of an accepted job is gone, with all that belongs to it."""
-    for name in ("attempts", "moves", "effects"):
-        run.ledger[name] = [row for row in run.ledger[name] if row["job_id"] != job_id]
-    run.ledger["jobs"].remove(run.row(job_id))
-    run.events = [e for e in run.events if e["event"] not in ("started", "ended") or e["id"] != job_id]
-
-
-def start_again(run: Recorded, job_id: str, attempt: int) -> None:
-    key = run.row(job_id)["key"]
-    run.say("started", key=key, id=job_id, attempt=attempt, pid=999, worker="w")
-
-
-def measure(run: Recorded, name: str, *seconds: float, fault: str = "F2") -> None:
-    run.said("run_begun")["fault"] = fault
-    run.drop("measured", name="API answer")
-    for each in seconds:
-        run.say("measured", name=name, seconds=each)
-
-
-def make_extra_move(run: Recorded, job_id: str, *moves: tuple[str, str, int]) -> None:
-    for was, now, attempt in moves:
-        run.ledger["moves"].append({"job_id": job_id, "was": was, "now": now, "attempt": attempt, "at": 2.0})
-    run.row(job_id).update(status=moves[-1][1])
-
-
-def not_looked_at(run: Recorded, fault: str) -> None:
-    run.said("run_begun")["fault"] = fault
-    run.drop(NEEDED_IN[fault][0])
-
-
-def break_nothing(run: Recorded) -> None:
-    run.drop("fault_begun")
-    run.said("dispatch_invoked", key="poison-6").pop("ends")
-
-
-def end_raised(run: Recorded) -> None:
-    run.said("ended", id=QUICK)["how"] = "raised"
-
-
-def overdraw(run: Recorded) -> None:
-    run.row(RAISED)["max_attempts"] = 1
-
-
-def complete_twice(run: Recorded) -> None:
-    run.of("attempts", KILLED)[0]["outcome"] = "completed"
-    run.row(KILLED)["losses"] = 0
-
-
-def cancel_late(run: Recorded) -> None:
-    """Canceled while it waited for its second attempt, which ran all the same."""
-    run.say("canceled", key="brief-2", id=KILLED, done=True)
-    moves = run.of("moves", KILLED)
-    moves[3]["now"] = "canceled"
-    moves[4]["was"] = "canceled"
-
-
-def add_a_second_of_a_kind(run: Recorded) -> None:
-    """Dispatched twice, as the same."""
-    first = run.said("dispatch_invoked", key="quick-1")
-    first["once"] = True
-    run.say("dispatch_invoked", **{name: value for name, value in first.items() if name not in ("event", "at")})
-    add_row(run, "id-99", "quick-1")
-
-
-REDIS_LISTS = ("queued", "intermediate")
-
-PLANTS: list[tuple[str, Kind, Plant]] = [
-    *[
-        (f"no {event}", Kind.RUN_NOT_WHOLE, lambda run, event=event: run.drop(event))
-        for event in ("run_begun", "quiet", "drained", "fault_healed")
-    ],
-    *[
-        (f"{fault} has not looked", Kind.RUN_NOT_WHOLE, lambda run, fault=fault: not_looked_at(run, fault))
-        for fault in NEEDED_IN
-    ],
-    ("no tick fired", Kind.RUN_NOT_WHOLE, lambda run: run.said("ticks").update(fired=0)),
-    ("nothing was broken", Kind.RUN_NOT_WHOLE, break_nothing),
-    ("an accepted job is gone", Kind.LOST, lambda run: forget(run, EXTERNAL)),
-    ("an accepted job waits", Kind.LOST, lambda run: set_end(run, QUICK, "queued")),
-    ("a job of unknown acceptance waits", Kind.LOST, lambda run: set_end(run, UNKNOWN, "started")),
-    ("a callback waits", Kind.LOST, lambda run: set_end(run, "id-callback", "scheduled")),
-    ("an id is another job's", Kind.LOST, lambda run: run.said("dispatch_accepted", id=QUICK).update(key="quick-0")),
-    *[
-        (f"an innocent job failed: {why}", Kind.WRONG_END, lambda run, why=why: set_end(run, QUICK, "failed", why))
-        for why in ("crashed", "lost", "undispatchable", "expired", "error", "timeout")
-    ],
-    ("nobody canceled it", Kind.WRONG_END, lambda run: set_end(run, QUICK, "canceled", "by nobody")),
-    ("a canceled job completed", Kind.WRONG_END, lambda run: set_end(run, CANCELED, "completed")),
-    ("a poison has another end", Kind.WRONG_END, lambda run: set_end(run, POISON, "failed", "lost")),
-    ("a poison completed", Kind.WRONG_END, lambda run: set_end(run, POISON, "completed")),
-    ("a start of nobody's key", Kind.UNEXPECTED, lambda run: run.said("started", id=QUICK).update(key="quick-99")),
-    ("a start before its dispatch", Kind.UNEXPECTED, lambda run: run.events.reverse()),
-    ("a start of no row", Kind.UNEXPECTED, lambda run: run.said("started", id=QUICK).update(id="id-99")),
-    ("an effect of no row", Kind.UNEXPECTED, lambda run: run.of("effects", QUICK)[0].update(job_id="id-99")),
-    ("one dispatch, two rows", Kind.UNEXPECTED, lambda run: add_row(run, "id-99", "quick-1")),
-    ("one of a kind, two rows", Kind.UNEXPECTED, add_a_second_of_a_kind),
-    ("a row of nobody's key", Kind.UNEXPECTED, lambda run: run.row(UNKNOWN).update(key="quick-99")),
-    ("a refused job has a row", Kind.FALSE_ANSWER, lambda run: add_row(run, "id-99", "quick-8")),
-    ("2xx without a row", Kind.FALSE_ANSWER, lambda run: forget(run, QUICK)),
-    ("an effect twice", Kind.DOUBLED, lambda run: add_effect(run, QUICK, 1)),
-    ("an effect too many", Kind.DOUBLED, lambda run: add_effect(run, EXTERNAL, 1)),
-    ("no effect", Kind.MISSING_EFFECT, lambda run: run.ledger["effects"].pop(0)),
-    ("an effect of a failed job", Kind.STRAY_EFFECT, lambda run: add_effect(run, POISON, 3)),
-    ("an effect of a canceled job", Kind.STRAY_EFFECT, lambda run: add_effect(run, CANCELED, 0)),
-    ("an attempt began twice", Kind.STARTED_TWICE, lambda run: start_again(run, QUICK, 1)),
-    ("an attempt that nobody wrote", Kind.UNRECORDED_START, lambda run: start_again(run, QUICK, 2)),
-    ("a start without interruption", Kind.TOO_MANY_STARTS, lambda run: start_again(run, QUICK, 2)),
-    ("an attempt has no outcome", Kind.OPEN_ATTEMPT, lambda run: run.of("attempts", KILLED)[0].update(outcome=None)),
-    ("an attempt has no end", Kind.OPEN_ATTEMPT, lambda run: run.of("attempts", QUICK)[0].update(finished_at=None)),
-    ("completed, never began", Kind.NEVER_RAN, lambda run: run.drop("started", id=QUICK)),
-    ("completed, began earlier", Kind.NEVER_RAN, lambda run: run.drop("started", id=KILLED, attempt=2)),
-    ("completed, never returned", Kind.NEVER_RAN, lambda run: run.drop("ended", id=QUICK)),
-    ("completed, but raised", Kind.NEVER_RAN, end_raised),
-    ("an old attempt's effect", Kind.ZOMBIE_WRITE, lambda run: run.of("effects", KILLED)[0].update(attempt=1)),
-    ("an old attempt completed", Kind.ZOMBIE_WRITE, complete_twice),
-    ("an old attempt ended late", Kind.ZOMBIE_WRITE, lambda run: run.of("attempts", KILLED)[0].update(finished_at=21)),
-    ("completed, but failed", Kind.ZOMBIE_WRITE, lambda run: run.of("attempts", POISON)[2].update(outcome="completed")),
-    ("no moves at all", Kind.ILLEGAL_MOVE, lambda run: run.ledger["moves"].clear()),
-    ("a move is missing", Kind.ILLEGAL_MOVE, lambda run: run.ledger["moves"].pop(1)),
-    ("a move that is not allowed", Kind.ILLEGAL_MOVE, lambda run: run.of("moves", KILLED)[2].update(now="queued")),
-    ("terminal, and moved", Kind.ILLEGAL_MOVE, lambda run: make_extra_move(run, POISON, ("failed", "queued", 3))),
-    ("completed, and moved", Kind.ILLEGAL_MOVE, lambda run: make_extra_move(run, QUICK, ("completed", "failed", 1))),
-    ("retried by nobody", Kind.ILLEGAL_MOVE, lambda run: run.drop("retried")),
-    ("the last move is another", Kind.ILLEGAL_MOVE, lambda run: run.row(QUICK).update(status="failed")),
-    ("a claim did not raise the fence", Kind.FENCE_FELL, lambda run: run.of("moves", KILLED)[4].update(attempt=1)),
-    ("the fence rose by itself", Kind.FENCE_FELL, lambda run: run.of("moves", QUICK)[2].update(attempt=2)),
-    ("the fence is another", Kind.FENCE_FELL, lambda run: run.row(QUICK).update(attempt=2)),
-    ("more errors than allowed", Kind.OVER_BUDGET, overdraw),
-    ("more crashes than allowed", Kind.OVER_BUDGET, lambda run: run.row(POISON).update(crashes=4)),
-    ("attempts are missing", Kind.MISCOUNTED, lambda run: run.ledger["attempts"].clear()),
-    ("a crash was not counted", Kind.MISCOUNTED, lambda run: run.row(POISON).update(crashes=2)),
-    ("an error too many", Kind.MISCOUNTED, lambda run: run.row(QUICK).update(errors=1)),
-    ("a crash too many", Kind.MISCOUNTED, lambda run: run.row(RETRIED).update(crashes=1)),
-    ("a loss was not counted", Kind.MISCOUNTED, lambda run: run.row(KILLED).update(losses=0)),
-    *[
-        (f"{name} in Redis", Kind.LEFTOVER_IN_REDIS, lambda run, name=name: run.ledger["redis"][name].update(q=[QUICK]))
-        for name in REDIS_LISTS
-    ],
-    ("an execution", Kind.LEFTOVER_IN_REDIS, lambda run: run.ledger["redis"]["executions"].append(f"rq:{QUICK}:1")),
-    (
-        "an open transaction",
-        Kind.IDLE_TRANSACTION,
-        lambda run: run.ledger["sessions"].append(
-            {"pid": 7, "state": "idle in transaction (aborted)", "application_name": "jobledger"}
-        ),
-    ),
-    ("a process", Kind.ORPHAN, lambda run: run.ledger["processes"].append({"pid": 7, "cmdline": "rq: work-horse"})),
-    ("an orphan for a while", Kind.ORPHAN, lambda run: run.say("orphan", pid=7, state="S")),
-    *[
-        (f"{name} takes too long", Kind.TOO_SLOW, lambda run, name=name, goal=goal: measure(
-            run, name, 0.1, 1.01 * (goal.seconds(30, (*goal.only, "F2")[0]) or 0), fault=(*goal.only, "F2")[0]))
-        for name, goal in GOALS.items()
-    ],
-    ("a tick is missing", Kind.MISSING_TICK, lambda run: run.said("ticks").update(missing=1)),
-    ("a tick is double", Kind.DOUBLED_TICK, lambda run: run.said("ticks").update(doubled=1)),
-    ("poison slows others", Kind.POISON_SPREAD, lambda run: run.said("throughput").update(during=39.9)),
-    ("canceled, and ran", Kind.RAN_AFTER_CANCEL, lambda run: start_again(run, CANCELED, 1)),
-    ("canceled between attempts, and ran", Kind.RAN_AFTER_CANCEL, cancel_late),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "plant"), [plant[1:] for plant in PLANTS], ids=[plant[0] for plant in PLANTS])
@@ -285,6 +115,69 @@ def test_a_cancel_that_could_not_be_made_leaves_both_ends_open() -> None:
     assert kinds_after(plant) == set()
 
 
+def run_beside_a_frozen_one(run: Recorded, fault: str) -> None:
+    """The second of three goes on after its attempt was given up, as the third already runs beside the first."""
+    run.said("fault_begun").update(fault=fault, victims=[LIMITED[1]])
+    run.ran(LIMITED[0], 1000, 1028)
+    run.ran(LIMITED[2], 1021, 1027)
+    about = {"key": "limited-2", "id": LIMITED[1], "attempt": 1, "pid": 101}
+    run.say("ended", **about, how="raised")
+    run.events[-1]["at"] = 1025.0
+
+
+def test_a_process_that_lives_on_counts_unless_it_was_frozen() -> None:
+    assert kinds_after(lambda run: run_beside_a_frozen_one(run, "F2")) == {Kind.OVER_LIMIT}
+    assert kinds_after(lambda run: run_beside_a_frozen_one(run, "F5")) == set()
+
+
+def test_who_begins_when_another_has_ended_is_not_beside_it() -> None:
+    def plant(run: Recorded) -> None:
+        run.ran(LIMITED[0], 1000, 1028)
+        run.ran(LIMITED[2], 1020, 1027)  # the killed one's attempt was ended at that moment
+
+    assert kinds_after(plant) == set()
+
+
+def test_jobs_of_other_keys_run_beside_each_other() -> None:
+    def plant(run: Recorded) -> None:
+        run_three_at_once(run)
+        run.said("dispatch_invoked", key="limited-3")["limits"] = [{"kind": "limit", "key": "chaos:east", "most": 2}]
+
+    assert kinds_after(plant) == set()
+
+
+def test_a_start_is_counted_for_its_time_and_no_longer() -> None:
+    assert kinds_after(lambda run: run.began(PACED[2], 2001.995)) == set(), "written a moment before it was counted"
+    assert kinds_after(lambda run: run.began(PACED[0], 2000.5)) == {Kind.OVER_RATE}
+
+
+def test_an_attempt_that_failed_was_a_start_too() -> None:
+    def plant(run: Recorded, second_start: float) -> None:
+        run.said("dispatch_invoked", key="limited-2")["limits"] = run.said("dispatch_invoked", key="paced-1")["limits"]
+        run.began(LIMITED[1], 2010.0, attempt=1)
+        run.began(LIMITED[1], second_start, attempt=2)
+        run.began(PACED[2], 2013.1)
+        run.drop("started", id=LIMITED[1], attempt=1)  # only its two attempts are looked at
+
+    assert kinds_after(lambda run: plant(run, 2011.2)) == set()
+    assert kinds_after(lambda run: [plant(run, 2011.2), run.began(PACED[2], 2011.9)]) == {Kind.OVER_RATE}
+
+
+def test_a_crash_of_a_job_that_is_to_be_canceled_spends_nothing() -> None:
+    assert kinds_after(lambda run: run.of("attempts", STOPPED)[0].update(outcome="crashed")) == set()
+
+
+def test_who_completes_before_the_cancel_comes_to_it_has_completed() -> None:
+    def plant(run: Recorded) -> None:
+        run.row(STOPPED)["status"] = "completed"
+        run.of("moves", STOPPED)[-1]["now"] = "completed"
+        run.of("attempts", STOPPED)[0]["outcome"] = "completed"
+        run.said("ended", id=STOPPED)["how"] = "returned"
+        add_effect(run, STOPPED, 1)
+
+    assert kinds_after(plant) == set()
+
+
 def test_a_run_is_written_and_read(tmp_path: Path) -> None:
     run = clean()
     with History(tmp_path / "F2-1") as history:
@@ -302,9 +195,3 @@ def test_a_damaged_run_is_no_clean_run(tmp_path: Path) -> None:
     (tmp_path / HISTORY).write_text('{"at": 1.0, "eve')
     with pytest.raises(ValueError, match="Unterminated"):
         check(tmp_path)
-
-
-def kinds_after(plant: Plant) -> set[Kind]:
-    run = clean()
-    plant(run)
-    return {violation.kind for violation in judge(run.run()).violations}

@@ -1,20 +1,22 @@
 """Load and faults come from the seed alone, and are what they say."""
 
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 import chaos_jobs
 import chaos_new_jobs
+from checker import SHORT_RUN_SLACK
 from classes import CLASSES
 from dispatching import find_class
 from driver import SHORT_SETTINGS, Order, allowed, commit
 from faults import FAULTS
 from goals import GOALS
 from jobledger import BaseJob
-from load import POISONS, SHARES, SLOW_POISONS, Size, make_load, poisons
-from recovery import GOES_ON, QUEUED_AGAIN
+from load import GROUPS, IN_A_ROW, POISONS, SHARES, SLOW_POISONS, Size, Task, make_load, poisons
+from recovery import ASKED_TO_END, GOES_ON, HITS_ALL, QUEUED_AGAIN
 from run import is_done, patience, write
 
 
@@ -29,8 +31,11 @@ def test_a_load_has_as_many_jobs_of_each_kind_as_it_says() -> None:
     assert len(tasks) == len({task.key for task in tasks}) == 1000
     assert kinds["long"] == 20, "the cap"
     assert kinds["newer"] == 5
-    for kind in ("brief", "raising", "external"):
+    assert kinds["stopped"] == 10
+    assert Counter(task.kind for task in make_load(1, Size(10_000)))["stopped"] == 20, "the cap"
+    for kind in ("brief", "raising", "external", "limited", "paced"):
         assert kinds[kind] == pytest.approx(1000 * SHARES[kind], rel=0.1)
+    assert sum(SHARES.values()) == pytest.approx(1)
     assert kinds["quick"] > 1000 * SHARES["quick"], "what the cap leaves"
     assert {task.queue for task in tasks} == {"high", "default", "low"}
     assert all(task.key.startswith(f"{task.kind}-") and task.payload["key"] == task.key for task in tasks)
@@ -57,6 +62,43 @@ def test_long_jobs_take_as_long_as_the_size_says() -> None:
     seconds = [task.payload["seconds"] for task in make_load(3, Size(1000, 10, (5.0, 6.0))) if task.kind == "long"]
     assert len(seconds) == 10
     assert all(5 <= one <= 6 for one in seconds)
+
+
+def test_jobs_of_a_group_come_one_after_another_into_one_queue() -> None:
+    tasks = make_load(3, Size(1000))
+    rows = [(kind, list(row)) for (kind, group, _), row in groupby(tasks, _row) if group is not None]
+    assert Counter((kind, len(row)) for kind, row in rows) == {
+        ("limited", IN_A_ROW): 4,
+        ("limited", 39 - 4 * IN_A_ROW): 1,
+        ("paced", IN_A_ROW): 2,
+        ("paced", 20 - 2 * IN_A_ROW): 1,
+    }
+    assert {task.payload["group"] for _, row in rows for task in row} == set(GROUPS)
+
+
+def _row(task: Task) -> tuple[str, object, str]:
+    return task.kind, task.payload.get("group"), task.queue
+
+
+def test_limits_are_what_the_load_says_of_them() -> None:
+    tasks = [task for task in make_load(3, Size(1000)) if task.limits]
+    assert {task.kind for task in tasks} == {"limited", "paced"}
+    for task in tasks:
+        job_class = find_class(task.job_type)
+        assert job_class is not None
+        of_class = [one.of(task.job_type, task.payload) for one in (job_class.limit, job_class.rate) if one]
+        assert [(one["kind"], one["key"], one["most"], one.get("window")) for one in task.limits] == [
+            (one.kind, one.key, one.most, one.window_seconds) for one in of_class
+        ]
+
+
+def test_jobs_that_are_stopped_are_too_slow_in_any_run_if_their_cancel_does_nothing() -> None:
+    stopped = [task for task in make_load(3, Size(1000)) if task.stops]
+    goal = GOALS[ASKED_TO_END].seconds(SHORT_SETTINGS["lease_seconds"])
+    assert goal is not None
+    assert {task.payload["checks"] for task in stopped} == {True, False}
+    assert all(task.payload["seconds"] > SHORT_RUN_SLACK * goal for task in stopped)
+    assert all(task.ends == ["canceled", "completed"] and not task.over_http for task in stopped)
 
 
 def test_every_kind_has_a_class_that_takes_its_payload() -> None:
@@ -126,7 +168,8 @@ def test_poison_is_told_what_it_needs() -> None:
 
 
 def test_times_that_are_measured_have_goals() -> None:
-    assert {*GOES_ON.values(), *QUEUED_AGAIN.values()} <= set(GOALS)
+    assert {*GOES_ON.values(), *QUEUED_AGAIN.values(), ASKED_TO_END} <= set(GOALS)
+    assert set(FAULTS) >= HITS_ALL
 
 
 def test_an_outage_lasts_as_long_as_was_asked_for() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fleet import RESTART_SECONDS, Slot, next_step
-from recovery import recoveries, requeues, takeovers
+from recovery import AFTERMATH_SECONDS, ASKED_IN_AN_OUTAGE, ASKED_TO_END, recoveries, requeues, stops, takeovers
 from servers import with_port
 from ticks import compare
 
@@ -118,3 +118,42 @@ def test_a_victim_is_queued_again_when_any_worker_could_take_it() -> None:
     ]
 
     assert list(requeues(events, moves)) == [("work-horse killed -> queued again", 4.5)]
+
+
+def canceled(at: float, job: str, *, requested: bool = True) -> Event:
+    return {"at": at, "event": "canceled", "id": job, "done": not requested, "requested": requested}
+
+
+END = {"job_id": "a", "now": "canceled", "at": 16.0}
+
+
+def test_a_cancel_is_timed_from_its_answer_to_the_end_of_the_job() -> None:
+    moves = [{"job_id": "a", "now": "started", "at": 9.0}, END, {"job_id": "b", "now": "completed", "at": 14.0}]
+    events = [canceled(10, "a"), canceled(11, "b"), canceled(12, "c"), canceled(13, "a", requested=False)]
+    assert list(stops(events, moves)) == [(ASKED_TO_END, 6.0), (ASKED_TO_END, 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        ([began(12, "F15"), healed(13, "F15")], ASKED_IN_AN_OUTAGE),
+        ([began(12, "F15")], ASKED_IN_AN_OUTAGE),
+        ([began(1, "F15"), healed(11 - AFTERMATH_SECONDS, "F15")], ASKED_IN_AN_OUTAGE),
+        ([began(12, "F2", "b", "a"), healed(13, "F2")], ASKED_IN_AN_OUTAGE),
+        ([began(-9, "F15"), healed(9 - AFTERMATH_SECONDS, "F15")], ASKED_TO_END),
+        ([began(17, "F15"), healed(18, "F15")], ASKED_TO_END),
+        ([began(12, "F2", "b"), healed(13, "F2")], ASKED_TO_END),
+        ([began(12, "F11"), healed(13, "F11")], ASKED_TO_END),
+    ],
+)
+def test_only_a_fault_that_hits_the_job_explains_that_its_cancel_takes_longer(fault: list[Event], name: str) -> None:
+    assert list(stops([*fault, canceled(10, "a")], [END])) == [(name, 6.0)]
+
+
+def test_a_job_that_was_canceled_as_it_ran_does_not_make_up_for_one_that_waits() -> None:
+    jobs = [str(number) for number in range(10)]
+    stopped = [
+        one for job in ("x", "y", "z", "u", "v") for one in (*accepted(0, job), started(1, job), canceled(1, job))
+    ]
+    events = [*accepted(0, *jobs), *stopped, began(1, "F15"), healed(4, "F15"), started(6, "0")]
+    assert list(recoveries(events)) == [("Postgres accepts again -> next start", 2.0)]

@@ -45,6 +45,13 @@ def test_a_row_has_the_figures_and_the_goal() -> None:
     assert "10,000 jobs and 101 faults" in text
 
 
+def test_the_cancel_of_running_jobs_has_its_row_and_is_nobodys_recovery() -> None:
+    recovery = {"cancel of a running job -> ended": [6.2, 6.1, 20], "all healed -> Redis and ledger agree": [1, 1, 1]}
+    text = tables(latest([result("F7", recovery=recovery), result("F1")]))
+    assert "| cancel of a running job → ended | 15 s | 6.20 s | 6.10 s | 20 | F7 |" in text
+    assert "| 1.0 s (1.0; 60) | 2026-01-02, 7 |" in text
+
+
 def test_what_was_violated_stands_there() -> None:
     assert "**3 violations**" in tables(latest([result("F2", lost=3, ok=False, violations=3)]))
 

@@ -40,6 +40,9 @@ class Kind(StrEnum):
     POISON_SPREAD = "poison slowed others"
     FALSE_ANSWER = "untrue answer"
     RAN_AFTER_CANCEL = "ran after cancel"
+    OVER_LIMIT = "more at once than the limit"
+    OVER_RATE = "more starts than the rate"
+    SLOT_LEAKED = "slot of nobody"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Violation:
     """One thing that must not be.
 
     Attributes:
-        invariant: I1 to I12; "run" if the run itself proves nothing.
+        invariant: I1 to I13; "run" if the run itself proves nothing.
         what: what was seen, in words.
     """
 
@@ -60,6 +63,9 @@ class Violation:
     def __str__(self) -> str:
         job = f" {self.key or ''} {self.job_id or ''}:".replace("  ", " ") if self.key or self.job_id else ":"
         return f"{self.invariant} {self.kind}{job} {self.what}"
+
+
+Violations = Iterator[Violation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +117,21 @@ class Job:
         """Status, and for a failure its reason, as the load's `ends` have it."""
         return f"failed:{self.row['reason']}" if self.status == "failed" else self.status
 
+    @property
+    def was_called_off(self) -> bool:
+        """Whether it was canceled while it ran."""
+        return bool(self.moves) and (self.moves[-1]["was"], self.moves[-1]["now"]) == ("started", "canceled")
+
     @cached_property
     def fence_when_canceled(self) -> int | None:
         """How many attempts there had been when it was canceled last."""
         fences = [move["attempt"] for move in self.moves if move["now"] == "canceled"]
         return fences[-1] if fences else None
+
+
+def about(invariant: str, kind: Kind, job: Job, what: str) -> Violation:
+    """What is wrong with one job."""
+    return Violation(invariant, kind, what, job.key, job.id)
 
 
 class Run:
@@ -170,6 +186,11 @@ class Run:
     def canceled(self) -> dict[str, Event]:
         """The cancels that said yes, by id."""
         return {str(event["id"]): event for event in self.by_event["canceled"] if event["done"]}
+
+    @cached_property
+    def promised(self) -> dict[str, Event]:
+        """The cancels that said that the running job will be ended, by id."""
+        return {str(event["id"]): event for event in self.by_event["canceled"] if event.get("requested")}
 
     @cached_property
     def retried(self) -> set[str]:

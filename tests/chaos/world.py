@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from canceling import Stopper
 from dispatching import Dispatcher
 from fleet import Fleet, send, send_all
 from history import History
@@ -30,6 +31,7 @@ class World:
     observer: Observer
     history: History
     dispatcher: Dispatcher
+    stopper: Stopper
     lease_seconds: float
     sweep_seconds: float
     grace_seconds: float
