@@ -4,7 +4,9 @@ No timeout of libpq ends the wait for a server that is frozen while its kernel s
 socket down does, in whatever thread waits on it.
 """
 
+import _thread
 import heapq
+import logging
 import os
 import socket
 import threading
@@ -14,6 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from sqlalchemy.engine import Connection
+
+log: Final = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -70,7 +74,12 @@ class _Watchdog:
         self.pid = os.getpid()
         self._tickets: list[_Ticket] = []
         self._changed = threading.Condition()
-        threading.Thread(target=self._run, name="jobledger-deadlines", daemon=True).start()
+        # Thread.start() waits until the thread has begun, and for ever if it dies before: in a process that is short of
+        # memory, which is when a run has to write that its job has failed.
+        try:
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError as error:
+            log.warning("No thread can be started: nothing is cut at its deadline (%s)", error)
 
     def watch(self, fileno: int, seconds: float) -> _Ticket:
         ticket = _Ticket(fileno, time.monotonic() + seconds)
