@@ -85,7 +85,28 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True, init=False)
-class Limit:
+class _Shared:
+    """So many slots, which the jobs of a key share."""
+
+    most: int
+    key: Key | None
+
+    def unknown_fields(self, known: Collection[str]) -> list[str]:
+        """The fields that its key names and that are not among these; none of a class that takes any payload."""
+        return [name for name in self.key.fields if name not in known] if self.key is not None and known else []
+
+    def _set(self, most: object, highest: int, key: str | None) -> None:
+        if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= highest:
+            raise ConfigurationError(f"{type(self).__name__}({most!r}): say a whole number from 1 to {highest}.")
+        object.__setattr__(self, "most", most)
+        object.__setattr__(self, "key", Key(key) if key is not None else None)
+
+    def _key_of(self, job_type: str, payload: Mapping[str, Any]) -> str:
+        return self.key.of(payload) if self.key is not None else job_type
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Limit(_Shared):
     """At most so many jobs of a key run at once; the others wait in Postgres, in their order, and hold nobody up.
 
     Args:
@@ -97,16 +118,8 @@ class Limit:
         ConfigurationError: something of it makes no sense.
     """
 
-    most: int
-    key: Key | None
-
     def __init__(self, most: int, *, key: str | None = None) -> None:
-        object.__setattr__(self, "most", _checked("Limit", most, MOST_RUNNING))
-        object.__setattr__(self, "key", Key(key) if key is not None else None)
-
-    def unknown_fields(self, known: Collection[str]) -> list[str]:
-        """The fields that its key names and that are not among these; none of a class that takes any payload."""
-        return _unknown(self.key, known)
+        self._set(most, MOST_RUNNING, key)
 
     def of(self, job_type: str, payload: Mapping[str, Any]) -> Restriction:
         """What it means for one job.
@@ -114,11 +127,11 @@ class Limit:
         Raises:
             OptionError: the payload has no such key.
         """
-        return Restriction(SlotKind.LIMIT, self.key.of(payload) if self.key else job_type, self.most)
+        return Restriction(SlotKind.LIMIT, self._key_of(job_type, payload), self.most)
 
 
 @dataclass(frozen=True, slots=True, init=False)
-class Rate:
+class Rate(_Shared):
     """At most so many starts of jobs of a key within any such time; each attempt is a start.
 
     Args:
@@ -130,9 +143,7 @@ class Rate:
         ConfigurationError: something of it makes no sense.
     """
 
-    most: int
     per_seconds: float
-    key: Key | None
 
     def __init__(self, most: int, *, per: Duration, key: str | None = None) -> None:
         try:
@@ -141,13 +152,8 @@ class Rate:
             raise ConfigurationError(f"Rate: {error}") from None
         if per_seconds < 0.001:
             raise ConfigurationError(f"Rate(per={per!r}): say a time of at least a millisecond.")
-        object.__setattr__(self, "most", _checked("Rate", most, MOST_STARTS))
         object.__setattr__(self, "per_seconds", per_seconds)
-        object.__setattr__(self, "key", Key(key) if key is not None else None)
-
-    def unknown_fields(self, known: Collection[str]) -> list[str]:
-        """The fields that its key names and that are not among these; none of a class that takes any payload."""
-        return _unknown(self.key, known)
+        self._set(most, MOST_STARTS, key)
 
     def of(self, job_type: str, payload: Mapping[str, Any]) -> Restriction:
         """What it means for one job.
@@ -155,14 +161,4 @@ class Rate:
         Raises:
             OptionError: the payload has no such key.
         """
-        return Restriction(SlotKind.RATE, self.key.of(payload) if self.key else job_type, self.most, self.per_seconds)
-
-
-def _checked(what: str, most: object, highest: int) -> int:
-    if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= highest:
-        raise ConfigurationError(f"{what}({most!r}): say a whole number from 1 to {highest}.")
-    return most
-
-
-def _unknown(key: Key | None, known: Collection[str]) -> list[str]:
-    return [name for name in key.fields if name not in known] if key is not None and known else []
+        return Restriction(SlotKind.RATE, self._key_of(job_type, payload), self.most, self.per_seconds)

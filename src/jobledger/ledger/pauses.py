@@ -12,6 +12,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobledger.ledger.holders import HOLDERS
 from jobledger.status import PauseKind
 
 
@@ -69,18 +70,12 @@ def _pause(row: sa.Row[tuple[object, ...]]) -> Pause:
     return Pause(**{**row._mapping, "kind": PauseKind(row.kind)})
 
 
-# One step along the index from each holder to the next, however many jobs each holds.
-_ENDED: Final = sa.text("""
-WITH RECURSIVE holders AS (
-    (SELECT held_by FROM job_statuses WHERE held_by IS NOT NULL ORDER BY held_by LIMIT 1)
-    UNION ALL
-    SELECT (SELECT j.held_by FROM job_statuses j WHERE j.held_by > h.held_by ORDER BY j.held_by LIMIT 1)
-      FROM holders h WHERE h.held_by IS NOT NULL
-)
+_ENDED: Final = sa.text(f"""
+{HOLDERS}
 SELECT held_by FROM holders
  WHERE held_by LIKE 'pause:%'
    AND NOT EXISTS (SELECT FROM pauses p WHERE 'pause:' || p.kind || ':' || p.name = held_by)
-""")
+""")  # noqa: S608 - put together from constants
 _RELEASE: Final = sa.text("""
 WITH first AS (
     SELECT id FROM job_statuses WHERE held_by = :held_by

@@ -7,6 +7,8 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobledger.ledger.holders import HOLDERS
+
 _STRAYS: Final = sa.text("""
 SELECT l.job_id FROM job_limits l LEFT JOIN job_statuses j ON j.id = l.job_id
  WHERE l.has_slot AND j.id IS NOT NULL
@@ -54,14 +56,9 @@ def recount(connection: Connection, kind: str, key: str) -> bool:
     return connection.execute(_RECOUNT, parameters).rowcount > 0
 
 
-# One step along the index from each holder to the next, however many jobs each holds; of each the oldest job.
-_FREE: Final = sa.text("""
-WITH RECURSIVE holders AS (
-    (SELECT held_by FROM job_statuses WHERE held_by IS NOT NULL ORDER BY held_by LIMIT 1)
-    UNION ALL
-    SELECT (SELECT j.held_by FROM job_statuses j WHERE j.held_by > h.held_by ORDER BY j.held_by LIMIT 1)
-      FROM holders h WHERE h.held_by IS NOT NULL
-)
+# Of each holder the oldest job says how many slots there are.
+_FREE: Final = sa.text(f"""
+{HOLDERS}
 SELECT h.held_by
   FROM holders h
  CROSS JOIN LATERAL (
@@ -74,7 +71,7 @@ SELECT h.held_by
 HAVING coalesce(k.taken, 0) + (
            SELECT count(*) FROM unnest(k.starts) AS s(at)
             WHERE s.at > clock_timestamp() - make_interval(secs => l.window_seconds)) < l.most
-""")
+""")  # noqa: S608 - put together from constants
 
 
 def free(connection: Connection) -> Sequence[str]:
