@@ -24,8 +24,8 @@ MAX_CRASHES: Final = 3
 MAX_LOSSES: Final = 20
 CRASH_BACKOFF: Final = Retry(MAX_CRASHES, backoff="fixed", base=1)
 LOSS_BACKOFF: Final = Retry(MAX_LOSSES, backoff="exponential", base=2, cap=60)
-"""A lost attempt is not the job's fault: it runs again at once. After the second one, whatever takes them gets time to
-pass, such as a full disk."""
+"""A lost attempt is not the job's fault: it runs again at once. But if it has lived to say what took it, such as a full
+disk or a connection, and that was not the first one, that gets time to pass."""
 
 UNKNOWN_TYPE_WAIT_SECONDS: Final = 30.0
 UNKNOWN_TYPE_LIMIT_SECONDS: Final = 3600.0
@@ -128,8 +128,9 @@ def decide(
             spent = {"losses": 1}
             if budgets.losses + 1 >= MAX_LOSSES:
                 return GiveUp(Reason.LOST, spent)
-            wait = LOSS_BACKOFF.jittered(LOSS_BACKOFF.wait_seconds(budgets.losses)) if budgets.losses else 0.0
-            return Again(wait, spent)
+            if error is None or budgets.losses == 0:
+                return Again(0.0, spent)
+            return Again(LOSS_BACKOFF.jittered(LOSS_BACKOFF.wait_seconds(budgets.losses)), spent)
         case Outcome.HANDED_BACK:
             return HandBack()
         case Outcome.UNKNOWN_TYPE:

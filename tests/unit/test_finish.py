@@ -76,13 +76,15 @@ def test_the_third_crash_is_the_end() -> None:
     assert decide(Outcome.CRASHED, Row(max_attempts=1000, crashes=2)) == GiveUp(Reason.CRASHED, {"crashes": 1})
 
 
-def test_a_lost_attempt_is_tried_again_at_once() -> None:
-    assert decide(Outcome.LOST, Row(losses=0, errors=99, crashes=99)) == Again(0, {"losses": 1})
+@pytest.mark.parametrize("losses", range(MAX_LOSSES - 1))
+def test_a_lost_attempt_is_tried_again_at_once(losses: int) -> None:
+    assert decide(Outcome.LOST, Row(losses=losses, errors=99, crashes=99)) == Again(0, {"losses": 1})
 
 
 @pytest.mark.parametrize("losses", range(1, MAX_LOSSES - 1))
-def test_what_takes_attempt_after_attempt_gets_time_to_pass(losses: int) -> None:
-    decision = decide(Outcome.LOST, Row(losses=losses, errors=99, crashes=99))
+def test_a_trouble_of_postgres_that_takes_attempt_after_attempt_gets_time_to_pass(losses: int) -> None:
+    assert decide(Outcome.LOST, Row(), error=OSError("disk full")) == Again(0, {"losses": 1})
+    decision = decide(Outcome.LOST, Row(losses=losses, errors=99, crashes=99), error=OSError("disk full"))
     assert isinstance(decision, Again)
     assert decision.spent == {"losses": 1}
     assert min(2**losses, 60) <= decision.wait_seconds <= 1.25 * min(2**losses, 60)
