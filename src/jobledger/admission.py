@@ -258,8 +258,7 @@ def _meet(connection: Connection, row: NewJob, unique: Unique, holder: Holder) -
     if unique.on_conflict == "replace" and holder.status in _WAITING:
         replaced = uniqueness.replace_waiting(connection, holder.id, row)
         if replaced is not None:
-            if row.restrictions:
-                slots.restrict_anew(connection, holder.id, row.restrictions)
+            slots.restrict_anew(connection, holder.id, row.restrictions)
             return replaced
         now = uniqueness.look(connection, holder.id)
         if now is None or now in TERMINAL:

@@ -74,10 +74,12 @@ class _Watchdog:
         self.pid = os.getpid()
         self._tickets: list[_Ticket] = []
         self._changed = threading.Condition()
+        self.is_started = False
         # Thread.start() waits until the thread has begun, and for ever if it dies before: in a process that is short of
         # memory, which is when a run has to write that its job has failed.
         try:
             _thread.start_new_thread(self._run, ())
+            self.is_started = True
         except RuntimeError as error:
             log.warning("No thread can be started: nothing is cut at its deadline (%s)", error)
 
@@ -113,6 +115,7 @@ os.register_at_fork(after_in_child=lambda: setattr(_process, "lock", threading.L
 
 def _watchdog() -> _Watchdog:
     with _process.lock:
-        if _process.watchdog is None or _process.watchdog.pid != os.getpid():
-            _process.watchdog = _Watchdog()
-        return _process.watchdog
+        known = _process.watchdog
+        if known is None or known.pid != os.getpid() or not known.is_started:
+            known = _process.watchdog = _Watchdog()
+        return known

@@ -7,11 +7,11 @@ holds a key. Who dies in between leaves that to a chore; so does what is noted h
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from typing import Final
 from uuid import UUID
 
 import psycopg2
+import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobledger.connections import Connections
@@ -21,11 +21,14 @@ from jobledger.ledger.direct import Direct, Executor
 from jobledger.ledger.rows import Claim, Runner
 from jobledger.observe.log import get_logger
 from jobledger.pushing import DEADLINE_SECONDS, push_quietly
+from jobledger.wake import Wake
 
 log: Final = get_logger(__name__)
 
 MOST_AT_ONCE: Final = 100
-"""Jobs of one key, and keys of one dispatch, that are released in a row; the chore goes on."""
+"""Jobs of one key, or of all keys of a dispatch, that are released in a row; the chore goes on."""
+
+_SHORT_SILENCE: Final = sa.text("SET LOCAL idle_in_transaction_session_timeout = '5s'")
 
 
 def claim(connections: Connections, direct: Direct, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
@@ -44,7 +47,8 @@ def claim(connections: Connections, direct: Direct, job_id: UUID, runner: Runner
     while answer is not None and answer.lacks_keys:
         slots.make_keys(direct, job_id)
         answer = slots.claim(direct, job_id, runner, lease_seconds)
-    if answer is None:
+    if answer is None:  # it may have had a slot, and be held by a pause
+        pass_on(connections, [job_id], direct)
         return None
     if answer.refused_by is not None:
         log.info("Held", job_id=str(job_id), held_by=answer.refused_by)
@@ -78,14 +82,24 @@ def release_new(connections: Connections, keys: Iterable[str]) -> None:
     Args:
         keys: what holds the jobs.
     """
+    left = MOST_AT_ONCE
     try:
-        for key in islice(dict.fromkeys(keys), MOST_AT_ONCE):
-            release(connections, key, at_front=False)
+        for key in dict.fromkeys(keys):
+            left -= 1 + release(connections, key, at_front=False, most=left)
+            if left <= 0:
+                break
     except (LedgerUnavailable, SQLAlchemyError) as error:
         log.warning("Slots are given later", error=str(error))
 
 
-def release(connections: Connections, key: str, direct: Direct | None = None, *, at_front: bool = True) -> int:
+def release(
+    connections: Connections,
+    key: str,
+    direct: Direct | None = None,
+    *,
+    at_front: bool = True,
+    most: int = MOST_AT_ONCE,
+) -> int:
     """Release the oldest jobs that a key holds, as many as it has free slots, and push them.
 
     Args:
@@ -93,6 +107,7 @@ def release(connections: Connections, key: str, direct: Direct | None = None, *,
         key: as `held_by` has it.
         direct: in autocommit; None for a connection of its own.
         at_front: before all others in Redis: they have stood in line.
+        most: so many at most; the chore goes on.
 
     Returns:
         How many.
@@ -100,25 +115,34 @@ def release(connections: Connections, key: str, direct: Direct | None = None, *,
     Raises:
         LedgerUnavailable: Postgres is away.
     """
-    wakes = []
-    for _ in range(MOST_AT_ONCE):
-        with _one_by_one(connections, direct) as connection:
-            looked = slots.release(connection, key)
-            if looked is not None and looked.lacks_keys:
-                slots.make_keys(connection, looked.job_id)
-        if looked is None:
-            break
-        if looked.wake is not None:
-            wakes.append(replace(looked.wake, at_front=at_front))
-    push_quietly(connections, wakes)
+    wakes = list[Wake]()
+    moved_to = set[str]()
+    try:
+        for _ in range(most):
+            with _one_by_one(connections, direct) as connection:
+                looked = slots.release(connection, key)
+                if looked is not None and looked.lacks_keys:
+                    slots.make_keys(connection, looked.job_id)
+            if looked is None or looked.held_by in moved_to:
+                break
+            if looked.held_by is not None and not looked.held_by.startswith("pause:"):
+                moved_to.add(looked.held_by)  # whoever shares that key, too, would go there and come back
+            if looked.wake is not None:
+                wakes.append(replace(looked.wake, at_front=at_front))
+    finally:  # what is released is committed, and says that it was pushed
+        push_quietly(connections, wakes)
     return len(wakes)
 
 
 @contextmanager
 def _one_by_one(connections: Connections, direct: Direct | None) -> Iterator[Executor]:
-    """A connection on which each statement is a transaction of its own."""
+    """A connection for a short transaction, or in autocommit.
+
+    A process that is frozen inside of it keeps nobody from a key for long: Postgres ends it.
+    """
     if direct is not None:
         yield direct
     else:
         with connections.transaction(DEADLINE_SECONDS) as connection:
+            connection.execute(_SHORT_SILENCE)
             yield connection

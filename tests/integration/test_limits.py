@@ -8,9 +8,23 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from harness import Stack, eventually, execute, one_value, row_of, started
-from jobledger import BaseJob, Connections, JobHandle, JobStatus, Limit, Outcome, Reason, Retry, Snooze, Unique, control
+from jobledger import (
+    BaseJob,
+    Connections,
+    JobHandle,
+    JobStatus,
+    LedgerUnavailable,
+    Limit,
+    Outcome,
+    Reason,
+    Retry,
+    Snooze,
+    Unique,
+    control,
+)
 from jobledger.finish import GiveUp, settle
 from jobledger.ledger import pauses, pushes, slot_counts, slots, transitions
 from jobledger.ledger.queries import Filter
@@ -279,6 +293,75 @@ def test_slots_that_become_free_at_once_are_all_given(connections: Connections) 
         assert len(running) == 2, "and nobody waits for the chore"
 
 
+def test_those_that_are_released_together_go_to_the_front_in_order(connections: Connections) -> None:
+    jobs = Sourced.dispatch_many([{"source": "crm"}] * 4)
+    connections.redis.flushall()
+    Echo.dispatch()
+    for one in begun(connections, *jobs[:2]):
+        execute(
+            connections, "UPDATE job_statuses SET status = 'completed', finished_at = now() WHERE id = :id", id=one.id
+        )
+
+    assert tend_slots(connections) == 2
+
+    assert waiting(connections.redis, "default")[:2] == [str(one.id) for one in jobs[2:]]
+
+
+def test_an_outage_in_the_middle_leaves_nobody_released_and_not_pushed(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Guarded.dispatch_many([{}] * 4)
+    begun(connections, jobs[0])
+    execute(connections, "UPDATE job_limits SET most = 3")
+    connections.redis.flushall()
+    release = slots.release
+
+    def once(connection: Connection, key: str) -> slots.Release | None:
+        if connections.redis.exists("released"):
+            raise LedgerUnavailable("Postgres is away")
+        connections.redis.set("released", 1)
+        return release(connection, key)
+
+    monkeypatch.setattr(slots, "release", once)
+    with pytest.raises(LedgerUnavailable):
+        tend_slots(connections)
+
+    assert waiting(connections.redis, "default") == [str(jobs[1].id)]
+
+
+def test_paused_jobs_are_given_no_slots_that_others_can_use(connections: Connections) -> None:
+    running = Pair.dispatch()
+    begun(connections, running)
+    paused = Pair.dispatch_many([{}] * 3)
+    other = Sharer.dispatch()
+    control.pause(connections, PauseKind.TYPE, "Pair", "ann")
+
+    fails(connections, running)
+
+    assert begun(connections, other) == [other]
+    assert set(held(connections).items()) == {(one.id, "pause:type:Pair") for one in paused}
+    control.resume(connections, PauseKind.TYPE, "Pair", "ann")
+    assert held(connections) == {}
+
+
+class Sharer(BaseJob):
+    """Shares the slots of another type."""
+
+    limit = Limit(1, key="pair")
+
+    def _perform(self) -> None: ...
+
+
+def test_a_dispatch_of_many_releases_some_and_leaves_the_rest_to_the_chore(connections: Connections) -> None:
+    jobs = Sourced.dispatch_many([{"source": f"s{n}"} for n in range(120)])
+
+    assert len(held(connections)) == 120 - 50, "a look and a release for each key"
+    while tend_slots(connections):
+        pass
+    assert held(connections) == {}
+    assert begun(connections, *jobs) == jobs
+
+
 # -- whoever else ends a job that has a slot
 
 
@@ -310,8 +393,7 @@ def by_expiry(connections: Connections, job: JobHandle) -> None:
 def by_pause(connections: Connections, job: JobHandle) -> None:
     execute(connections, "UPDATE job_statuses SET queue = 'low' WHERE id = :id", id=job.id)
     control.pause(connections, PauseKind.QUEUE, "low", "ann")
-    assert begin(connections, job) is None
-    assert tend_slots(connections) == 1
+    assert "held" in run_job(str(job.id))
 
 
 @pytest.mark.parametrize("how", [by_cancel, by_bulk, by_expiry, by_pause])
@@ -465,6 +547,36 @@ def test_a_key_that_was_forgotten_is_made_again(connections: Connections) -> Non
     assert taken(connections, "limit:Guarded") == 1
     assert begun(connections, second) == []
     assert set(held(connections)) == {second.id}
+
+
+def test_a_slot_of_a_job_that_was_deleted_by_hand_is_free(connections: Connections) -> None:
+    first, second = Guarded.dispatch_many([{}] * 2)
+    begun(connections, first)
+    execute(connections, "DELETE FROM job_statuses WHERE id = :id", id=first.id)
+
+    assert tend_slots(connections) == 2, "a count, and a release"
+
+    assert begun(connections, second) == [second]
+
+
+def test_a_held_job_whose_limits_are_gone_holds_nobody_up(connections: Connections) -> None:
+    first, second, third = Guarded.dispatch_many([{}] * 3)
+    begun(connections, first)
+    execute(connections, "DELETE FROM job_limits WHERE job_id = :id", id=second.id)
+
+    assert tend_slots(connections) == 1
+    assert set(held(connections)) == {third.id}
+
+
+def test_a_rate_keeps_no_more_starts_than_any_may_have(connections: Connections) -> None:
+    (job,) = Paced.dispatch_many([{"source": "crm"}])
+    many = "UPDATE limit_keys SET starts = array(SELECT now() - interval '50 s' FROM generate_series(1, 5000))"
+    execute(connections, many)
+    execute(connections, "UPDATE job_limits SET most = 1000, window_seconds = 10")
+
+    assert begun(connections, job) == [job]
+
+    assert one_value(connections, "SELECT cardinality(starts) FROM limit_keys") == 1000
 
 
 def test_keys_that_nobody_uses_are_forgotten(connections: Connections) -> None:

@@ -7,11 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, ClassVar
 from uuid import UUID
 
+import psycopg2
 import pytest
 import sqlalchemy as sa
 from pydantic import BaseModel, SecretStr
@@ -36,6 +38,7 @@ from jobledger import (
 )
 from jobledger.connections import default_connections
 from jobledger.embedded import EmbeddedServers
+from jobledger.ledger import transitions
 from jobledger.maintenance.relay import relay_due, relay_unpushed
 from jobledger.registry import registry
 from jobledger.worker import run_job
@@ -1062,3 +1065,35 @@ def test_a_final_failure_waits_for_the_row_rather_than_run_again(connections: Co
 
     assert failed.status is JobStatus.FAILED
     assert [attempt.outcome for attempt in failed.attempts] == [Outcome.ERROR]
+
+
+def test_a_claim_that_has_waited_too_long_for_a_lock_is_tried_again(connections: Connections) -> None:
+    job = Echo.dispatch()
+    name = one_value(connections, "SELECT current_database()")
+    with connections.transaction() as connection:
+        connection.execute(sa.text(f'ALTER DATABASE "{name}" SET lock_timeout = 200'))
+    connections.engine.dispose()
+    tried = threading.Event()
+    step = transitions.claim
+
+    def claim(*given: Any) -> Any:
+        try:
+            return step(*given)
+        except psycopg2.errors.LockNotAvailable:
+            tried.set()
+            raise
+
+    locked = threading.Event()
+
+    def hold() -> None:
+        with connections.transaction() as connection:
+            connection.execute(sa.text("SELECT FROM job_statuses WHERE id = :id FOR UPDATE"), {"id": job.id})
+            locked.set()
+            assert tried.wait(20)
+
+    with ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transitions, "claim", claim)
+        holder = pool.submit(hold)
+        assert locked.wait(20)
+        assert run_job(str(job.id)) == "completed"
+        holder.result(20)

@@ -10,8 +10,8 @@ from sqlalchemy.engine import Connection
 from jobledger.ledger.holders import HOLDERS
 
 _STRAYS: Final = sa.text("""
-SELECT l.job_id FROM job_limits l LEFT JOIN job_statuses j ON j.id = l.job_id
- WHERE l.has_slot AND j.id IS NOT NULL
+SELECT l.job_id FROM job_limits l JOIN job_statuses j ON j.id = l.job_id
+ WHERE l.has_slot
    AND NOT (j.status = 'started' OR (j.status = 'queued' AND j.held_by IS NULL))
  ORDER BY l.kind, l.key LIMIT :limit
 """)
@@ -20,6 +20,27 @@ SELECT l.job_id FROM job_limits l LEFT JOIN job_statuses j ON j.id = l.job_id
 def strays(connection: Connection, limit: int) -> Sequence[UUID]:
     """Jobs that have a slot and may not: whoever ended or held them did not come to pass it on."""
     return list(dict.fromkeys(connection.execute(_STRAYS, {"limit": limit}).scalars()))
+
+
+_FORGET: Final = sa.text("""
+DELETE FROM job_limits
+ WHERE job_id IN (SELECT l.job_id FROM job_limits l
+                   WHERE (l.has_slot OR NOT :only_slots)
+                     AND NOT EXISTS (SELECT FROM job_statuses j WHERE j.id = l.job_id) LIMIT :limit)
+""")
+
+
+def forget(connection: Connection, limit: int, *, only_slots: bool) -> int:
+    """Delete what limits jobs that are not there any more; somebody has deleted their rows by hand, or older code did.
+
+    Args:
+        limit: jobs at most.
+        only_slots: those that have a slot, which nobody else can have.
+
+    Returns:
+        How many rows were deleted.
+    """
+    return connection.execute(_FORGET, {"limit": limit, "only_slots": only_slots}).rowcount
 
 
 _MISCOUNTED: Final = sa.text("""
@@ -64,11 +85,11 @@ SELECT h.held_by
  CROSS JOIN LATERAL (
        SELECT id FROM job_statuses WHERE held_by = h.held_by ORDER BY priority, queued_at, id LIMIT 1
        ) AS oldest
-  JOIN job_limits l ON l.job_id = oldest.id AND h.held_by = l.kind || ':' || l.key
+  LEFT JOIN job_limits l ON l.job_id = oldest.id AND h.held_by = l.kind || ':' || l.key
   LEFT JOIN limit_keys k ON k.kind = l.kind AND k.key = l.key
  WHERE h.held_by LIKE 'limit:%' OR h.held_by LIKE 'rate:%'
- GROUP BY h.held_by, l.most, l.window_seconds, k.taken, k.starts
-HAVING coalesce(k.taken, 0) + (
+ GROUP BY h.held_by, l.job_id, l.most, l.window_seconds, k.taken, k.starts
+HAVING l.job_id IS NULL OR coalesce(k.taken, 0) + (
            SELECT count(*) FROM unnest(k.starts) AS s(at)
             WHERE s.at > clock_timestamp() - make_interval(secs => l.window_seconds)) < l.most
 """)  # noqa: S608 - put together from constants

@@ -25,7 +25,7 @@ from sqlalchemy.engine import Connection
 from jobledger.ledger import claiming
 from jobledger.ledger.direct import Executor
 from jobledger.ledger.rows import Claim, Runner
-from jobledger.limits import Restriction
+from jobledger.limits import MOST_STARTS, Restriction
 from jobledger.wake import Wake
 
 _RESTRICT: Final = sa.text("""
@@ -89,11 +89,12 @@ WITH {claiming.PAUSE}, job AS MATERIALIZED (
       FROM job, verdict v WHERE job.limits > 0
 ), counted AS (
     UPDATE limit_keys k
-       SET taken = k.taken + CASE WHEN NOT d.starts OR m.kind = 'rate' THEN -CAST(m.has_slot AS int)
-                                  ELSE CAST(NOT m.has_slot AS int) END,
+       SET taken = greatest(k.taken + CASE WHEN NOT d.starts OR m.kind = 'rate' THEN -CAST(m.has_slot AS int)
+                                           ELSE CAST(NOT m.has_slot AS int) END, 0),
            window_seconds = greatest(k.window_seconds, m.window_seconds),
            starts = CASE WHEN d.starts AND m.kind = 'rate' THEN array(
-               SELECT s.at FROM unnest(k.starts) WITH ORDINALITY AS s(at, place)
+               SELECT s.at FROM unnest(k.starts[greatest(cardinality(k.starts) - {MOST_STARTS - 2}, 1):])
+                                WITH ORDINALITY AS s(at, place)
                 WHERE s.at > clock_timestamp() - make_interval(secs => greatest(k.window_seconds, m.window_seconds))
                 ORDER BY s.place) || clock_timestamp() ELSE k.starts END,
            used_at = now()
@@ -181,11 +182,17 @@ WITH turn AS MATERIALIZED (
     SELECT kind FROM limit_keys WHERE 'limit:' || :name = :key AND kind = 'limit' AND key = :name FOR NO KEY UPDATE
 ), job AS MATERIALIZED (
     SELECT {_JOB} FROM job_statuses
-     WHERE held_by = :key AND status = 'queued' AND (SELECT count(*) FROM turn) >= 0
+     WHERE held_by = :key AND (SELECT count(*) FROM turn) >= 0
      ORDER BY priority, queued_at, id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+), pause AS MATERIALIZED (
+    SELECT 'pause:' || p.kind || ':' || p.name AS held_by
+      FROM job JOIN job_statuses j ON j.id = job.id JOIN pauses p ON (p.kind = 'queue' AND p.name = j.queue)
+                                                                  OR (p.kind = 'type' AND p.name = j.job_type)
+     ORDER BY p.kind LIMIT 1 FOR SHARE OF p
 ), {_MINE}, {_JUDGED}, decision AS MATERIALIZED (
-    SELECT job.id, v.refused_by, job.limits > v.found AS lacks_keys,
-           job.limits <= v.found AND v.refused_by IS NULL AS is_free
+    SELECT job.id, coalesce((SELECT held_by FROM pause), v.refused_by) AS refused_by,
+           job.limits > v.found AND NOT EXISTS (SELECT FROM pause) AS lacks_keys,
+           job.limits <= v.found AND v.refused_by IS NULL AND NOT EXISTS (SELECT FROM pause) AS is_free
       FROM job, verdict v
 ), counted AS (
     UPDATE limit_keys k SET taken = k.taken + 1, used_at = now() FROM mine m, decision d
@@ -201,7 +208,7 @@ WITH turn AS MATERIALIZED (
      WHERE j.id = d.id AND j.status = 'queued' AND NOT d.lacks_keys AND d.refused_by IS DISTINCT FROM :key
     RETURNING j.queue, j.job_type, j.title, j.timeout_seconds, j.push_count
 )
-SELECT d.id, d.lacks_keys, d.is_free, moved.* FROM decision d LEFT JOIN moved ON true
+SELECT d.id, d.lacks_keys, d.refused_by, moved.* FROM decision d LEFT JOIN moved ON true
  WHERE d.lacks_keys OR moved.queue IS NOT NULL
 """)  # noqa: S608 - put together from constants
 
@@ -213,16 +220,18 @@ class Release:
     Attributes:
         job_id: that job's; another one may stand behind it.
         lacks_keys: nothing was done: `make_keys`, and look again.
-        wake: what the caller pushes after the commit; None if another key of its own holds the job now.
+        held_by: another key of its own, or a pause, that holds the job now.
+        wake: what the caller pushes after the commit, if nothing holds it any more.
     """
 
     job_id: UUID
     lacks_keys: bool
+    held_by: str | None
     wake: Wake | None
 
 
 def release(connection: Executor, key: str) -> Release | None:
-    """Give a free slot to the oldest job that a key holds, or let it be held by another key of its own.
+    """Give a free slot to the oldest job that a key holds, or let it be held by another key of its own, or a pause.
 
     Args:
         key: as `held_by` has it.
@@ -234,8 +243,9 @@ def release(connection: Executor, key: str) -> Release | None:
     if row is None:
         return None
     fields = dict(row._mapping)
-    lacks_keys, is_free = fields.pop("lacks_keys"), fields.pop("is_free")
-    return Release(row.id, lacks_keys, Wake(**fields) if is_free else None)
+    lacks_keys, held_by = fields.pop("lacks_keys"), fields.pop("refused_by")
+    is_free = not lacks_keys and held_by is None
+    return Release(row.id, lacks_keys, None if lacks_keys else held_by, Wake(**fields) if is_free else None)
 
 
 _GIVE_BACK: Final = sa.text("""

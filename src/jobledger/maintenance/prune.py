@@ -42,6 +42,7 @@ def prune(connections: Connections) -> int:
     jobs += _in_batches(connections, lambda connection: uniqueness.prune(connection, BATCH))
     jobs += _in_batches(connections, lambda connection: cancel_requests.prune(connection, REQUESTS_SECONDS, BATCH))
     jobs += _in_batches(connections, lambda connection: slot_counts.prune(connection, KEYS_SECONDS, BATCH))
+    jobs += _in_batches(connections, lambda connection: slot_counts.forget(connection, BATCH, only_slots=False))
     keys_kept = settings.keep_idempotency_keys_hours * HOUR_SECONDS
     jobs += _in_batches(connections, lambda connection: idempotency.prune(connection, keys_kept, BATCH))
     return jobs + _in_batches(connections, lambda connection: prune_ticks(connection, kept, BATCH))

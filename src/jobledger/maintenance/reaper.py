@@ -63,6 +63,7 @@ def reap(connections: Connections) -> int:
         if death is not None and death.worker == one.worker:
             outcome = Outcome.CRASHED if death.process_died else Outcome.LOST
             reaped += _end(connections, one, outcome, death.report, surely=True)
+            slots.pass_on(connections, [one.id])
         elif one.cancel_overdue:
             reaped += _end_and_kill(connections, one, Outcome.CANCELED, DID_NOT_END, surely=True)
         elif one.lease_stale and settled:
@@ -90,6 +91,7 @@ def _end_and_kill(connections: Connections, one: Running, outcome: Outcome, why:
             queues.kill_horse(connections.maintenance_redis, one.worker, one.id)
         except redis.RedisError as error:
             log.warning("Redis is away: the process of the attempt may run on", job_id=str(one.id), error=str(error))
+        slots.pass_on(connections, [one.id])
     return ended
 
 
@@ -106,5 +108,4 @@ def _end(connections: Connections, one: Running, outcome: Outcome, why: str, *, 
         return 0
     log.warning("Reaped", job_id=str(one.id), attempt=one.attempt, outcome=outcome.value, status=settled.status.value)
     push_quietly(connections, settled.wakes)
-    slots.pass_on(connections, [one.id])
     return 1

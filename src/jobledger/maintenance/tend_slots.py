@@ -30,6 +30,7 @@ def tend_slots(connections: Connections) -> int:
         strays = slot_counts.strays(connection, BATCH)
     done = slots.pass_on(connections, strays) if strays else 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
+        slot_counts.forget(connection, BATCH, only_slots=True)
         miscounted = slot_counts.miscounted(connection, BATCH)
     for kind, key in miscounted:
         with connections.transaction(DEADLINE_SECONDS) as connection:

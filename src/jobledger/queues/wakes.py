@@ -19,7 +19,7 @@ RQ_GRACE_SECONDS: Final = 30
 
 
 def push(client: redis.Redis, wakes: Sequence[Wake]) -> None:
-    """Put wake-ups into their queues, in order, in one round trip.
+    """Put wake-ups into their queues, in order, in one round trip; those that go to the front are there in order, too.
 
     Raises:
         redis.RedisError: Redis is away; some of the wake-ups may have been pushed.
@@ -30,7 +30,10 @@ def push(client: redis.Redis, wakes: Sequence[Wake]) -> None:
         for name, group in groupby(wakes, key=lambda wake: wake.queue):
             queue = Queue(name, connection=client)
             pipeline.sadd(Queue.redis_queues_keys, queue.key)
-            for wake in group:
+            together = list(group)
+            for wake in (one for one in together if not one.at_front):
+                _push_one(queue, wake, pipeline)
+            for wake in (one for one in reversed(together) if one.at_front):
                 _push_one(queue, wake, pipeline)
         pipeline.execute()
 

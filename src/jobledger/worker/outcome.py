@@ -1,7 +1,7 @@
 """What an exception that ended an attempt means, and what is kept of it."""
 
 import traceback
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError
 
@@ -17,8 +17,8 @@ from jobledger.worker.process import peak_memory_bytes
 TEXT_LIMIT: Final = 100_000
 QUERY_CANCELED: Final = "57014"
 LOCK_NOT_AVAILABLE: Final = "55P03"
-NO_ROOM: Final = ("53100", "53200", "53300", "58030")
-"""Disk full, out of memory, too many connections, I/O error: the server's trouble, whichever statement met it."""
+NO_ROOM: Final = ("53100", "58030")
+"""Disk full, I/O error: the server's trouble, whichever statement met it."""
 
 TRY_AGAIN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)  # serialization failure, deadlock, lock timeout
 
@@ -33,8 +33,14 @@ class EffectsLost(Exception):
     """What a job wrote is gone with its connection; the attempt is lost, not failed."""
 
 
-def classify(error: BaseException, alarm: Alarm | None, *, connection_is_gone: bool) -> Outcome:
-    """How an attempt ended that this exception has ended."""
+def classify(error: BaseException, alarm: Alarm | None, connection: Any = None) -> Outcome:
+    """How an attempt ended that this exception has ended.
+
+    Args:
+        error: what was raised.
+        alarm: of the attempt.
+        connection: the driver's, of the run: what other servers complain of is the job's business.
+    """
     if alarm is not None and isinstance(alarm.reason, HandedBack):
         return Outcome.HANDED_BACK  # whatever the job made of the interrupt
     if isinstance(error, JobCanceled) or (alarm is not None and isinstance(alarm.reason, JobCanceled)):
@@ -46,16 +52,21 @@ def classify(error: BaseException, alarm: Alarm | None, *, connection_is_gone: b
     for signal, outcome in _ASKED_FOR.items():
         if isinstance(error, signal):
             return outcome  # it needs nothing of what a lost connection has taken along
-    if isinstance(error, EffectsLost | LedgerUnavailable) or connection_is_gone:
+    if isinstance(error, EffectsLost | LedgerUnavailable) or (connection is not None and connection.closed):
         return Outcome.LOST
     state = sql_state(error)
-    if state in NO_ROOM:
+    if state in NO_ROOM and connection is not None and _came_over(error) is connection:
         return Outcome.LOST
     if state in (QUERY_CANCELED, LOCK_NOT_AVAILABLE) and alarm is not None and alarm.is_over:
         return Outcome.TIMEOUT
     if state in TRY_AGAIN and not isinstance(error, DBAPIError):  # the ledger's own statement, not the job's
         return Outcome.LOST
     return Outcome.ERROR
+
+
+def _came_over(error: BaseException) -> Any:
+    """The driver's connection whose statement failed; None if the error does not say."""
+    return getattr(getattr(getattr(error, "orig", error), "cursor", None), "connection", None)
 
 
 def sql_state(error: BaseException) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
+import psycopg2
 import sqlalchemy as sa
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 from sqlalchemy.exc import DBAPIError
@@ -236,13 +237,16 @@ class Run:
         if self.alarm is not None:
             self.alarm.disarm()
         self.lease.ending()
-        outcome = classify(error, self.alarm, connection_is_gone=connection.is_gone)
+        outcome = classify(error, self.alarm, connection.raw)
         connection.cut()  # its effects and locks are gone before the job runs again
         if isinstance(error, FencedOut):
             self._log_end(None)
             return None
         patience = LEDGER_PATIENCE_SECONDS if isinstance(error, LedgerUnavailable) else END_PATIENCE_SECONDS
-        return self._write_end(claim, outcome, error, self._evidence(error, traced=True), patience)
+        settled = self._write_end(claim, outcome, error, self._evidence(error, traced=True), patience)
+        if claim.is_limited:
+            slots.pass_on(self.connections, [claim.id])
+        return settled
 
     def _write_end(
         self,
@@ -266,13 +270,14 @@ class Run:
         settled = self._patiently(write, patience_seconds)
         if settled is not None:
             push_quietly(self.connections, settled.wakes)
-            if claim.is_limited:
-                slots.pass_on(self.connections, [claim.id])
         self._log_end(settled, outcome, evidence)
         return settled
 
     def _write_stuck(self, reason: Interrupt) -> None:
-        """Called by the lease's thread for a job that reacts to nothing, before the process exits."""
+        """Called by the lease's thread for a job that reacts to nothing, before the process exits.
+
+        Until then it goes on; so its slots are left to the chore.
+        """
         if self.claim is not None:
             self._write_end(self.claim, _STUCK[type(reason)], reason, self._evidence(reason))
 
@@ -324,7 +329,7 @@ class Run:
         while True:
             try:
                 return step()
-            except (LedgerUnavailable, DBAPIError) as error:
+            except (LedgerUnavailable, DBAPIError, psycopg2.Error) as error:
                 passing = isinstance(error, LedgerUnavailable) or is_connection_loss(error)
                 if not (passing or sql_state(error) in (*TRY_AGAIN, *NO_ROOM)) or time.monotonic() + pause > deadline:
                     raise
