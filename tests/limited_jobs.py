@@ -32,7 +32,7 @@ class Sourced(BaseJob):
         return source
 
 
-class Paced(BaseJob):
+class Metered(BaseJob):
     """Three starts a minute of each source."""
 
     rate = Rate(3, per="1m", key="api:{source}")

@@ -39,7 +39,7 @@ from jobledger.queues import waiting
 from jobledger.slots import pass_on
 from jobledger.status import TERMINAL, PauseKind
 from jobledger.worker import run_job
-from limited_jobs import Guarded, Paced, Pair, Sourced
+from limited_jobs import Guarded, Metered, Pair, Sourced
 from sample_jobs import Echo
 
 ME = Runner(worker="tester", host="here", pid=1, version="1")
@@ -436,7 +436,7 @@ def test_a_job_that_is_retried_by_hand_stands_in_line_again(connections: Connect
 
 
 def test_no_more_start_within_the_time_than_allowed(connections: Connections) -> None:
-    jobs = Paced.dispatch_many([{"source": "crm"}] * 5)
+    jobs = Metered.dispatch_many([{"source": "crm"}] * 5)
 
     assert begun(connections, *jobs) == jobs[:3]
     assert held(connections) == {one.id: "rate:api:crm" for one in jobs[3:]}
@@ -451,11 +451,11 @@ def test_no_more_start_within_the_time_than_allowed(connections: Connections) ->
 
 
 def test_a_start_that_was_granted_is_counted_until_it_is_made(connections: Connections) -> None:
-    jobs = Paced.dispatch_many([{"source": "crm"}] * 7)
+    jobs = Metered.dispatch_many([{"source": "crm"}] * 7)
     begun(connections, *jobs)
     execute(connections, "UPDATE limit_keys SET starts = '{}'")
     assert tend_slots(connections) == 3
-    late = Paced.dispatch(source="crm")
+    late = Metered.dispatch(source="crm")
 
     assert taken(connections, "rate:api:crm") == 3
     assert begun(connections, late, *jobs[3:6]) == jobs[3:6]
@@ -463,7 +463,7 @@ def test_a_start_that_was_granted_is_counted_until_it_is_made(connections: Conne
 
 
 def test_ends_give_no_start_back(connections: Connections) -> None:
-    jobs = Paced.dispatch_many([{"source": "crm"}] * 4)
+    jobs = Metered.dispatch_many([{"source": "crm"}] * 4)
     for one in jobs:
         run_job(str(one.id))
 
@@ -569,7 +569,7 @@ def test_a_held_job_whose_limits_are_gone_holds_nobody_up(connections: Connectio
 
 
 def test_a_rate_keeps_no_more_starts_than_any_may_have(connections: Connections) -> None:
-    (job,) = Paced.dispatch_many([{"source": "crm"}])
+    (job,) = Metered.dispatch_many([{"source": "crm"}])
     many = "UPDATE limit_keys SET starts = array(SELECT now() - interval '50 s' FROM generate_series(1, 5000))"
     execute(connections, many)
     execute(connections, "UPDATE job_limits SET most = 1000, window_seconds = 10")
