@@ -155,6 +155,12 @@ def started(job: Any, attempt: int = 1) -> Any:
     )
 
 
+def begun(job: Any) -> int:
+    """The process of the first attempt, once a job of `long_work` is in the middle of it."""
+    eventually(lambda: any(one.progress_note == "begun" for one in job.attempts), 60, "the job's beginning")
+    return int(job.attempts[0].pid)
+
+
 def backdate_sweeps(connections: Any) -> None:
     """As if somebody had been sweeping for long: the test need not wait for a lease to pass first."""
     with connections.transaction() as connection:

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from cancel_jobs import Busy
-from harness import SHORT, Stack, backdate_sweeps, effects, eventually, stack
+from harness import SHORT, Stack, backdate_sweeps, begun, effects, eventually, stack
 from jobledger import Connections, JobHandle, JobStatus, control
 from jobledger.control import Verdict
 from jobledger.embedded import EmbeddedServers
@@ -23,12 +23,6 @@ WHY = "canceled by ann: enough"
 def _effects(connections: Connections) -> None:
     with connections.transaction() as connection:
         connection.execute(sa.text(EFFECTS))
-
-
-def begun(job: JobHandle) -> int:
-    """The process of the first attempt, once the job is in the middle of it."""
-    eventually(lambda: any(one.progress_note == "begun" for one in job.attempts), 60, "the job's beginning")
-    return int(job.attempts[0].pid)
 
 
 def canceled_in_time(connections: Connections, job: JobHandle) -> float:

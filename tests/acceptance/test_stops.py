@@ -12,7 +12,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from harness import Process, Stack, eventually, one_value, stack
+from harness import Process, Stack, begun, eventually, one_value, stack
 from jobledger import Connections, JobHandle, JobStatus
 from jobledger.embedded import EmbeddedServers
 from jobledger.maintenance.relay import relay_unpushed
@@ -27,12 +27,6 @@ LONG_DRAIN = {"JOBLEDGER_DRAIN_SECONDS": "30", "JOBLEDGER_JOB_MODULES": "stop_jo
 def _effects(connections: Connections) -> None:
     with connections.transaction() as connection:
         connection.execute(sa.text(EFFECTS))
-
-
-def begun(job: JobHandle) -> int:
-    """The process of the first attempt, once the job is in the middle of it."""
-    eventually(lambda: any(one.progress_note == "begun" for one in job.attempts), 60, "the job's beginning")
-    return int(job.attempts[0].pid)
 
 
 def spent(connections: Connections, job: JobHandle) -> list[int]:

@@ -18,7 +18,7 @@ TEXT_LIMIT: Final = 100_000
 QUERY_CANCELED: Final = "57014"
 LOCK_NOT_AVAILABLE: Final = "55P03"
 NO_ROOM: Final = ("53100", "58030")
-"""Disk full, I/O error: the server's trouble, whichever statement met it."""
+"""Disk full, I/O error: the ledger's server is in trouble, whichever statement of the run met it."""
 
 TRY_AGAIN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)  # serialization failure, deadlock, lock timeout
 
