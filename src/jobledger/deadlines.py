@@ -19,6 +19,9 @@ from sqlalchemy.engine import Connection
 
 log: Final = logging.getLogger(__name__)
 
+SECONDS_TO_BEGIN: Final = 1.0
+"""A thread that was started so long ago and has not begun is taken for dead; two of them do no harm."""
+
 
 @contextmanager
 def within(connection: Connection, deadline_seconds: float | None) -> Iterator[None]:
@@ -68,20 +71,14 @@ class _Ticket:
 
 
 class _Watchdog:
-    """One thread for all deadlines of a process."""
+    """One thread for all deadlines of a process; it is started again if it died, as it may for want of memory."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._tickets: list[_Ticket] = []
         self._changed = threading.Condition()
-        self.is_started = False
-        # Thread.start() waits until the thread has begun, and for ever if it dies before: in a process that is short of
-        # memory, which is when a run has to write that its job has failed.
-        try:
-            _thread.start_new_thread(self._run, ())
-            self.is_started = True
-        except RuntimeError as error:
-            log.warning("No thread can be started: nothing is cut at its deadline (%s)", error)
+        self._is_alive = False
+        self._start_again_at = 0.0
 
     def watch(self, fileno: int, seconds: float) -> _Ticket:
         ticket = _Ticket(fileno, time.monotonic() + seconds)
@@ -89,9 +86,27 @@ class _Watchdog:
             heapq.heappush(self._tickets, ticket)
             if self._tickets[0] is ticket:
                 self._changed.notify()
+            if not self._is_alive and time.monotonic() >= self._start_again_at:
+                self._start()
         return ticket
 
+    def _start(self) -> None:
+        self._start_again_at = time.monotonic() + SECONDS_TO_BEGIN
+        # Thread.start() waits until the thread has begun, and for ever if it dies before: in a process that is short of
+        # memory, which is when a run has to write that its job has failed.
+        try:
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError as error:
+            log.warning("No thread can be started: nothing is cut at its deadline (%s)", error)
+
     def _run(self) -> None:
+        self._is_alive = True
+        try:
+            self._keep_deadlines()
+        finally:
+            self._is_alive = False
+
+    def _keep_deadlines(self) -> None:
         while True:
             with self._changed:
                 while not self._tickets or self._tickets[0].due > time.monotonic():
@@ -102,7 +117,7 @@ class _Watchdog:
 
 
 class _Process:
-    """What is one per process: its watchdog, started at the first deadline."""
+    """What is one per process: its watchdog."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -116,6 +131,6 @@ os.register_at_fork(after_in_child=lambda: setattr(_process, "lock", threading.L
 def _watchdog() -> _Watchdog:
     with _process.lock:
         known = _process.watchdog
-        if known is None or known.pid != os.getpid() or not known.is_started:
+        if known is None or known.pid != os.getpid():
             known = _process.watchdog = _Watchdog()
         return known
