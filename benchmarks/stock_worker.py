@@ -1,13 +1,15 @@
 """How much of bare RQ's speed is left when every state is in Postgres: the drain of no-op jobs by stock workers.
 
-Rounds of four kinds are interleaved in one run, on the same servers, with two `rq worker high default low etl` each:
+Rounds of the kinds are interleaved in one run, on the same servers, with two `rq worker high default low etl` each:
 
     bare        RQ alone, no jobledger: the function is imported by each work-horse
     mirrored    `-c jobledger.rq_config`: every job queued, started and completed in Postgres
     unloaded    mirrored, but without the configuration: each work-horse imports the job modules itself
     libraries   bare, in workers that have imported SQLAlchemy, pydantic, psycopg2 and structlog: their memory alone
+    sketch      bare, and each job claims and finishes a row by itself: psycopg2 only, a short connection, two commits
+    least       sketch, on a prepared connection that the worker's parent keeps: what no ledger can be faster than
 
-Usage: python benchmarks/stock_worker.py [--jobs 400] [--rounds 5] [--workers 2]
+Usage: python benchmarks/stock_worker.py [--jobs 400] [--rounds 5] [--workers 2] [--kinds bare,mirrored]
 """
 
 import argparse
@@ -17,12 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from uuid import uuid4
 
 import redis
 import sqlalchemy as sa
 from rq import Queue
 
+import sketch
 from jobledger import Connections, configure
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger.migrate import upgrade
@@ -30,9 +35,17 @@ from noop import Noop
 
 HERE = Path(__file__).resolve().parent
 QUEUES = ("high", "default", "low", "etl")
-KINDS = ("bare", "mirrored", "unloaded", "libraries")
-CONFIGURATIONS = {"mirrored": "jobledger.rq_config", "libraries": "libraries"}
+CONFIGURATIONS = {
+    "bare": None,
+    "mirrored": "jobledger.rq_config",
+    "unloaded": None,
+    "libraries": "libraries",
+    "sketch": "sketch",
+    "least": "least",
+}
+KINDS = tuple(CONFIGURATIONS)
 OF_RQ_ALONE = ("bare", "libraries")
+SKETCHES = ("sketch", "least")
 RQ = str(Path(sys.executable).parent / "rq")
 
 
@@ -60,24 +73,41 @@ def main() -> None:
 
 def drain(kind: str, connections: Connections, jobs: int, workers: int) -> float:
     """Fill the default queue, let the workers empty it; jobs/s between 10 % and 100 % of them."""
-    client = connections.redis
-    client.flushdb()
-    if kind in OF_RQ_ALONE:
-        queue = Queue("default", connection=client)
-        queue.enqueue_many([Queue.prepare_data("bare.noop", args=(n,), timeout=210) for n in range(jobs)])
-    else:
-        Noop.dispatch_many([{"number": n} for n in range(jobs)])
-    command = [RQ, "worker", "--quiet", *(["-c", CONFIGURATIONS[kind]] if kind in CONFIGURATIONS else []), *QUEUES]
+    connections.redis.flushdb()
+    fill(kind, connections, jobs)
+    configuration = CONFIGURATIONS[kind]
+    command = [RQ, "worker", "--quiet", *(["-c", configuration] if configuration else []), *QUEUES]
     running = [subprocess.Popen(command, env=environment(connections), cwd=HERE) for _ in range(workers)]
     try:
-        return measure(client, jobs)
+        return measure(connections.redis, jobs)
     finally:
         for process in running:
             process.terminate()
         for process in running:
             process.wait()
         if kind not in OF_RQ_ALONE:
-            check_ledger(connections, jobs)
+            check_ledger(connections, jobs, "sketched" if kind in SKETCHES else "job_statuses")
+
+
+def fill(kind: str, connections: Connections, jobs: int) -> None:
+    """Dispatch the jobs of a round."""
+    if kind in OF_RQ_ALONE:
+        enqueue_bare(connections, "bare.noop", range(jobs))
+    elif kind in SKETCHES:
+        ids = [str(uuid4()) for _ in range(jobs)]
+        with connections.transaction() as connection:
+            for statement in sketch.TABLE:
+                connection.execute(sa.text(statement))
+            connection.execute(sa.text("INSERT INTO sketched (id) VALUES (:id)"), [{"id": one} for one in ids])
+        enqueue_bare(connections, "sketch.run", ids)
+    else:
+        Noop.dispatch_many([{"number": n} for n in range(jobs)])
+
+
+def enqueue_bare(connections: Connections, function: str, arguments: Iterable[object]) -> None:
+    """As users of RQ do it."""
+    queue = Queue("default", connection=connections.redis)
+    queue.enqueue_many([Queue.prepare_data(function, args=(one,), timeout=210) for one in arguments])
 
 
 def environment(connections: Connections) -> dict[str, str]:
@@ -109,13 +139,13 @@ def measure(client: redis.Redis, jobs: int) -> float:
     return (last - first) / (time.perf_counter() - since)
 
 
-def check_ledger(connections: Connections, jobs: int) -> None:
+def check_ledger(connections: Connections, jobs: int, table: str) -> None:
     """A rate counts only if the ledger has every job completed, each by one attempt."""
     with connections.transaction() as connection:
         done = connection.execute(
-            sa.text("SELECT count(*) FROM job_statuses WHERE status = 'completed' AND attempt = 1")
+            sa.text(f"SELECT count(*) FROM {table} WHERE status = 'completed' AND attempt = 1")
         ).scalar_one()
-        connection.execute(sa.text("TRUNCATE job_statuses CASCADE"))
+        connection.execute(sa.text(f"TRUNCATE {table} CASCADE"))
     if done != jobs:
         raise SystemExit(f"the ledger has {done} completed jobs instead of {jobs}")
 
