@@ -1,4 +1,4 @@
-"""Holds what was seen of a run against what must always be true: the invariants I1 to I13.
+"""Holds what was seen of a run against what must always be true: the invariants I1 to I16.
 
 Pure: history and ledger in, verdict out. `python tests/chaos/checker.py DIRECTORY` judges a run that was kept.
 """
@@ -16,6 +16,12 @@ from jobledger.finish import MAX_CRASHES, MAX_LOSSES
 from jobledger.status import MOVES, TERMINAL
 from limit_checks import limits_hold, no_slot_is_leaked, rates_hold
 from witnesses import Kind, Run, Verdict, Violation, Violations, about
+from worker_checks import (
+    ledger_and_redis_agree,
+    nobody_is_reaped_alive,
+    patient_workers_wait,
+    workers_end_within_their_grace,
+)
 
 SHORT_RUN_SLACK: Final = 4
 LEAST_HEALTHY_SHARE: Final = 0.8
@@ -323,6 +329,10 @@ CHECKS: Final[list[Callable[[Run], Violations]]] = [
     limits_hold,
     rates_hold,
     no_slot_is_leaked,
+    nobody_is_reaped_alive,
+    patient_workers_wait,
+    workers_end_within_their_grace,
+    ledger_and_redis_agree,
 ]
 
 

@@ -11,6 +11,9 @@ Arguments = Callable[[random.Random, int, bool], dict[str, Any]]
 """What an injection is told: of chance, its number, and whether the run is a short one."""
 
 
+LONGEST_CUT: Final = 5
+"""The number of the one cut that lasts for ten minutes."""
+
 SHORT_PAUSE: Final = 0.4
 """What short runs keep of pauses."""
 
@@ -35,6 +38,7 @@ class FaultClass:
         http_share: of the jobs that can be, dispatched through the API.
         burst: all jobs are dispatched at once, so that there is a queue to lose.
         calm: the workers keep up before each injection.
+        alone: one injection in so many hits the only job there is, while workers are free.
         schedulers: how many.
         ticks: the schedulers have a schedule that fires every second.
         newer: how many jobs of a newer deployment.
@@ -55,6 +59,7 @@ class FaultClass:
     http_share: float = 0.1
     burst: bool = False
     calm: bool = False
+    alone: int = 0
     schedulers: int = 2
     ticks: bool = False
     newer: int = 0
@@ -77,11 +82,12 @@ class FaultClass:
         pause = chance.uniform(*self.pause) * (SHORT_PAUSE if short else 1)
         name = chance.choice(self.faults) if self.faults else self.name
         arguments = CLASSES[name].arguments if self.faults else self.arguments
-        return Planned(round(pause, 2), name, chance.randrange(10**9), arguments(chance, number, short))
+        more = {"alone": True} if self.alone and number % self.alone == 0 else {}
+        return Planned(round(pause, 2), name, chance.randrange(10**9), arguments(chance, number, short) | more)
 
 
 def _cut(_: random.Random, number: int, short: bool) -> dict[str, Any]:
-    return {"seconds": 5 if short or number % 3 else 60}
+    return {"seconds": 5 if short else 600 if number == LONGEST_CUT else 5 if number % 3 else 60}
 
 
 def _unwell(_: random.Random, number: int, short: bool) -> dict[str, Any]:
@@ -108,8 +114,18 @@ def _skew(_: random.Random, __: int, short: bool) -> dict[str, Any]:
 
 
 _ALL: Final = (
-    FaultClass("F1", "a work-horse is killed", 100, 10, 10_000, (1.0, 3.0), calm=True, in_smoke=True),
-    FaultClass("F2", "a worker is killed with all its processes", 100, 5, 10_000, (1.0, 3.0), calm=True, in_smoke=True),
+    FaultClass("F1", "a work-horse is killed", 100, 10, 10_000, (1.0, 3.0), calm=True, alone=10, in_smoke=True),
+    FaultClass(
+        "F2",
+        "a worker is killed with all its processes",
+        100,
+        5,
+        10_000,
+        (1.0, 3.0),
+        calm=True,
+        alone=10,
+        in_smoke=True,
+    ),
     FaultClass("F3", "a worker is killed, its work-horse not", 50, 5, calm=True, in_smoke=True),
     FaultClass("F4", "all workers are replaced, as in a deployment", 20, 2, 10_000, (3.0, 8.0), in_smoke=True),
     FaultClass("F5", "a work-horse and its worker freeze for longer than the lease", 15, 2, calm=True, in_smoke=True),

@@ -55,7 +55,7 @@ class Dispatcher:
         self._ids: dict[str, str] = {}
         self._over_http: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._allowed = threading.Condition()
-        self._upto = 0
+        self._upto = self._begun = 0
         self._stopped = False
         self.in_flight = 0
         """Requests that the API has not answered."""
@@ -73,6 +73,11 @@ class Dispatcher:
         with self._allowed:
             self._upto = max(self._upto, upto)
             self._allowed.notify_all()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether all has been dispatched that may be; of what goes over HTTP, begun."""
+        return self._begun >= min(self._upto, len(self._tasks))
 
     def finish(self, seconds: float) -> bool:
         """Wait until all is dispatched; False if that took too long, and what is left stays undispatched."""
@@ -98,6 +103,7 @@ class Dispatcher:
                 self._over_http.put(task)
             else:
                 self._until_accepted(task, self._in_python)
+            self._begun = number + 1
         for _ in range(HTTP_THREADS):
             self._over_http.put(None)
 

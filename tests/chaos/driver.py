@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,9 @@ from fleet import Fleet, send_all
 from harness import REPOSITORY
 from history import History, read
 from jobledger import Settings, configure
+from jobledger.connections import default_connections
 from jobledger.embedded import free_port
+from jobledger.observe import conservation
 from load import Size, Task, make_load
 from measuring import listed
 from observer import Observer
@@ -38,6 +40,9 @@ FULL_SETTINGS: Final = {"lease_seconds": 30.0, "sweep_seconds": 5.0, "relay_seco
 LOOK_SECONDS: Final = 0.5
 STUCK_SHOWN: Final = 20
 CALM_JOBS: Final = 15
+DRIFT_SECONDS: Final = 60.0
+"""After which the system itself must have nothing to say against where its jobs are."""
+
 TICKS_PATIENCE_SECONDS: Final = 60.0
 CLOCK: Final = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 SOAK_JOBS_PER_SECOND: Final = 40
@@ -218,14 +223,16 @@ class ClassRun:
             time.sleep(planned.pause)
             self._allow(world, 2 * len(plan), 2 * number + 1)
             if self.order.fault_class.calm:
-                self._let_catch_up(world)
+                self._let_catch_up(world, 0 if planned.arguments.get("alone") else CALM_JOBS)
             inject(world, planned)
 
-    def _let_catch_up(self, world: World) -> None:
+    def _let_catch_up(self, world: World, most: int) -> None:
         """What is to be measured is how soon a job runs again, not how long it stands in a queue."""
         waiting = "SELECT count(*) FROM job_statuses WHERE status = 'queued' AND held_by IS NULL"
         deadline = time.monotonic() + self.order.patience
-        while int(str(world.database.value(waiting))) > CALM_JOBS and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if world.dispatcher.is_waiting and int(str(world.database.value(waiting))) <= most:
+                return
             time.sleep(LOOK_SECONDS / 2)
 
     def _allow(self, world: World, steps: int, step: int) -> None:
@@ -250,6 +257,7 @@ class ClassRun:
             self.history.say("undispatched", allowed=len(self.tasks))
         self.history.say("quiet")
         deadline, quiet_at, agreed = time.monotonic() + self.order.patience, time.monotonic(), False
+        counted = False
         with self.servers.redis_client() as client:
             while (left := unfinished(world.database)) and time.monotonic() < deadline:
                 if not agreed and disagreement(world, listed(client)) <= 2 * self.order.workers:
@@ -257,12 +265,21 @@ class ClassRun:
                     self.history.say(
                         "measured", name="all healed -> Redis and ledger agree", seconds=time.monotonic() - quiet_at
                     )
+                if not counted and time.monotonic() - quiet_at >= DRIFT_SECONDS:
+                    counted = True
+                    self._count_places(quiet_at)
                 if self.order.fault_class.poison:  # each one when it has begun to wait
                     end_unknown_types(world.database)
                 time.sleep(LOOK_SECONDS)
+        if not counted:
+            self._count_places(quiet_at)
         self.history.say("drained", **({"timed_out": True, "left": left} if left else {}))
         if left:
             print(stuck(world.database))  # noqa: T201 - whoever waits for a run must see why it hangs
+
+    def _count_places(self, quiet_at: float) -> None:
+        counted = conservation.count(default_connections())
+        self.history.say("drift", drift=counted.drift, seconds=time.monotonic() - quiet_at, places=asdict(counted))
 
     def _witness(self, world: World) -> None:
         if self.order.fault_class.ticks:

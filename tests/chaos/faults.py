@@ -7,27 +7,23 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from uuid import uuid4
 
 import redis
 import sqlalchemy as sa
 
+from alone import Begin, kill_alone
 from fleet import Slot, send, send_all
 from load import QUEUES, poisons
 from measuring import listed, measure_repush, speed
 from observer import is_alive
+from worker_checks import GRACE_IS_OVER
 from world import World, frozen_horse, frozen_tree, soon
 
 LOOK_SECONDS: Final = 0.25
 LOG_MEGABYTES: Final = 512
 NOWHERE: Final = ("127.0.0.1", 1)
-
-
-class Begin(Protocol):
-    """Says that the fault happens now; its end is when its function returns."""
-
-    def __call__(self, detail: str, victims: Iterable[str] = ()) -> None: ...
 
 
 Fault = Callable[[World, random.Random, Begin, dict[str, Any]], None]
@@ -65,8 +61,11 @@ def inject(world: World, planned: Planned) -> None:
             world.history.say("fault_healed", fault=planned.fault, number=number)
 
 
-def horse_killed(world: World, chance: random.Random, begin: Begin, _: dict[str, Any]) -> None:
+def horse_killed(world: World, chance: random.Random, begin: Begin, arguments: dict[str, Any]) -> None:
     """F1: SIGKILL for a work-horse."""
+    if arguments.get("alone"):
+        kill_alone(world, chance, begin, "work-horse killed", with_worker=False)
+        return
     horse = frozen_horse(world, chance)
     if horse is None:
         return
@@ -76,8 +75,11 @@ def horse_killed(world: World, chance: random.Random, begin: Begin, _: dict[str,
     send(horse[0], signal.SIGKILL)
 
 
-def tree_killed(world: World, chance: random.Random, begin: Begin, _: dict[str, Any]) -> None:
+def tree_killed(world: World, chance: random.Random, begin: Begin, arguments: dict[str, Any]) -> None:
     """F2: SIGKILL for a worker and all below it, as if its machine were lost."""
+    if arguments.get("alone"):
+        kill_alone(world, chance, begin, "worker tree killed", with_worker=True)
+        return
     worker = chance.choice(world.fleet.of("worker") or [None])
     if worker is not None and worker.pid is not None:
         pids = frozen_tree(worker.pid)
@@ -111,7 +113,7 @@ def workers_deployed(world: World, chance: random.Random, begin: Begin, _: dict[
                 time.sleep(LOOK_SECONDS)
             if slot.pid == pid:
                 pids = frozen_tree(pid)
-                begin(f"the grace is over: SIGKILL {slot.name} {pids}", world.observer.jobs_of(pids))
+                begin(f"{GRACE_IS_OVER}: SIGKILL {slot.name} {pids}", world.observer.jobs_of(pids))
                 send_all(pids, signal.SIGKILL)
 
 

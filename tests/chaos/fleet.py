@@ -18,6 +18,7 @@ from history import History
 from jobledger.process import die_with_parent
 from load import QUEUES
 from observer import children
+from worker_checks import PATIENT
 
 RESTART_SECONDS: Final = 0.5
 LOOK_SECONDS: Final = 0.1
@@ -108,9 +109,13 @@ class Fleet:
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
 
     def add_workers(self, number: int) -> None:
+        """Stock ones and patient ones by turns."""
         rq = str(Path(sys.executable).with_name("rq"))
         for one in range(number):
-            self._add(f"worker-{one}", [rq, "worker", "-c", "jobledger.rq_config", *QUEUES])
+            if one % 2:
+                self._add(f"worker-{one}{PATIENT}", [sys.executable, "-m", "jobledger", "worker", *QUEUES])
+            else:
+                self._add(f"worker-{one}", [rq, "worker", "-c", "jobledger.rq_config", *QUEUES])
 
     def add_schedulers(self, number: int) -> None:
         for one in range(number):

@@ -42,7 +42,9 @@ class Goal:
 
 GOALS: Final = {
     "work-horse killed -> queued again": Goal(10),
+    "work-horse killed -> running again, with a worker free": Goal(10),
     "worker tree killed -> queued again": Goal(15, leases=1),
+    "worker tree killed -> running again, with a worker free": Goal(15, leases=1),
     "worker parent killed -> queued again": Goal(15, leases=1),
     "worker parent killed -> work-horse dead": Goal(1, always=True),
     "killed at the end of the grace -> queued again": Goal(15, leases=1),

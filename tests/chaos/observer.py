@@ -41,6 +41,10 @@ class Observer:
         """What this process runs, if it has said so."""
         return self.running.get(pid)
 
+    def process_of(self, key: str) -> dict[str, Any] | None:
+        """What the process said that runs this job of the load now; None if there is none."""
+        return next((said for said in list(self.running.values()) if said["key"] == key), None)
+
     def jobs_of(self, pids: list[int]) -> list[str]:
         """Ids of the jobs that these frozen processes run. All that they said is heard first, and then forgotten."""
         time.sleep(SILENCE_SECONDS)  # the kernel has it already; our thread reads it in that time

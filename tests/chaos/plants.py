@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from checker import NEEDED_IN, judge
 from goals import GOALS
+from jobledger.maintenance.reaper import LEASE_RAN_OUT
 from recorded import (
     CANCELED,
     EXTERNAL,
@@ -20,6 +21,7 @@ from recorded import (
     clean,
 )
 from witnesses import Kind
+from worker_checks import GRACE_IS_OVER, PATIENT
 
 Plant = Callable[[Recorded], object]
 
@@ -127,6 +129,22 @@ def run_after_promise(run: Recorded) -> None:
     run.ledger["moves"].append({"job_id": STOPPED, "was": "queued", "now": "started", "attempt": 2, "at": 1e6})
 
 
+def reap(run: Recorded, job_id: str) -> None:
+    """Its first attempt was given up because of its lease."""
+    run.of("attempts", job_id)[0].update(outcome="lost", error_message=LEASE_RAN_OUT, finished_at=15.0)
+
+
+def end_worker(run: Recorded, name: str, fault: str) -> None:
+    run.said("run_begun")["fault"] = fault
+    run.drop("measured", name="API answer")
+    run.events.insert(1, {"at": 1.0, "event": "exited", "name": name, "pid": 7, "code": 1})
+
+
+def outlive_grace(run: Recorded) -> None:
+    run.said("run_begun")["fault"] = "F4"
+    run.said("fault_begun")["detail"] = f"{GRACE_IS_OVER}: SIGKILL worker-1 [7, 8]"
+
+
 REDIS_LISTS = ("queued", "intermediate")
 
 PLANTS: list[tuple[str, Kind, Plant]] = [
@@ -232,6 +250,11 @@ PLANTS: list[tuple[str, Kind, Plant]] = [
     ("no key was counted", Kind.RUN_NOT_WHOLE, lambda run: run.ledger["limit_keys"].clear()),
     ("a slot is counted", Kind.SLOT_LEAKED, leave_taken),
     ("a job has a slot", Kind.SLOT_LEAKED, leave_slot),
+    ("reaped, and nobody had hit it", Kind.REAPED_ALIVE, lambda run: reap(run, RETRIED)),
+    ("a patient worker ended", Kind.WORKER_ENDED, lambda run: end_worker(run, f"worker-1{PATIENT}", "F11")),
+    ("a worker outlived its grace", Kind.NOT_HANDED_BACK, outlive_grace),
+    ("a job is in no place", Kind.DRIFT, lambda run: run.said("drift").update(drift=1)),
+    ("nobody has counted", Kind.RUN_NOT_WHOLE, lambda run: run.drop("drift")),
 ]  # fmt: skip
 
 

@@ -145,6 +145,7 @@ def clean() -> Recorded:
     run.say("measured", name="worker tree killed -> queued again", seconds=44.0)
     run.say("measured", name="API answer", seconds=3.0)
     run.say("quiet")
+    run.say("drift", drift=0, seconds=60.0, places={})
     run.say("drained")
     run.say("run_ended")
     return run

@@ -8,19 +8,31 @@ import pytest
 import checker
 from checker import CHECKS, check, judge
 from history import HISTORY, LEDGER, History
-from plants import PLANTS, Plant, add_effect, kinds_after, measure, run_three_at_once, set_end
+from plants import (
+    PLANTS,
+    Plant,
+    add_effect,
+    end_worker,
+    kinds_after,
+    measure,
+    reap,
+    run_three_at_once,
+    set_end,
+)
 from recorded import (
     EXTERNAL,
     KILLED,
     LIMITED,
     PACED,
     QUICK,
+    RETRIED,
     STOPPED,
     UNKNOWN,
     Recorded,
     clean,
 )
 from witnesses import Kind, Verdict
+from worker_checks import PATIENT
 
 
 def test_nothing_is_found_in_a_clean_run() -> None:
@@ -176,6 +188,32 @@ def test_who_completes_before_the_cancel_comes_to_it_has_completed() -> None:
         add_effect(run, STOPPED, 1)
 
     assert kinds_after(plant) == set()
+
+
+def reap_killed(run: Recorded, hit_at: float) -> None:
+    reap(run, KILLED)
+    run.said("fault_begun")["at"] = hit_at
+
+
+def test_who_was_hit_before_is_not_reaped_alive() -> None:
+    assert kinds_after(lambda run: reap_killed(run, 14.0)) == set()
+    assert kinds_after(lambda run: reap_killed(run, 16.0)) == {Kind.REAPED_ALIVE}
+
+
+def reap_beside_an_end(run: Recorded, name: str, pid: str, ended_at: float) -> None:
+    reap(run, RETRIED)
+    run.events.insert(1, {"at": ended_at, "event": "exited", "name": name, "pid": pid, "code": 0})
+
+
+def test_whose_worker_has_ended_is_not_reaped_alive() -> None:
+    assert kinds_after(lambda run: reap_beside_an_end(run, "worker-0", "w", 14.0)) == set()
+    assert kinds_after(lambda run: reap_beside_an_end(run, "worker-0", "w", 16.0)) == {Kind.REAPED_ALIVE}
+    assert kinds_after(lambda run: reap_beside_an_end(run, "worker-0", "another", 14.0)) == {Kind.REAPED_ALIVE}
+
+
+def test_who_may_end_while_redis_is_away() -> None:
+    assert kinds_after(lambda run: end_worker(run, "worker-0", "F11")) == set(), "RQ's own"
+    assert kinds_after(lambda run: end_worker(run, f"worker-1{PATIENT}", "F4")) == set(), "it was told to"
 
 
 def test_a_run_is_written_and_read(tmp_path: Path) -> None:

@@ -160,6 +160,21 @@ def test_jobs_are_allowed_in_step_with_the_faults_and_some_are_left_for_the_end(
     assert allowed(5, 10, 0) == 1, "there is work at the first fault"
 
 
+def test_every_tenth_kill_hits_the_only_job_there_is() -> None:
+    for name in ("F1", "F2"):
+        plan = CLASSES[name].plan(1, 10_000, False)
+        assert [number for number, planned in enumerate(plan) if "alone" in planned.arguments] == list(
+            range(0, 100, 10)
+        )
+    mixed = [CLASSES["F22"].soak(5, number) for number in range(300)]
+    assert not any("alone" in planned.arguments for planned in mixed), "others are being recovered from there"
+
+
+def test_one_cut_of_a_full_run_lasts_for_ten_minutes() -> None:
+    cuts = [planned.arguments["seconds"] for planned in CLASSES["F11"].plan(1, 2000, False)]
+    assert cuts == [60, 5, 5, 60, 5, 600]
+
+
 def test_poison_is_told_what_it_needs() -> None:
     order = Order("F18", 1, 100, Path("out"), short=True)
     (planned,) = order.plan()

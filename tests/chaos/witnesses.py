@@ -43,6 +43,10 @@ class Kind(StrEnum):
     OVER_LIMIT = "more at once than the limit"
     OVER_RATE = "more starts than the rate"
     SLOT_LEAKED = "slot of nobody"
+    REAPED_ALIVE = "reaped alive"
+    WORKER_ENDED = "worker ended by itself"
+    NOT_HANDED_BACK = "not handed back"
+    DRIFT = "drift"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Violation:
     """One thing that must not be.
 
     Attributes:
-        invariant: I1 to I13; "run" if the run itself proves nothing.
+        invariant: I1 to I16; "run" if the run itself proves nothing.
         what: what was seen, in words.
     """
 
