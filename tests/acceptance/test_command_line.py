@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -457,6 +458,8 @@ def test_a_worker_waits_for_redis(tmp_path: Path, system: Stack, connections: Co
         assert worker.popen.poll() is None
         away = run("health", "worker", JOBLEDGER_REDIS_URL=url)
         assert (away.code, away.out.startswith("Redis is away")) == (FAILED, True)
+        alive = run("health", "worker", "--alive", "--pid", str(worker.pid), JOBLEDGER_REDIS_URL=url)
+        assert (alive.code, alive.out) == (DONE, f"worker runs (process {worker.pid})\n")
 
         redis.restart()
 
@@ -500,18 +503,71 @@ def test_a_worker_with_wrong_settings_does_not_begin(run: Run, redis_url: str) -
 # -- health
 
 
+def numbers_in(words: str) -> set[int]:
+    """The processes that an answer names: also those of other tests, if some run beside this one."""
+    return {int(one) for one in re.findall(r"\d+", words)}
+
+
 def test_a_worker_that_was_killed_is_not_healthy(run: Run, system: Stack) -> None:
-    assert run("health", "worker").out == "Redis knows no such worker of this machine\n"
+    none = "no such worker runs on this machine; if it was started in a way of your own, say its --pid\n"
+    assert run("health", "worker", "--name", "mine").out == none
     worker = system.worker("--name", "mine")
     assert run("health", "worker", "--name", "mine").code == DONE
     assert run("health", "worker").code == DONE
     assert run("health", "worker", "--name", "other").code == FAILED
     assert run("health", "worker", "--max-age", "0").code == FAILED
+    assert run("health", "worker", "--alive", "--name", "mine").out == f"worker runs (process {worker.pid})\n"
 
     worker.kill_tree()
 
     ended = run("health", "worker")
     assert (ended.code, ended.out) == (FAILED, f"worker mine (process {worker.pid}) gives no sign of life\n")
+    for asked in (["--name", "mine"], ["--pid", str(worker.pid)]):
+        ended = run("health", "worker", "--alive", *asked)
+        assert (ended.code, ended.out) == (FAILED, none)
+
+
+@pytest.mark.parametrize("command", ["ours", "stock"])
+def test_a_worker_that_redis_has_forgotten_is_healthy(
+    connections: Connections, run: Run, system: Stack, command: str
+) -> None:
+    if command == "ours":
+        worker = system.start(sys.executable, "-m", "jobledger", "worker", "--", "--name", "forgotten")
+        eventually(lambda: "Listening on" in worker.output() or worker.popen.poll() is not None, 60, "RQ's worker")
+    else:
+        worker = system.worker("--name", "forgotten")
+    assert run("health", "worker", "--name", "forgotten").out == f"worker forgotten (process {worker.pid}) works\n"
+
+    connections.redis.flushall()
+
+    for asked in (["--name", "forgotten"], ["--pid", str(worker.pid)]):
+        ended = run("health", "worker", *asked)
+        assert (ended.code, ended.out.startswith(f"worker process {worker.pid} runs; ")) == (DONE, True)
+    assert worker.pid in numbers_in(run("health", "worker", "--alive").out)
+
+
+def test_a_worker_and_a_scheduler_are_alive_while_both_servers_are_away(
+    run: Run, system: Stack, nobody: str, tmp_path: Path
+) -> None:
+    redis = EmbeddedRedis(tmp_path / "redis", persistent=False)
+    redis.start()
+    away = {"JOBLEDGER_REDIS_URL": redis.url, "JOBLEDGER_DATABASE_URL": nobody}
+    try:
+        worker = system.worker("--name", "patient", JOBLEDGER_REDIS_URL=redis.url)
+    finally:
+        redis.stop()
+    scheduler = system.start(sys.executable, "-m", "jobledger", "scheduler", **away)
+
+    for arguments, pid in [(["worker", "--name", "patient"], worker.pid), (["scheduler"], scheduler.pid)]:
+        alive = run("health", *arguments, "--alive", **away)
+        assert (alive.code, pid in numbers_in(alive.out)) == (DONE, True), alive.out
+        assert run("health", *arguments, **away).code == FAILED
+
+    scheduler.kill_tree()
+
+    ended = run("health", "scheduler", "--alive", "--pid", str(scheduler.pid), **away)
+    assert (ended.code, ended.out.startswith("no such scheduler")) == (FAILED, True)
+    assert scheduler.pid not in numbers_in(run("health", "scheduler", "--alive", **away).out)
 
 
 def test_the_api_is_healthy_when_it_accepts_jobs(run: Run, system: Stack, nobody: str) -> None:

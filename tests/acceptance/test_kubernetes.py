@@ -33,7 +33,16 @@ def test_every_command_is_in_exec_form_and_exists(path: Any) -> None:
     pod = pod_of(yaml.safe_load(path.read_text()))
     containers = [*pod["initContainers"], *pod["containers"]]
     commands = [one["command"] for one in containers]
-    commands += [one["livenessProbe"]["exec"]["command"] for one in pod["containers"]]
+    commands += [
+        one[probe]["exec"]["command"] for one in pod["containers"] for probe in ("livenessProbe", "readinessProbe")
+    ]
 
     assert [command_problem(command) for command in commands] == [None] * len(commands)
-    assert len(commands) == 3
+    assert len(commands) == 4
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_what_restarts_a_container_asks_no_server(path: Any) -> None:
+    for one in pod_of(yaml.safe_load(path.read_text()))["containers"]:
+        assert one["livenessProbe"]["exec"]["command"][-1] == "--alive"
+        assert "--alive" not in one["readinessProbe"]["exec"]["command"]

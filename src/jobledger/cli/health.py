@@ -3,10 +3,14 @@
 import http.client
 import json
 import os
+import re
 import socket
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 import click
@@ -26,6 +30,17 @@ ANSWER_SECONDS: Final = 5.0
 LOOPBACK: Final = "127.0.0.1"
 _ANY_ADDRESS: Final = ("0.0.0.0", "::")  # noqa: S104 - what the API listens on; we do not
 
+_WORKER: Final = re.compile(r"(?:^|[/\0])(?:jobledger|rq(?:\.cli)?)\0worker(?:-pool)?\0|^rq:worker:")
+"""How its command line looks; the latter where RQ finds setproctitle."""
+_SCHEDULER: Final = re.compile(r"(?:^|[/\0])jobledger\0scheduler\0")
+_NONE: Final = "no such {} runs on this machine; if it was started in a way of your own, say its --pid"
+
+_alive_option: Final = click.option(
+    "--alive",
+    is_flag=True,
+    help="Only whether its process is there; asks no server, so it is what may decide about a restart.",
+)
+
 
 @click.group()
 def health() -> None:
@@ -35,6 +50,7 @@ def health() -> None:
 @health.command()
 @click.option("--name", help="RQ's name of the worker; any of this machine if not said.")
 @click.option("--pid", type=int, help="Its process id.")
+@_alive_option
 @click.option(
     "--max-age",
     type=DURATION,
@@ -44,8 +60,13 @@ def health() -> None:
 )
 @json_option
 @click.pass_context
-def worker(context: click.Context, name: str | None, pid: int | None, max_age: float, as_json: bool) -> None:
-    """Whether an RQ worker of this machine runs and is known to Redis."""
+def worker(
+    context: click.Context, name: str | None, pid: int | None, alive: bool, max_age: float, as_json: bool
+) -> None:
+    """Whether an RQ worker of this machine runs, and Redis answers."""
+    if alive:
+        _say_alive(context, "worker", _processes(_WORKER, name, pid), as_json)
+        return
     try:
         with make_redis(load_settings().require_redis_url(), ANSWER_SECONDS) as client:
             records = [one for one in workers(client) if one.host == socket.gethostname()]
@@ -53,44 +74,45 @@ def worker(context: click.Context, name: str | None, pid: int | None, max_age: f
         _say(context, False, f"Redis is away: {error}", as_json)
         return
     asked = [one for one in records if name in (None, one.name) and pid in (None, one.pid)]
-    found = [one for one in asked if _is_alive(one, max_age)]
+    found = [one for one in asked if _gives_signs(one, max_age)]
     if found:
         _say(context, True, f"worker {found[0].name} (process {found[0].pid}) works", as_json)
     elif asked:
         _say(context, False, f"worker {asked[0].name} (process {asked[0].pid}) gives no sign of life", as_json)
+    elif here := _processes(_WORKER, name, pid):
+        # An idle worker says its host and process at its start only; it works on all the same.
+        _say(context, True, f"worker process {here[0]} runs; Redis was emptied since, or does not know it yet", as_json)
     else:
-        _say(context, False, "Redis knows no such worker of this machine", as_json)
+        _say(context, False, _NONE.format("worker"), as_json)
 
 
-def _is_alive(record: WorkerRecord, max_age_seconds: float) -> bool:
+def _gives_signs(record: WorkerRecord, max_age_seconds: float) -> bool:
     """Whether a worker of this machine runs, as far as its heartbeat and the kernel know."""
     if record.pid is None or record.heartbeat_at is None:
         return False
-    if (datetime.now(UTC) - record.heartbeat_at).total_seconds() > max_age_seconds:
-        return False
-    try:
-        os.kill(record.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is there, and somebody else's
-        return True
-    return True
+    return (datetime.now(UTC) - record.heartbeat_at).total_seconds() <= max_age_seconds and _is_there(record.pid)
 
 
 @health.command()
+@click.option("--pid", type=int, help="Its process id; any of this machine if not said.")
+@_alive_option
 @click.option("--max-age", type=DURATION, default="30s", show_default=True, help="Longest silence.")
 @json_option
 @click.pass_context
-def scheduler(context: click.Context, max_age: float, as_json: bool) -> None:
+def scheduler(context: click.Context, pid: int | None, alive: bool, max_age: float, as_json: bool) -> None:
     """Whether a scheduler of this machine runs and reaches the ledger."""
+    if alive:
+        _say_alive(context, "scheduler", _processes(_SCHEDULER, pid=pid), as_json)
+        return
     try:
         with connect("jobledger-cli").transaction(ANSWER_SECONDS) as connection:
-            found = [one for one in schedulers.everyone(connection) if one.host == socket.gethostname()]
+            everyone = schedulers.everyone(connection)
     except LedgerUnavailable as error:
         _say(context, False, str(error), as_json)
         return
+    found = [one for one in everyone if one.host == socket.gethostname() and pid in (None, one.pid)]
     if not found:
-        _say(context, False, "the ledger knows no scheduler of this machine", as_json)
+        _say(context, False, "the ledger knows no such scheduler of this machine", as_json)
         return
     newest = found[0]
     words = f"scheduler {newest.name} was seen {newest.seen_seconds_ago:.0f} s ago"
@@ -116,6 +138,47 @@ def api(context: click.Context, port: int | None, as_json: bool) -> None:
         _say(context, False, f"{url}: {error}", as_json)
     else:
         _say(context, True, f"the API is {status}", as_json)
+
+
+def _processes(looks: re.Pattern[str], name: str | None = None, pid: int | None = None) -> list[int]:
+    """The processes of this machine whose command line looks like that and has that name in it; or the one asked for,
+    if it is there, however it looks."""
+    if pid is not None and name is None:
+        return [pid] if _is_there(pid) else []
+    return [
+        number
+        for number, line in _command_lines()
+        if looks.search(line) and pid in (None, number) and (name is None or _has_name(line, name))
+    ]
+
+
+def _command_lines() -> Iterator[tuple[int, str]]:
+    """Of the processes that we may see. One that has ended, but whose parent has not asked, has none."""
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ends meanwhile, or is hidden from us
+            yield int(directory.name), (directory / "cmdline").read_bytes().decode("utf-8", "replace")
+
+
+def _has_name(line: str, name: str) -> bool:
+    words = line.split("\0")
+    return not {name, f"--name={name}", f"-n{name}"}.isdisjoint(words) or line.startswith(f"rq:worker:{name}: ")
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is there, and somebody else's
+        return True
+    return True
+
+
+def _say_alive(context: click.Context, what: str, here: list[int], as_json: bool) -> None:
+    if here:
+        _say(context, True, f"{what} runs (process {', '.join(map(str, here))})", as_json)
+    else:
+        _say(context, False, _NONE.format(what), as_json)
 
 
 def _say(context: click.Context, healthy: bool, message: str, as_json: bool) -> None:
