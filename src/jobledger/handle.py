@@ -79,7 +79,9 @@ class JobHandle:
         return self
 
     def cancel(self, reason: str = "", by: str = "the application", wait: float = 0.0) -> Answer:
-        """Cancel the job, and all that waits for it, unless it has ended. One that runs is ended within 15 seconds.
+        """Cancel the job, unless it has ended. One that runs is ended within 15 seconds.
+
+        What waits for it does as its `on_parent_failure` says: by default it is canceled, too.
 
         Args:
             reason: why, for people.

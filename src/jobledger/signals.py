@@ -46,7 +46,7 @@ class RetryIn(Signal):
 
 
 class Cancel(Signal):
-    """Cancel this job, and all that waits for it."""
+    """Cancel this job; what waits for it does as its `on_parent_failure` says: by default it is canceled, too."""
 
 
 class GiveUp(Signal):
