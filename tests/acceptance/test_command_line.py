@@ -527,15 +527,23 @@ def test_a_worker_that_was_killed_is_not_healthy(run: Run, system: Stack) -> Non
         assert (ended.code, ended.out) == (FAILED, none)
 
 
-@pytest.mark.parametrize("command", ["ours", "stock"])
+RQ = ["worker", "-c", "jobledger.rq_config", "--name", "forgotten", "default"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "-m", "jobledger", "worker", "default", "--", "--name", "forgotten"],
+        [str(Path(sys.executable).parent / "rq"), *RQ],
+        [sys.executable, "-m", "rq.cli", *RQ],
+    ],
+    ids=["ours", "stock", "module"],
+)
 def test_a_worker_that_redis_has_forgotten_is_healthy(
-    connections: Connections, run: Run, system: Stack, command: str
+    connections: Connections, run: Run, system: Stack, command: list[str]
 ) -> None:
-    if command == "ours":
-        worker = system.start(sys.executable, "-m", "jobledger", "worker", "--", "--name", "forgotten")
-        eventually(lambda: "Listening on" in worker.output() or worker.popen.poll() is not None, 60, "RQ's worker")
-    else:
-        worker = system.worker("--name", "forgotten")
+    worker = system.start(*command)
+    eventually(lambda: "Listening on" in worker.output() or worker.popen.poll() is not None, 60, "RQ's worker")
     assert run("health", "worker", "--name", "forgotten").out == f"worker forgotten (process {worker.pid}) works\n"
 
     connections.redis.flushall()
@@ -553,10 +561,15 @@ def test_a_worker_and_a_scheduler_are_alive_while_both_servers_are_away(
     redis.start()
     away = {"JOBLEDGER_REDIS_URL": redis.url, "JOBLEDGER_DATABASE_URL": nobody}
     try:
-        worker = system.worker("--name", "patient", JOBLEDGER_REDIS_URL=redis.url)
+        ours = [sys.executable, "-m", "jobledger", "worker", "--", "--name", "patient"]  # a stock one might end
+        worker = system.start(*ours, JOBLEDGER_REDIS_URL=redis.url)
+        eventually(lambda: "Listening on" in worker.output() or worker.popen.poll() is not None, 60, "RQ's worker")
     finally:
         redis.stop()
     scheduler = system.start(sys.executable, "-m", "jobledger", "scheduler", **away)
+    eventually(
+        lambda: "Scheduler started" in scheduler.output() or scheduler.popen.poll() is not None, 60, "the scheduler"
+    )
 
     for arguments, pid in [(["worker", "--name", "patient"], worker.pid), (["scheduler"], scheduler.pid)]:
         alive = run("health", *arguments, "--alive", **away)

@@ -149,7 +149,7 @@ def retry_jobs(context: click.Context, /, job_ids: tuple[UUID, ...], as_json: bo
 @json_option
 @click.pass_context
 def cancel_jobs(context: click.Context, /, job_ids: tuple[UUID, ...], reason: str, as_json: bool, **which: Any) -> None:
-    """Cancel jobs, and all that waits for them: by their ids, or all that options select.
+    """Cancel jobs, and by default what waits for them, too: by their ids, or all that options select.
 
     Jobs that run are ended within 15 seconds.
     """
