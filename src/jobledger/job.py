@@ -232,8 +232,8 @@ class BaseJob:
 
     @classmethod
     def set(cls, **options: Any) -> Dispatcher:
-        """Speak options before the dispatch: queue, priority, expires_in, timeout, max_attempts, title, owner, after,
-        on_parent_failure, idempotency_key, idempotency_scope.
+        """Speak options before the dispatch: queue, priority, expires_in, timeout, max_attempts, title, owner, delay,
+        after, on_parent_failure, idempotency_key, idempotency_scope.
 
         Raises:
             OptionError: an option does not exist or does not make sense.
@@ -247,8 +247,9 @@ class BaseJob:
         Args:
             session: write the row in this transaction: it is pushed after the commit, and gone with a rollback.
             **given: the payload; and the options `queue=`, `priority=`, `after=` (a job or several, by handle or id,
-                that must complete first), `expires_in=`, `timeout=`, `max_attempts=`, `idempotency_key=` (if a job
-                was dispatched with it before, that one is given back).
+                that must complete first), `on_parent_failure=`, `expires_in=`, `timeout=`, `max_attempts=`,
+                `idempotency_key=` (if a job was dispatched with it before, that one is given back),
+                `idempotency_scope=` (whose key it is).
 
         Returns:
             A handle; once this returns without a session, the job is in the ledger and will end.

@@ -22,14 +22,25 @@ DISPATCH_OPTIONS: Final = (
     "priority",
     "expires_in",
     "idempotency_key",
+    "idempotency_scope",
     "on_parent_failure",
 )
 """The options that `dispatch(**payload, …)` takes beside the payload."""
 
 SPOKEN_OPTIONS: Final = ("queue", "priority", "expires_in", "timeout", "max_attempts", "title", "owner")
-"""The options that `set(…)` and a schedule take; what else there is has a word of its own."""
+"""The options that a schedule takes."""
 
-RESERVED_NAMES: Final = frozenset({*DISPATCH_OPTIONS, "idempotency_key", "unique", "owner", "title", "tags"})
+SET_OPTIONS: Final = (
+    *SPOKEN_OPTIONS,
+    "delay",
+    "after",
+    "on_parent_failure",
+    "idempotency_key",
+    "idempotency_scope",
+)
+"""The options that `set(…)` takes."""
+
+RESERVED_NAMES: Final = frozenset({*DISPATCH_OPTIONS, "unique", "owner", "title", "tags"})
 """No payload parameter may be named so: `dispatch(queue="low")` must have one meaning, today and later."""
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -192,7 +203,7 @@ def _check(name: str, value: Any) -> tuple[str, Any]:
             except ValueError:
                 raise OptionError(f'on_parent_failure={value!r}: say "cancel", "run" or "hold".') from None
         case _:
-            raise OptionError(f"There is no option {name!r}; there are {', '.join(SPOKEN_OPTIONS)}.")
+            raise OptionError(f"There is no option {name!r}; there are {', '.join(SET_OPTIONS)}.")
 
 
 def _ids(value: Any) -> tuple[UUID, ...]:

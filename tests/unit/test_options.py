@@ -169,3 +169,13 @@ def test_a_priority_that_is_no_whole_number_is_refused(asked: Any) -> None:
 def test_the_priority_chooses_the_queue_of_whoever_names_none(priority: int | None, queue: str) -> None:
     assert Options().but(priority=priority).chosen_queue == queue
     assert Options().but(priority=priority, queue="etl").chosen_queue == "etl"
+
+
+def test_an_option_that_there_is_not_names_all_that_there_are() -> None:
+    with pytest.raises(OptionError) as refused:
+        Options().but(retries=3)
+
+    there_are = str(refused.value).partition("; there are ")[2].rstrip(".").split(", ")
+    fields = [name.removesuffix("_seconds") for name in Options.__slots__ if name != "available_at_epoch"]
+    assert str(refused.value).startswith("There is no option 'retries'")
+    assert sorted(there_are) == sorted(fields)
