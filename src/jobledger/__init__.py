@@ -1,6 +1,6 @@
 """Background jobs on Redis Queue, with a ledger in Postgres that is always right."""
 
-from jobledger.connections import Connections, configure
+from jobledger.connections import Connections, configure, default_connections
 from jobledger.errors import (
     AlreadyDispatched,
     ConfigurationError,
@@ -31,7 +31,7 @@ from jobledger.signals import Cancel, GiveUp, Snooze
 from jobledger.status import JobStatus, Outcome, Reason
 from jobledger.tick import Tick
 from jobledger.unique import Unique
-from jobledger.worker.alarm import JobCanceled
+from jobledger.worker.alarm import FencedOut, JobCanceled
 
 __version__ = "0.2.0"
 
@@ -44,6 +44,7 @@ __all__ = [
     "DispatchContended",
     "DispatchRefused",
     "Failure",
+    "FencedOut",
     "GiveUp",
     "IdempotencyConflict",
     "JobCanceled",
@@ -72,5 +73,6 @@ __all__ = [
     "UnknownJobType",
     "WaitTimeout",
     "configure",
+    "default_connections",
     "schedule",
 ]

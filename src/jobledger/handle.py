@@ -2,13 +2,14 @@
 
 import random
 import time
+from datetime import datetime
 from typing import Any, Final, Self
 from uuid import UUID
 
 from jobledger import control
-from jobledger.connections import Connections
+from jobledger.connections import Connections, default_connections
 from jobledger.control import Answer, Verdict
-from jobledger.errors import JobNotFound, WaitTimeout
+from jobledger.errors import JobNotFound, OptionError, WaitTimeout
 from jobledger.ledger import queries
 from jobledger.ledger.queries import AttemptRow, JobRow
 from jobledger.status import JobStatus
@@ -36,6 +37,21 @@ class JobHandle:
         self._connections = connections
         self._row: JobRow | None = None
 
+    @classmethod
+    def fetch(cls, job_id: UUID | str, connections: Connections | None = None) -> Self:
+        """The handle of a job that was dispatched before, here or elsewhere, with what the ledger says of it now.
+
+        Args:
+            job_id: of the job, as a UUID or as text.
+            connections: where its ledger is; None for the process's default.
+
+        Raises:
+            OptionError: that is no id.
+            JobNotFound: there is no such job: never dispatched, rolled back, not yet committed, or pruned.
+            LedgerUnavailable: Postgres is away.
+        """
+        return cls(_checked_id(job_id), None, connections or default_connections()).refresh()
+
     def __repr__(self) -> str:
         return f"<JobHandle {self.id} {self.status}>"
 
@@ -53,6 +69,16 @@ class JobHandle:
     def held_by(self) -> str | None:
         """What a queued job waits for, at the last look, such as `pause:queue:low`; None if it may run."""
         return self._row.held_by if self._row is not None else None
+
+    @property
+    def cancel_requested_at(self) -> datetime | None:
+        """Since when somebody wants this job canceled while it runs, at the last look; None if nobody does."""
+        return self._row.cancel_requested_at if self._row is not None else None
+
+    @property
+    def cancel_reason(self) -> str | None:
+        """Who wants that, and why."""
+        return self._row.cancel_reason if self._row is not None else None
 
     @property
     def attempts(self) -> list[AttemptRow]:
@@ -131,7 +157,34 @@ class JobHandle:
         while not (row := self.refresh()._row) or not row.is_terminal:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise WaitTimeout(f"Job {self.id} is still {self.status} after {timeout:g} s.")
+                raise WaitTimeout(f"Job {self.id} is still {self.status} after {timeout:g} s{_standing(row)}.")
             time.sleep(min(left, pause * (1 + random.random())))  # noqa: S311 - many waiters must not look at once
             pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
         return self
+
+
+def _checked_id(job_id: object) -> UUID:
+    """The id of a job, also from text.
+
+    Raises:
+        OptionError: it is none.
+    """
+    try:
+        return job_id if isinstance(job_id, UUID) else UUID(job_id)  # type: ignore[arg-type]
+    except (AttributeError, TypeError, ValueError):
+        raise OptionError(f"job_id={job_id!r:.60} is no job's id: say a UUID, or one as text.") from None
+
+
+def _standing(row: JobRow | None) -> str:
+    """What is known of why a job has not ended, as the end of a sentence."""
+    if row is None:
+        return ""
+    if row.held_by is not None:
+        return f", held by {row.held_by}"
+    if row.cancel_reason is not None:
+        return f", to be {row.cancel_reason}"
+    if row.status is JobStatus.DEFERRED:
+        return f"; it waits for {row.waiting_parents} of its parents"
+    if row.status is JobStatus.SCHEDULED:
+        return f"; it waits until {row.available_at.isoformat(timespec='seconds')}"
+    return ""

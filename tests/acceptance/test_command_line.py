@@ -16,9 +16,12 @@ import pytest
 import sqlalchemy as sa
 
 from harness import REPOSITORY, TESTS, Stack, eventually
-from jobledger import Connections, JobStatus
+from jobledger import Connections, JobStatus, control
 from jobledger.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServers, free_port
+from jobledger.ledger import transitions
 from jobledger.ledger.migrate import revisions
+from jobledger.ledger.rows import Runner
+from jobledger.status import PauseKind
 from jobledger.worker import run_job
 from sample_jobs import Echo, Effect, Fails
 
@@ -137,6 +140,22 @@ def test_a_job_is_shown_with_its_attempts(connections: Connections, run: Run) ->
     assert whole.json["job"]["reason"] == "error"
     assert [one["error_type"] for one in whole.json["attempts"]] == ["KeyError"]
     assert "Traceback" in whole.json["attempts"][0]["traceback"]
+
+
+def test_why_a_job_does_not_run_or_is_about_to_end_is_shown(connections: Connections, run: Run) -> None:
+    held, canceled = Echo.dispatch(queue="low"), Echo.dispatch()
+    control.pause(connections, PauseKind.QUEUE, "low", "ann")
+    run_job(str(held.id))
+    with connections.transaction() as connection:
+        transitions.claim(connection, canceled.id, Runner("worker", "host", 1, "1"), 30)
+    canceled.cancel("too large", by="bob")
+
+    listed, shown = run("jobs", "list", "--json").json["jobs"], run("jobs", "show", str(canceled.id)).out
+
+    assert {job["id"]: job["held_by"] for job in listed} == {str(held.id): "pause:queue:low", str(canceled.id): None}
+    assert "pause:queue:low" in run("jobs", "list", "--queue", "low").out
+    assert "cancel_reason" in shown
+    assert "canceled by bob: too large" in shown
 
 
 def test_what_a_job_says_of_itself_is_never_interpreted(connections: Connections, run: Run) -> None:

@@ -3,17 +3,31 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from pydantic import SecretStr
 from sqlalchemy.orm import Session
 
-from jobledger import Connections, JobHandle, JobNotFound, JobStatus, LedgerUnavailable, Outcome, WaitTimeout
+from jobledger import (
+    Connections,
+    JobHandle,
+    JobNotFound,
+    JobStatus,
+    LedgerUnavailable,
+    OptionError,
+    Outcome,
+    WaitTimeout,
+    control,
+)
 from jobledger.embedded import EmbeddedServers
+from jobledger.ledger import transitions
+from jobledger.ledger.rows import Runner
 from jobledger.maintenance.relay import relay_due
+from jobledger.status import PauseKind
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
 
@@ -79,6 +93,45 @@ def test_a_job_is_found_once_its_transaction_has_committed(connections: Connecti
     assert job.refresh().status is JobStatus.QUEUED
 
 
+@pytest.mark.parametrize("kind", [str, lambda one: one], ids=["text", "UUID"])
+def test_a_handle_comes_from_an_id(connections: Connections, kind: Callable[[UUID], Any]) -> None:
+    job = Echo.dispatch(n=5)
+    run(job)
+
+    found = JobHandle.fetch(kind(job.id))
+
+    assert (found.id, found.status, found.result) == (job.id, JobStatus.COMPLETED, {"n": 5})
+    assert not found.retry().is_done
+
+
+def test_no_handle_comes_from_an_id_that_the_ledger_does_not_have(connections: Connections) -> None:
+    unknown = uuid4()
+
+    with pytest.raises(JobNotFound, match=str(unknown)):
+        JobHandle.fetch(unknown)
+
+
+@pytest.mark.parametrize("wrong", ["42", "", "x" * 1000, 42, None, b"01970000-0000-7000-8000-000000000000"])
+def test_no_handle_comes_from_what_is_no_id(connections: Connections, wrong: Any) -> None:
+    with pytest.raises(OptionError, match=r"^job_id=.* is no job's id: say a UUID") as refused:
+        JobHandle.fetch(wrong)
+    assert len(str(refused.value)) < 150
+
+
+def test_a_handle_says_who_wants_its_job_canceled_and_why(connections: Connections) -> None:
+    job = Echo.dispatch()
+    with connections.transaction() as connection:
+        transitions.claim(connection, job.id, Runner("worker", "host", 1, "1"), 30)
+    assert (job.refresh().cancel_requested_at, job.cancel_reason) == (None, None)
+
+    job.cancel("too large", by="ann")
+
+    assert job.refresh().cancel_reason == "canceled by ann: too large"
+    assert job.cancel_requested_at is not None
+    with pytest.raises(WaitTimeout, match=r"is still started after 0 s, to be canceled by ann: too large\.$"):
+        job.wait(0)
+
+
 # -- waiting
 
 
@@ -128,8 +181,24 @@ def test_waiting_gives_up_at_its_timeout(connections: Connections) -> None:
     with pytest.raises(WaitTimeout, match=rf"Job {job.id} is still queued after 0.2 s") as given_up:
         job.wait(0.2)
 
+    assert str(given_up.value).endswith("after 0.2 s.")
     assert 0.2 <= time.monotonic() - started < 1
     assert isinstance(given_up.value, TimeoutError)
+
+
+def test_waiting_in_vain_says_what_the_job_waits_for(connections: Connections) -> None:
+    parent = Echo.dispatch_in("1h")
+    child = Echo.dispatch(after=parent)
+    control.pause(connections, PauseKind.QUEUE, "held", "ann")
+    held = Echo.dispatch(queue="held")
+    run(held)
+
+    with pytest.raises(WaitTimeout, match=r"is still queued after 0 s, held by pause:queue:held\.$"):
+        held.wait(0)
+    with pytest.raises(WaitTimeout, match=r"is still deferred after 0 s; it waits for 1 of its parents\.$"):
+        child.wait(0)
+    with pytest.raises(WaitTimeout, match=r"is still scheduled after 0 s; it waits until 20\d\d-.*\+00:00\.$"):
+        parent.wait(0)
 
 
 def test_waiting_for_a_ledger_that_is_away_is_no_timeout(connections: Connections, servers: EmbeddedServers) -> None:

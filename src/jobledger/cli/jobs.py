@@ -62,7 +62,17 @@ def list_jobs(
     show_table(
         ("ID", "STATUS", "TYPE", "QUEUE", "ATTEMPT", "CREATED", "REASON", "TITLE"),
         [
-            (one.id, one.status, one.job_type, one.queue, one.attempt, one.created_at, one.reason, one.title)
+            # What is held has no reason yet: one column says why a job stands where it does.
+            (
+                one.id,
+                one.status,
+                one.job_type,
+                one.queue,
+                one.attempt,
+                one.created_at,
+                one.held_by or one.reason,
+                one.title,
+            )
             for one in shown
         ],
     )

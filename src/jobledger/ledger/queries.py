@@ -9,13 +9,18 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobledger.ledger.models import job_attempts, job_statuses
+from jobledger.ledger.models import job_attempts, job_statuses, who
 from jobledger.status import TERMINAL, JobStatus, Outcome, PauseKind
 
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """One job, as the ledger has it."""
+    """One job, as the ledger has it.
+
+    Attributes:
+        cancel_requested_at: since when somebody wants it canceled while it runs.
+        cancel_reason: who, and why.
+    """
 
     id: UUID
     job_type: str
@@ -46,6 +51,8 @@ class JobRow:
     started_at: datetime | None
     finished_at: datetime | None
     updated_at: datetime
+    cancel_requested_at: datetime | None
+    cancel_reason: str | None
 
     @property
     def is_terminal(self) -> bool:
@@ -62,6 +69,7 @@ class JobSummary:
     title: str | None
     queue: str
     status: JobStatus
+    held_by: str | None
     reason: str | None
     attempt: int
     created_at: datetime
@@ -101,7 +109,16 @@ class AttemptRow:
     peak_memory_bytes: int | None
 
 
-_JOB: Final = sa.select(*(job_statuses.c[name] for name in JobRow.__slots__))
+# A request that an older version of the code has left behind is none, see `cancel_requests`.
+_REQUESTS: Final = who.cancel_requests.c
+_JOB: Final = sa.select(
+    *(job_statuses.c[name] for name in JobRow.__slots__ if name != "cancel_reason"),
+    _REQUESTS.reason.label("cancel_reason"),
+).outerjoin_from(
+    job_statuses,
+    who.cancel_requests,
+    sa.and_(_REQUESTS.job_id == job_statuses.c.id, _REQUESTS.requested_at == job_statuses.c.cancel_requested_at),
+)
 _ATTEMPT: Final = sa.select(*(job_attempts.c[name] for name in AttemptRow.__slots__))
 
 
