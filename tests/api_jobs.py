@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from jobledger import BaseJob, JobRefused, Retry
+from jobledger import BaseJob, JobRefused, Retry, Unique
 
 
 class EmptyTable(BaseJob):
@@ -69,3 +69,19 @@ class FailsOnce(BaseJob):
             raise ValueError("not yet")
         self.progress(3, 3, "done")
         return "second time lucky"
+
+
+class UniqueImport(BaseJob):
+    """Imports a source, once at a time."""
+
+    unique = Unique("source")
+    api_dispatchable = True
+
+    def _perform(self, source: str) -> None: ...
+
+
+class UniqueStrictImport(UniqueImport):
+    """The same, and says so if it is there already."""
+
+    unique = Unique("source", on_conflict="error")
+    api_dispatchable = True

@@ -55,8 +55,13 @@ class Request:
         return self.options.idempotency_key is not None or self.unique is not None
 
 
-def admit(connection: Connection, rows: list[NewJob], requests: Sequence[Request]) -> list[Accepted]:
+def admit(
+    connection: Connection, rows: list[NewJob], requests: Sequence[Request], patience_seconds: float | None = None
+) -> list[Accepted]:
     """Write the rows of a dispatch, each for one request.
+
+    Args:
+        patience_seconds: how long another one that dispatches the same is waited for; None for `RIVAL_SECONDS`.
 
     Returns:
         What became of each.
@@ -71,7 +76,7 @@ def admit(connection: Connection, rows: list[NewJob], requests: Sequence[Request
         return _write(connection, rows, requests)
     if len(requests) > 1 and any(request.options.idempotency_key is not None for request in requests):
         raise OptionError("An idempotency_key is for one job: dispatch each with a key of its own.")
-    with waiting_for_rivals(connection):
+    with waiting_for_rivals(connection, patience_seconds):
         known = _known_by_key(connection, rows[0], requests[0])
         if known is not None:
             return [known]
@@ -89,15 +94,20 @@ _TOOK_TOO_LONG: Final = ("55P03", "40P01")  # lock timeout; deadlock, of two tha
 
 
 @contextmanager
-def waiting_for_rivals(connection: Connection) -> Iterator[None]:
+def waiting_for_rivals(connection: Connection, patience_seconds: float | None = None) -> Iterator[None]:
     """Wait for other transactions for so long and no longer; an error inside undoes what was done inside.
+
+    Args:
+        patience_seconds: how long, for each of them; None for `RIVAL_SECONDS`.
 
     Raises:
         DispatchContended: one has not come to an end.
     """
+    patience = RIVAL_SECONDS if patience_seconds is None else patience_seconds
+    limit = f"{max(1, round(patience * 1000))}ms"  # 0 would be for ever
     try:
         with connection.begin_nested():
-            before = connection.execute(_LIMIT_WAITS, {"limit": f"{RIVAL_SECONDS}s"}).one().lock_timeout
+            before = connection.execute(_LIMIT_WAITS, {"limit": limit}).one().lock_timeout
             yield
             connection.execute(_LIMIT_WAITS, {"limit": before})
     except DBAPIError as error:
@@ -105,7 +115,7 @@ def waiting_for_rivals(connection: Connection) -> Iterator[None]:
         if state not in _TOOK_TOO_LONG:
             raise
         raise DispatchContended(
-            f"Another transaction dispatches the same, or holds that job, and has not ended within {RIVAL_SECONDS} s: "
+            f"Another transaction dispatches the same, or holds that job, and has not ended within {patience:.2g} s: "
             "nothing was written; try again."
         ) from error
 
@@ -127,7 +137,7 @@ def _known_by_key(connection: Connection, row: NewJob, request: Request) -> Acce
                 f"idempotency_key={key!r} was used before, by job {taken.job_id}, for another job type or payload.",
                 taken.job_id,
             )
-        return Accepted(taken.job_id, taken.status, None, is_duplicate=True)
+        return Accepted(taken.job_id, taken.status, None, is_duplicate=True, is_replay=True)
     raise DispatchContended(f"idempotency_key={key!r} is taken and given back again and again: try again.")
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -29,6 +30,9 @@ from jobledger.options import DEFAULT_PRIORITY
 from jobledger.pushing import DEADLINE_SECONDS, ask_for_room, push, push_quietly
 from jobledger.status import JobStatus
 from jobledger.wake import Accepted, Wake
+
+ANSWER_SECONDS: Final = 0.5
+"""What is left of `within_seconds` for all that is not waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ def dispatch(
     requests: Sequence[Request],
     session: Session | scoped_session[Session] | None = None,
     into: Connections | None = None,
+    within_seconds: float | None = None,
 ) -> list[Accepted]:
     """Write rows, in one statement, and push the wake-ups of those that may run.
 
@@ -69,6 +74,9 @@ def dispatch(
         requests: what to dispatch; all with the same `after` parents.
         session: the caller's transaction; None for a tick's, if inside one, or an own one.
         into: which servers; None for the process's default.
+        within_seconds: the longest that it may take without a session, for a caller who is waited for. One that
+            dispatches the same is waited for half a second less, so that there is time to say so. None for as long
+            as both may take.
 
     Returns:
         What became of each, in the order of the requests.
@@ -100,9 +108,9 @@ def dispatch(
         row.id: Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) for row in rows if row.pushed
     }
     if session is None:
-        waits = any(request.may_be_known for request in requests)
-        with connections.transaction(DEADLINE_SECONDS + RIVAL_SECONDS * waits) as connection:
-            accepted = admit(connection, rows, requests)
+        deadline, patience = _limits(requests, within_seconds)
+        with connections.transaction(deadline) as connection:
+            accepted = admit(connection, rows, requests, patience)
         (push if asks_first else push_quietly)(connections, _due(accepted, wakes))
         slots.release_new(connections, _keys(accepted, rows))
         return accepted
@@ -110,6 +118,14 @@ def dispatch(
     held = hold_wakes(session, until_commit=True)
     held.add(session, connections, _due(accepted, wakes), _keys(accepted, rows), has_room=asks_first)
     return accepted
+
+
+def _limits(requests: Sequence[Request], within_seconds: float | None) -> tuple[float, float | None]:
+    """How long a transaction of our own may take, and how long a rival is waited for in it, in seconds."""
+    if within_seconds is not None:
+        return within_seconds, max(within_seconds - ANSWER_SECONDS, 0.0)
+    waits = any(request.may_be_known for request in requests)
+    return DEADLINE_SECONDS + RIVAL_SECONDS * waits, None
 
 
 def _due(accepted: Sequence[Accepted], wakes: Mapping[UUID, Wake]) -> list[Wake]:

@@ -14,12 +14,14 @@ class Accepted:
         status: of the job; None for one that was dispatched before, and is not in the ledger any more.
         reason: why, if it was canceled at once.
         is_duplicate: the same was dispatched before, and this is that job; no row was written.
+        is_replay: it is known by its idempotency key: this very request was sent before.
     """
 
     id: UUID
     status: JobStatus | None
     reason: str | None
     is_duplicate: bool = False
+    is_replay: bool = False
 
 
 @dataclass(frozen=True, slots=True)

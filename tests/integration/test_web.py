@@ -1,17 +1,25 @@
 """The API in a process of its own, over HTTP."""
 
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
+from api_jobs import EmptyTable, UniqueImport
 from harness import Stack, eventually, one_value, stack
-from jobledger import Connections
+from jobledger import Connections, JobHandle, control
 from jobledger.embedded import EmbeddedServers
+from jobledger.ledger import transitions
+from jobledger.ledger.rows import Runner
+from jobledger.status import PauseKind
+from jobledger.worker import run_job
 
 EMPTY_TABLE = {"job": "EmptyTable", "payload": {"schema": "public", "table_name": "daily_stats"}}
 SEND_REPORT = {
@@ -80,7 +88,7 @@ class TestCreatedJob:
         answer = api.post("/create-jobs/", json=EMPTY_TABLE | {"queue": "high"})
         assert answer.status_code == 201
         created = answer.json()
-        assert created == {"job_id": str(UUID(created["job_id"])), "status": "enqueued"}
+        assert created == {"job_id": str(UUID(created["job_id"])), "status": "enqueued", "is_duplicate": False}
         assert answer.headers["Location"] == f"/job-status/{created['job_id']}"
         waiting = _status(api, created["job_id"])
         assert (waiting["status"], waiting["result"], waiting["attempts"]) == ("queued", None, [])
@@ -144,6 +152,101 @@ class TestCreatedJob:
         )
         assert timeout == 120
         assert _status(api, parent)["status"] == "scheduled"
+
+    @pytest.mark.parametrize(("mode", "status"), [("cancel", "canceled"), ("run", "queued"), ("hold", "deferred")])
+    def test_says_what_becomes_of_it_when_a_parent_fails(
+        self, api: httpx.Client, connections: Connections, mode: str, status: str
+    ) -> None:
+        parent = api.post("/create-jobs/", json=EMPTY_TABLE | LATER).json()["job_id"]
+        child = EMPTY_TABLE | {"after": [parent], "on_parent_failure": mode}
+        (created,) = api.post("/create-jobs/", json=[child]).json()
+
+        JobHandle.fetch(parent, connections).cancel()
+
+        assert _status(api, created["job_id"])["status"] == status
+
+    def test_tells_what_holds_it(self, api: httpx.Client, connections: Connections) -> None:
+        job_id = api.post("/create-jobs/", json=EMPTY_TABLE | {"queue": "held"}).json()["job_id"]
+        assert _status(api, job_id)["held_by"] is None
+        control.pause(connections, PauseKind.QUEUE, "held", "ann")
+        try:
+            run_job(job_id)
+            status = _status(api, job_id)
+        finally:
+            control.resume(connections, PauseKind.QUEUE, "held", "ann")
+        assert (status["status"], status["held_by"]) == ("queued", "pause:queue:held")
+        assert _status(api, job_id)["held_by"] is None
+
+    def test_tells_that_it_is_to_be_canceled_by_whom_and_why(self, api: httpx.Client, connections: Connections) -> None:
+        job_id = api.post("/create-jobs/", json=EMPTY_TABLE).json()["job_id"]
+        with connections.transaction() as connection:
+            transitions.claim(connection, UUID(job_id), Runner("worker", "host", 1, "1"), 30)
+        assert (_status(api, job_id)["cancel_requested_at"], _status(api, job_id)["cancel_reason"]) == (None, None)
+
+        JobHandle.fetch(job_id, connections).cancel("too large", by="ann")
+
+        status = _status(api, job_id)
+        assert (status["status"], status["cancel_reason"]) == ("started", "canceled by ann: too large")
+        assert status["cancel_requested_at"] > status["started_at"]
+
+
+class TestWhatIsThereAlready:
+    """Known by its key, or by its payload: they are told apart, and from what is new."""
+
+    def test_is_told_from_what_is_new(self, api: httpx.Client) -> None:
+        ask = {"job": "UniqueImport", "payload": {"source": "crm"}}
+        first, again = api.post("/create-jobs/", json=ask), api.post("/create-jobs/", json=ask)
+        assert (first.status_code, first.json()["is_duplicate"]) == (201, False)
+        assert (again.status_code, again.json()) == (201, first.json() | {"is_duplicate": True})
+        other = {"job": "UniqueImport", "payload": {"source": "erp"}}
+        created = api.post("/create-jobs/", json=[ask, other, other]).json()
+        assert [one["is_duplicate"] for one in created] == [True, False, True]
+
+    def test_is_replayed_only_if_its_key_is_known(self, api: httpx.Client) -> None:
+        ask = {"job": "UniqueImport", "payload": {"source": "keyed"}}
+        first = api.post("/create-jobs/", json=ask).json()
+        key = {"Idempotency-Key": "never sent before"}
+        equal, again = (api.post("/create-jobs/", json=ask, headers=key) for _ in range(2))
+        assert [one.json() for one in (equal, again)] == [first | {"is_duplicate": True}] * 2
+        assert ("Idempotency-Replayed" in equal.headers, again.headers["Idempotency-Replayed"]) == (False, "true")
+
+    def test_is_a_conflict_if_its_class_says_so(self, api: httpx.Client, connections: Connections) -> None:
+        ask = {"job": "UniqueStrictImport", "payload": {"source": "crm"}}
+        job_id = api.post("/create-jobs/", json=ask).json()["job_id"]
+        for body in (ask, [EMPTY_TABLE, ask]):
+            answer = api.post("/create-jobs/", json=body)
+            expected = f"UniqueStrictImport: an equal job, {job_id}, is queued."
+            assert (answer.status_code, answer.json()) == (409, {"detail": expected})
+        assert _jobs(connections) == 1
+
+    def test_is_a_conflict_in_time_while_another_dispatches_it_and_does_not_end(
+        self, api: httpx.Client, connections: Connections
+    ) -> None:
+        ask = {"job": "UniqueImport", "payload": {"source": "slow"}}
+        table = {"schema": "public", "table_name": "slow"}
+        many = 18  # more than the API has threads
+        with Session(connections.engine) as rival, ThreadPoolExecutor(many) as pool:
+            UniqueImport.dispatch(source="slow", session=rival)
+            EmptyTable.set(idempotency_scope="api").dispatch(**table, idempotency_key="slow", session=rival)
+            began = time.monotonic()
+            waiting = [
+                pool.submit(api.post, "/create-jobs/", json=ask),
+                pool.submit(
+                    api.post,
+                    "/create-jobs/",
+                    json={"job": "EmptyTable", "payload": table},
+                    headers={"Idempotency-Key": "slow"},
+                ),
+            ]
+            answers = [one.result() for one in waiting]
+            assert time.monotonic() - began < 2
+            assert [(one.status_code, one.headers["Retry-After"]) for one in answers] == [(409, "2")] * 2
+            assert all("has not ended within" in one.json()["detail"] for one in answers)
+
+            list(pool.map(lambda _: api.post("/create-jobs/", json=ask), range(many)))
+            assert api.post("/create-jobs/", json=EMPTY_TABLE).status_code == 201  # the threads are free again
+        assert _jobs(connections) == 1
+        assert api.post("/create-jobs/", json=ask).json()["is_duplicate"] is False
 
 
 class TestList:
@@ -216,6 +319,7 @@ REFUSED = {
     "bad timeout": (EMPTY_TABLE | {"timeout": "soon"}, 422, "timeout='soon' is no length of time"),
     "bad priority": (EMPTY_TABLE | {"priority": "high"}, 422, "priority='high'"),
     "bad attempts": (EMPTY_TABLE | {"max_attempts": 0}, 422, "max_attempts=0"),
+    "bad mode": (EMPTY_TABLE | {"on_parent_failure": "stop"}, 422, 'on_parent_failure=\'stop\': say "cancel", "run"'),
     "bad parent": (EMPTY_TABLE | {"after": ["mum"]}, 422, "after='mum'"),
     "unknown parent": (EMPTY_TABLE | {"after": [str(uuid4())]}, 422, "which the ledger does not have"),
     "unknown option": (EMPTY_TABLE | {"owner": "me"}, 422, "owner: Extra inputs are not permitted"),

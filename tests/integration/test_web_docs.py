@@ -93,6 +93,8 @@ class TestDocument:
             form = _body(document, f"/create-jobs/{job_type}")["schema"]
             assert form["title"] == job_type
             assert form["properties"]["queue"]["default"] == job_class.options.chosen_queue
+            assert form["properties"]["on_parent_failure"]["enum"] == ["cancel", "run", "hold"]
+            assert form["properties"]["on_parent_failure"]["default"] == job_class.options.on_parent_failure
             assert "job" not in form["properties"]
 
     def test_names_no_job_that_is_not_for_the_api(self, app: FastAPI) -> None:
@@ -144,7 +146,7 @@ class TestStrangeJob:
 
         defined.append(Nested)
         document = _document(create_app(Connections(Settings())))
-        assert list(document["components"]["schemas"]["Created"]["properties"]) == ["job_id", "status"]
+        assert list(document["components"]["schemas"]["Created"]["properties"]) == ["job_id", "status", "is_duplicate"]
         assert "/create-jobs/nested%20/%20%7Bstrange%7D%20name" in document["paths"]
 
     def test_with_a_parameter_that_has_no_schema(self, defined: list[type[BaseJob]]) -> None:

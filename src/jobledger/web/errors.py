@@ -65,7 +65,8 @@ def explain(problems: Iterable[Any]) -> str:
 
 def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, DispatchRefused)
-    return _answer(status_of(error), str(error))
+    headers = {"Retry-After": RETRY_AFTER_SECONDS} if isinstance(error, DispatchContended) else None
+    return _answer(status_of(error), str(error), headers)
 
 
 def _not_found(_: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """Create jobs, and follow them."""
 
+import time
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -25,12 +26,22 @@ REPLAYED: Final = "Idempotency-Replayed"
 """This header of an answer says that the request was sent before, and that nothing was created by this one."""
 READ_SECONDS: Final = 1.5
 
-_OPTIONS: Final = ("queue", "priority", "expires_in", "timeout", "max_attempts", "delay", "after")
+ANSWER_SECONDS: Final = 0.2
+"""So long before a request is given up, its dispatch gives up: the answer can say why, and its thread is free."""
+SHORTEST_SECONDS: Final = 0.1
+
+_OPTIONS: Final = ("queue", "priority", "expires_in", "timeout", "max_attempts", "delay", "after", "on_parent_failure")
 
 _AWAY: Final[dict[int | str, dict[str, Any]]] = {503: {"model": ErrorBody, "description": "Postgres is away."}}
 _UNKNOWN: Final[dict[int | str, dict[str, Any]]] = {404: {"model": ErrorBody, "description": "No such job."}}
 _BAD_KEY: Final[dict[int | str, dict[str, Any]]] = {400: {"model": ErrorBody, "description": "The key is wrong."}}
-_CONTENDED: Final[dict[int | str, dict[str, Any]]] = {409: {"model": ErrorBody, "description": "Busy: try again."}}
+_CONTENDED: Final[dict[int | str, dict[str, Any]]] = {
+    409: {
+        "model": ErrorBody,
+        "description": "An equal job is there, and its class makes that an error; or somebody is dispatching the same "
+        "and does not come to an end: try again.",
+    }
+}
 _WRONG: Final[dict[int | str, dict[str, Any]]] = {422: {"model": ErrorBody, "description": "The request is wrong."}}
 
 
@@ -53,12 +64,14 @@ def jobs_router(connections: Connections, threads: BoundedThreads) -> APIRouter:
         until = threads.deadline()
         asked = await threads.run(check, until)
         requests = asked if isinstance(asked, list) else [asked]
-        accepted = await threads.run(lambda: dispatch(requests, into=connections), until)
-        created = [Created(job_id=one.id) for one in accepted]
+        accepted = await threads.run(
+            lambda: dispatch(requests, into=connections, within_seconds=_seconds_until(until)), until
+        )
+        created = [Created(job_id=one.id, is_duplicate=one.is_duplicate) for one in accepted]
         if isinstance(asked, list):
             return created
         response.headers["Location"] = f"/job-status/{created[0].job_id}"
-        if requests[0].options.idempotency_key is not None and accepted[0].is_duplicate:
+        if accepted[0].is_replay:
             response.headers[REPLAYED] = "true"
         return created[0]
 
@@ -83,6 +96,11 @@ def jobs_router(connections: Connections, threads: BoundedThreads) -> APIRouter:
         return await threads.run(lambda: _read(connections, job_id))
 
     return router
+
+
+def _seconds_until(until: float) -> float:
+    """How long a dispatch may take that must end in time for an answer."""
+    return max(until - time.monotonic() - ANSWER_SECONDS, SHORTEST_SECONDS)
 
 
 def _checked_key(key: str | None) -> str | None:

@@ -83,6 +83,7 @@ def _form(job_class: type[BaseJob], payload: Json) -> Json:
     form["properties"]["payload"] = payload
     form["properties"]["queue"]["default"] = job_class.options.chosen_queue
     form["properties"]["priority"]["default"] = job_class.options.priority
+    form["properties"]["on_parent_failure"]["default"] = job_class.options.on_parent_failure.value
     form["properties"]["max_attempts"]["default"] = job_class.retry.max_attempts
     # Not inspect.getdoc, which would go on to BaseJob's.
     description = inspect.cleandoc(job_class.__doc__ or "")

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from jobledger.ledger.queries import AttemptRow, JobRow
 from jobledger.observe.health import Level, Schema
-from jobledger.status import JobStatus, Outcome
+from jobledger.status import JobStatus, OnParentFailure, Outcome
 
 # `jobledger.options` checks these, in words that fit; here they only need to be described.
 _Queue = Annotated[Any, WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"})]
@@ -16,6 +16,8 @@ _Duration = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "number", "minimum
 _Priority = Annotated[Any, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 10})]
 _Attempts = Annotated[Any, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})]
 _Ids = Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "string", "format": "uuid"}})]
+
+_Mode = Annotated[Any, WithJsonSchema({"type": "string", "enum": [mode.value for mode in OnParentFailure]})]
 
 
 class CreateJob(BaseModel):
@@ -34,6 +36,9 @@ class CreateJob(BaseModel):
     max_attempts: _Attempts = Field(None, description="Attempts in all, the first one included.")
     delay: _Duration = Field(None, description='Not before this has passed: seconds, or a text such as "5m".')
     after: _Ids = Field(None, description="Ids of jobs that must complete first; the same ones for all jobs of a list.")
+    on_parent_failure: _Mode = Field(
+        None, description="What becomes of it if one of those fails or is canceled: it is canceled too, run, or held."
+    )
     title: str | None = Field(None, description="What people see as the job's description.")
 
 
@@ -42,6 +47,9 @@ class Created(BaseModel):
 
     job_id: UUID
     status: Literal["enqueued"] = "enqueued"
+    is_duplicate: bool = Field(
+        description="Nothing was created: the same request was sent before, or an equal job is there; this is that job."
+    )
 
 
 class ErrorBody(BaseModel):
@@ -107,7 +115,10 @@ class JobState(BaseModel):
     queue: str
     priority: int = Field(description="1, the highest, to 10.")
     status: JobStatus
+    held_by: str | None = Field(description="What a queued job waits for: a pause, a limit or a rate.")
     reason: str | None = Field(description="Why it failed (a word) or was canceled.")
+    cancel_requested_at: datetime | None = Field(description="Since when somebody wants it canceled while it runs.")
+    cancel_reason: str | None = Field(description="Who wants that, and why.")
     result: Any = Field(description="What a completed job returned.")
     error: JobError | None = Field(description="Of the last attempt, if it failed.")
     progress: Progress | None
@@ -131,7 +142,10 @@ class JobState(BaseModel):
             queue=row.queue,
             priority=row.priority,
             status=row.status,
+            held_by=row.held_by,
             reason=row.reason,
+            cancel_requested_at=row.cancel_requested_at,
+            cancel_reason=row.cancel_reason,
             result=row.result,
             error=shown[-1].error if shown else None,
             progress=Progress.of(attempts[-1]) if attempts else None,
