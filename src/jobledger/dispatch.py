@@ -26,10 +26,13 @@ from jobledger.connections import Connections, default_connections
 from jobledger.errors import OptionError
 from jobledger.held_wakes import hold_wakes
 from jobledger.ledger.rows import NewJob
+from jobledger.observe.log import get_logger
 from jobledger.options import DEFAULT_PRIORITY
 from jobledger.pushing import DEADLINE_SECONDS, ask_for_room, push, push_quietly
 from jobledger.status import JobStatus
 from jobledger.wake import Accepted, Wake
+
+log: Final = get_logger(__name__)
 
 ANSWER_SECONDS: Final = 0.5
 """What is left of `within_seconds` for all that is not waiting."""
@@ -40,6 +43,7 @@ class _Tick:
     """A schedule's tick whose transaction the dispatches inside it join."""
 
     session: Session
+    schedule: str
     schedule_id: UUID
     fire_at: datetime
     jitter_seconds: float
@@ -49,13 +53,18 @@ _tick: ContextVar[_Tick | None] = ContextVar("jobledger_tick", default=None)
 
 
 @contextmanager
-def joining_tick(session: Session, schedule_id: UUID, fire_at: datetime, jitter_seconds: float = 0.0) -> Iterator[None]:
+def joining_tick(
+    session: Session, schedule: str, schedule_id: UUID, fire_at: datetime, jitter_seconds: float = 0.0
+) -> Iterator[None]:
     """Let every dispatch inside that names no session join this one, marked with the schedule and its fire time.
 
+    An equal job of a unique class that is there already is given back, never an error.
+
     Args:
+        schedule: its name, for the log.
         jitter_seconds: each job waits a random time up to this, so that many do not begin at the same moment.
     """
-    token = _tick.set(_Tick(session, schedule_id, fire_at, jitter_seconds))
+    token = _tick.set(_Tick(session, schedule, schedule_id, fire_at, jitter_seconds))
     try:
         yield
     finally:
@@ -114,7 +123,9 @@ def dispatch(
         (push if asks_first else push_quietly)(connections, _due(accepted, wakes))
         slots.release_new(connections, _keys(accepted, rows))
         return accepted
-    accepted = admit(session.connection(), rows, requests)
+    accepted = admit(session.connection(), rows, [_giving_back(one) for one in requests] if tick else requests)
+    if tick is not None:
+        _say_what_was_there(tick, requests, accepted)
     held = hold_wakes(session, until_commit=True)
     held.add(session, connections, _due(accepted, wakes), _keys(accepted, rows), has_room=asks_first)
     return accepted
@@ -126,6 +137,27 @@ def _limits(requests: Sequence[Request], within_seconds: float | None) -> tuple[
         return within_seconds, max(within_seconds - ANSWER_SECONDS, 0.0)
     waits = any(request.may_be_known for request in requests)
     return DEADLINE_SECONDS + RIVAL_SECONDS * waits, None
+
+
+def _giving_back(request: Request) -> Request:
+    """In a tick an equal job is given back, also where the class wants an error: one job that is there must keep
+    neither the fire time nor what else the tick dispatches from being."""
+    unique = request.unique
+    if unique is None or unique.on_conflict != "error":
+        return request
+    return replace(request, unique=unique.giving_back())
+
+
+def _say_what_was_there(tick: _Tick, requests: Sequence[Request], accepted: Sequence[Accepted]) -> None:
+    for request, one in zip(requests, accepted, strict=True):
+        if one.is_duplicate and request.unique is not None and request.unique.on_conflict == "error":
+            log.info(
+                "Not dispatched: an equal job is there",
+                schedule=tick.schedule,
+                fire_at=tick.fire_at.isoformat(),
+                job_type=request.job_type,
+                job_id=str(one.id),
+            )
 
 
 def _due(accepted: Sequence[Accepted], wakes: Mapping[UUID, Wake]) -> list[Wake]:

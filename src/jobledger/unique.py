@@ -1,8 +1,9 @@
 """Which jobs of a class are the same, and what becomes of a dispatch while there is one already."""
 
 from collections.abc import Collection, Mapping
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from jobledger.errors import ConfigurationError, OptionError
 from jobledger.options import Duration, seconds
@@ -55,6 +56,12 @@ class Unique:
         object.__setattr__(self, "fields", fields)
         object.__setattr__(self, "within_seconds", within_seconds)
         object.__setattr__(self, "on_conflict", on_conflict)
+
+    def giving_back(self) -> Self:
+        """The same, but that a second job gives back the first one."""
+        same = copy(self)
+        object.__setattr__(same, "on_conflict", "existing")
+        return same
 
     def unknown_fields(self, known: Collection[str]) -> list[str]:
         """The fields that it names and that are not among these."""

@@ -472,6 +472,36 @@ def test_a_schedule_goes_on_while_its_job_is_there(
     assert one_value(connections, "SELECT error FROM schedules WHERE name = :name", name=note) is None
 
 
+@pytest.mark.parametrize("job_class", ALL)
+def test_a_function_of_a_schedule_dispatches_what_is_not_there(
+    connections: Connections, note: str, job_class: type[BaseJob], caplog: pytest.LogCaptureFixture
+) -> None:
+    there = job_class.dispatch(note=note)
+    given: list[JobHandle] = []
+
+    def dispatch_all() -> None:
+        given.append(job_class.dispatch(note=note))
+        given.extend(job_class.dispatch_many([{"note": note}, {"note": f"{note}, too"}, {"note": f"{note}, too"}]))
+
+    book = ScheduleBook()
+    book.schedule(every="1s", name=note)(dispatch_all)
+    write_definitions(connections, book)
+    execute(connections, "UPDATE schedules SET decided_until = now() - interval '2 s' WHERE name = :name", name=note)
+
+    with caplog.at_level("INFO"):
+        assert fire(connections, due(connections, book)[0])
+    assert [(one.id == there.id, one.is_duplicate) for one in given] == [
+        (True, True), (True, True), (False, False), (False, True)
+    ]  # fmt: skip
+    assert (count(connections, note), count(connections, f"{note}, too")) == (1, 1)
+    assert one_value(connections, "SELECT error FROM schedules WHERE name = :name", name=note) is None
+    said = [one.getMessage() for one in caplog.records if "an equal job is there" in one.getMessage()]
+    assert len(said) == (3 if job_class is Strict else 0)
+    if job_class is Strict:
+        with pytest.raises(AlreadyDispatched):  # outside of a tick it is an error as ever
+            job_class.dispatch(note=note)
+
+
 # -- with real processes
 
 DISPATCHING = """

@@ -5,15 +5,12 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final, TypeVar
 
-from jobledger.errors import AlreadyDispatched, OptionError, ScheduleError
-from jobledger.observe.log import get_logger
+from jobledger.errors import OptionError, ScheduleError
 from jobledger.options import Duration, seconds
 from jobledger.schedules import parse
 from jobledger.schedules import target as targets
 from jobledger.schedules.definition import CatchUp, Definition, Overlap, When
 from jobledger.tick import Tick
-
-log: Final = get_logger(__name__)
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 
@@ -74,10 +71,7 @@ class Schedule:
         if definition.target != self.definition.target:
             definition = self.definition  # the ledger's is of something else that had this name
         if targets.is_job_class(self.target):
-            try:
-                self.target.set(**definition.options).dispatch_many([definition.payload or {}])
-            except AlreadyDispatched as there:  # of a unique class: this fire time is decided all the same
-                log.info("Not dispatched", schedule=self.name, why=str(there))
+            self.target.set(**definition.options).dispatch_many([definition.payload or {}])
         else:
             targets.call(self.target, tick, self.args, self.kwargs)
 

@@ -282,7 +282,7 @@ def _fire(session: Session, one: Due) -> TickOutcome | None:
         taken = ticks.take(connection, new)
     if taken and outcome is TickOutcome.FIRED:
         reach(Failpoint.TICK_TAKEN)
-        with joining_tick(session, one.row.id, one.fire_at, one.definition.jitter_seconds):
+        with joining_tick(session, one.row.name, one.row.id, one.fire_at, one.definition.jitter_seconds):
             one.schedule.call(one.definition, _tick(connection, one, previous_at))
     if outcome is TickOutcome.FIRED:
         rows.note_success(connection, one.row.id)
