@@ -22,7 +22,7 @@ class Unique:
         within: instead: until this has passed since the first one was dispatched; seconds, timedelta, or "1h".
         on_conflict: what becomes of the second one: "existing" gives back the first; "replace" puts the payload, title,
             owner, timeout, priority, attempts, time and expiry of the second into the first, if that has not started;
-            "error" raises `AlreadyDispatched`.
+            "error" raises `AlreadyDispatched`, but in a schedule's fire time, where it gives back the first.
 
     Raises:
         ConfigurationError: something of it makes no sense.
