@@ -6,8 +6,8 @@ present attempt, and doubles the grace: a wake-up that fails every time must not
 job as `undispatchable`. Five, because a worker that is broken loses one every few tenths of a second, and another one
 that is not may take the next.
 
-A loss does not count if it was not the wake-up's: Postgres was away, says the run; or it has started, or nobody has
-compared, within the last moments; or Redis is another one (`epoch`).
+A loss does not count if it was not the wake-up's: Postgres was away or had no room, says the run; or it has started,
+or nobody has compared, within the last moments; or Redis is another one (`epoch`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ GAP_SECONDS: Final = 15.0
 """Between two comparisons; after a longer one Postgres or Redis were away."""
 
 LEDGER_AWAY: Final = "jobledger.errors.LedgerUnavailable"
-"""So begins what RQ says of a run that could not reach Postgres."""
+"""So begins what RQ says of a run that could not reach Postgres, or whose claim Postgres could not write."""
 
 BATCH: Final = 5000
 DEADLINE_SECONDS: Final = 15.0

@@ -12,6 +12,7 @@ import redis
 from jobledger.queues import keys
 
 REPORT_LIMIT_BYTES: Final = 64 * 1024
+TRACEBACK: Final = "Traceback (most recent call last):"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Death:
     Attributes:
         worker: name of the RQ worker that said so last.
         process_died: its work-horse died, rather than that something was raised in it.
-        report: RQ's words, the last line.
+        report: RQ's words: of a traceback the line that names the error, otherwise the last line.
     """
 
     worker: str
@@ -61,5 +62,12 @@ def _death(entry: Mapping[bytes, bytes]) -> Death:
     return Death(
         worker=entry.get(b"worker_name", b"").decode("utf-8", "replace"),
         process_died=text.startswith("Work-horse terminated unexpectedly"),
-        report=text.split("\n")[-1][:1000],
+        report=_what_was_raised(text)[:1000],
     )
+
+
+def _what_was_raised(text: str) -> str:
+    """The line that names the error: an error of Postgres goes on with its hints, notes and other details."""
+    lines = text.split("\n")
+    begun = max((number for number, line in enumerate(lines) if line == TRACEBACK), default=len(lines))
+    return next((line for line in lines[begun + 1 :] if line and not line.startswith(" ")), lines[-1])

@@ -71,7 +71,7 @@ def run_job(job_id: str) -> str:
 
     Raises:
         BaseException: the error of a job that failed for good, so that RQ's tools show it as failed; or
-            LedgerUnavailable, if Postgres stayed away.
+            LedgerUnavailable, if Postgres stayed away, full or locked.
     """
     connections = default_connections()
     if not logging.getLogger().handlers:  # a worker that was started without our configuration, or any other
@@ -102,7 +102,7 @@ class Run:
     def execute(self) -> str:
         """The steps, in order."""
         with self.lease:
-            connection, claim = self._patiently(self._claim)
+            connection, claim = self._patiently(self._claim, LEDGER_PATIENCE_SECONDS)
             if claim is None:
                 end = "nothing to do: a duplicate delivery, or the job was canceled, held or has expired"
             else:
@@ -319,23 +319,37 @@ class Run:
     def _evidence(self, error: BaseException | None = None, *, traced: bool = False) -> Evidence:
         return evidence_of(error, self.lease.progress, self.tail.text(), traced=traced)
 
-    def _patiently(self, step: Callable[[], T], patience_seconds: float = LEDGER_PATIENCE_SECONDS) -> T:
+    def _patiently(self, step: Callable[[], T], patience_seconds: float) -> T:
         """Do a step of the ledger, again and again while Postgres is away, has no room, or the row is locked.
 
         Every step is guarded by the status and the fence, so doing it twice is harmless. A claim whose answer was lost
         finds itself a duplicate the second time; the reaper then ends the attempt that nobody runs.
+
+        Raises:
+            LedgerUnavailable: that was so until the patience ran out. The reconciler knows it by this name, and holds
+                the lost wake-up against nobody.
         """
         deadline, pause = time.monotonic() + patience_seconds, 0.1
         while True:
             try:
                 return step()
             except (LedgerUnavailable, DBAPIError, psycopg2.Error) as error:
-                passing = isinstance(error, LedgerUnavailable) or is_connection_loss(error)
-                if not (passing or sql_state(error) in (*TRY_AGAIN, *NO_ROOM)) or time.monotonic() + pause > deadline:
+                away = isinstance(error, LedgerUnavailable)
+                if not (away or is_connection_loss(error) or sql_state(error) in (*TRY_AGAIN, *NO_ROOM)):
                     raise
+                if time.monotonic() + pause > deadline:
+                    if away:
+                        raise
+                    said = f"Postgres could not do it within {patience_seconds:g} s: {_first_line(error)}"
+                    raise LedgerUnavailable(said) from error
                 log.warning("The ledger is away or locked: trying again", job_id=str(self.job_id), error=str(error))
             time.sleep(pause)
             pause = min(pause * 2, 2.0)
+
+
+def _first_line(error: BaseException) -> str:
+    """What the database says is wrong, without its hints."""
+    return str(getattr(error, "orig", error)).strip().split("\n")[0]
 
 
 def _encode_result(result: Any) -> str | None:
