@@ -30,23 +30,35 @@ NUMBERS_HEAD: Final = """\
 |---|---|---|---|---|---|"""
 
 
+WHICH_STANDS: Final = """\
+A row is of the last run of the largest size that its class has had, and there is another one for each kind of run with
+other faults than the class plans. "Violated" names all runs, of whatever size, that no run of at least their size has
+followed in which all was well."""
+
+
 def latest(lines: Iterable[str]) -> dict[str, Result]:
-    """The result that stands for each class: its last full run, or if there is none, its last short one."""
-    chosen: dict[str, Result] = {}
+    """The result that stands for each class: its last run of the largest size.
+
+    A run that was violated, and that no good one of at least its size has followed, is never hidden: it stands itself,
+    or is among `violated` or `besides` of the one that stands: `besides` are the last runs with other faults than the
+    class plans.
+    """
+    runs: dict[str, list[Result]] = {}
     for line in lines:
         result: Result = json.loads(line)
-        known = chosen.get(result["class"])
-        if known is None or _weight(result) >= _weight(known):
-            chosen[result["class"]] = result
-    return chosen
+        runs.setdefault(result["class"], []).append(result)
+    return {name: _standing(of_class) for name, of_class in runs.items()}
 
 
 def tables(results: dict[str, Result]) -> str:
     """Both tables, and what they are of, as Markdown."""
     ran = [result for result in results.values() if "skipped" not in result]
-    rows = [_class_row(name, one.what, results.get(name)) for name, one in CLASSES.items()]
+    rows = []
+    for name, one in CLASSES.items():
+        rows.append(_class_row(name, one.what, results.get(name)))
+        rows += [_class_row(name, one.what, other) for other in results.get(name, {}).get("besides", [])]
     numbers = [row for name in GOALS if (row := _number_row(name, ran))]
-    parts = ["\n".join([CLASS_HEAD, *rows])]
+    parts = ["\n".join([CLASS_HEAD, *rows]), WHICH_STANDS]
     if numbers:
         parts.append("\n".join([NUMBERS_HEAD, *numbers]))
     if ran:
@@ -70,8 +82,37 @@ def written_into(page: str, text: str) -> str:
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
 
 
-def _weight(result: Result) -> int:
-    return 0 if "skipped" in result else 1 if result["short"] else 2
+def _standing(runs: list[Result]) -> Result:
+    stands = max(runs, key=_size)  # the first of the largest
+    stands = next(one for one in reversed(runs) if _size(one) == _size(stands))
+    violated = [
+        one
+        for number, one in enumerate(runs)
+        if not _is_well(one) and not any(_is_well(later) and _size(later) >= _size(one) for later in runs[number + 1 :])
+    ]
+    unlike = {words: one for one in runs if (words := _unlike_its_class(one))}
+    besides = [one for one in unlike.values() if one is not stands]
+    return stands | {"violated": [one for one in violated if one not in (stands, *besides)], "besides": besides}
+
+
+def _is_well(result: Result) -> bool:
+    return "skipped" in result or bool(result["ok"])
+
+
+def _size(result: Result) -> tuple[int, int]:
+    """Of what weight a run is: one that was planned as its class is, one with other faults, a short one, none; among
+    equals by its jobs, of which a whole run has no more than its class."""
+    if "skipped" in result:
+        return 0, 0
+    weight = 1 if result["short"] else 2 if _unlike_its_class(result) else 3
+    return weight, min(result.get("ordered", result["jobs"]), CLASSES[result["class"]].jobs)
+
+
+def _unlike_its_class(result: Result) -> str:
+    """What is otherwise in a run than in the plan of its class, in words. Lines of old do not say: as planned."""
+    if result.get("soak_minutes"):
+        return f"for {result['soak_minutes']:g} min"
+    return f"outages of {result['outage']:g} s" if result.get("outage") else ""
 
 
 def _lease(result: Result) -> float:
@@ -84,19 +125,28 @@ def _class_row(name: str, what: str, result: Result | None) -> str:
     if "skipped" in result:
         return f"| {name} | {what} | not run: {result['skipped']} | | | | | |"
     what += " (short run, lease 3 s)" if result["short"] else ""
+    what += f" ({_unlike_its_class(result)})" if _unlike_its_class(result) else ""
     what += "" if result["ok"] else f" — **{result['violations']} violations**"
+    for one in result.get("violated", []):
+        of = f"{one['jobs']:,} jobs, {one['date']}, {one['seed']}"
+        what += f" — **violated: {one['violations']} violations with {of}**"
     figures = [f"{result[column]:,}" for column in ("jobs", "faults", "lost", "doubled")]
     return f"| {name} | {what} | {' | '.join(figures)} | {_slowest(result)} | {result['date']}, {result['seed']} |"
 
 
 def _slowest(result: Result) -> str:
-    """Of what the class is about: the first goal in order that was measured, what people and programs ask for aside."""
+    """What people and programs ask for aside: if the class does not judge all recoveries, the slowest of the others;
+    otherwise what the class is about, the first goal in order that was measured."""
+    judged, others = [], []
     for name, goal in GOALS.items():
-        limit = goal.seconds(_lease(result), result["class"])
-        if name in result["recovery"] and limit is not None and not name.startswith(("API", "cancel")):
+        if name in result["recovery"] and not name.startswith(("API", "cancel")):
             longest, p99, _ = result["recovery"][name]
-            return f"{longest:.1f} s ({p99:.1f}; {limit:g})"
-    return ""
+            limit = goal.seconds(_lease(result), result["class"])
+            (others if limit is None else judged).append((longest, p99, limit))
+    if others:
+        longest, p99, _ = max(others)
+        return f"{longest:.1f} s ({p99:.1f}; not judged)"
+    return f"{judged[0][0]:.1f} s ({judged[0][1]:.1f}; {judged[0][2]:g})" if judged else ""
 
 
 def _number_row(name: str, ran: list[Result]) -> str:

@@ -38,7 +38,7 @@ def main() -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     if given.control:
         return control.main(given.out)
-    orders = [one for one in orders_of(given) if not (given.resume and is_done(given.out, one.name, one.short))]
+    orders = [one for one in orders_of(given) if not (given.resume and is_done(one))]
     if not orders:
         return 0
     if given.lanes > 1 and len(orders) > 1:
@@ -50,7 +50,8 @@ def main() -> int:
     return 0 if ok else 1
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """What is asked for, by the command's words."""
     parser = argparse.ArgumentParser(prog="scripts/chaos", description="The system under faults, judged from outside.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--smoke", action="store_true", help="a short run of the classes that matter most")
@@ -70,7 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="leave out what went well with this commit")
     parser.add_argument("--keep", action="store_true", help="keep good histories too")
     parser.add_argument("--lanes", type=int, default=0, help="classes at the same time, each on servers of its own")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     given.out = given.out.absolute()
     given.lanes = given.lanes or (2 if given.smoke else 1)
     return given
@@ -141,7 +142,7 @@ def run_one(order: Order, servers: Servers) -> bool:
         print(f"{order.name} seed {order.seed} -> BROKE OFF; history: {order.directory}", flush=True)  # noqa: T201
         servers.heal()
         return False
-    write(order.out, result)
+    write(order.out, result | ordered(order))
     print(in_words(result, order), flush=True)  # noqa: T201
     return bool(result["ok"])
 
@@ -166,9 +167,21 @@ def in_words(result: dict[str, Any], order: Order) -> str:
         return f"{line} -> ok"
     violations = (order.directory / "violations.txt").read_text().splitlines()
     more = [f"  … and {len(violations) - 10} more"] if len(violations) > 10 else []
-    again = f"  history: {order.directory}; again: scripts/chaos --class {order.name} --jobs {order.jobs}"
-    again += f" --seed {order.seed}" + (" --short" if order.short else "")
+    again = f"  history: {order.directory}; again: scripts/chaos {' '.join(options_of(order))}"
     return "\n".join([f"{line} -> VIOLATED", *(f"  {one}" for one in violations[:10]), *more, again])
+
+
+def options_of(order: Order) -> list[str]:
+    """What is to be said for the same run again."""
+    what = ["--soak", f"{order.soak_minutes:g}"] if order.soak_minutes else ["--class", order.name]
+    options = [*what, "--jobs", str(order.jobs), "--seed", str(order.seed), "--workers", str(order.workers)]
+    options += ["--outage", f"{order.outage:g}"] if order.outage else []
+    return options + (["--short"] if order.short else [])
+
+
+def ordered(order: Order) -> dict[str, Any]:
+    """What a line of the results says of its order: by this is known whether a run was a whole one."""
+    return {"ordered": order.jobs, "soak_minutes": order.soak_minutes, "outage": order.outage}
 
 
 def write(out: Path, result: dict[str, Any]) -> None:
@@ -177,14 +190,18 @@ def write(out: Path, result: dict[str, Any]) -> None:
         file.write(json.dumps(result) + "\n")
 
 
-def is_done(out: Path, name: str, short: bool) -> bool:
-    """Whether a class went well with this very code."""
-    path = out / "results.jsonl"
+def is_done(order: Order) -> bool:
+    """Whether the last run with this very code that had at least as much to do went well."""
+    path = order.out / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return any(
-        one["class"] == name and one.get("ok") and one.get("short") == short and one["commit"] == commit()
+    same = {"class": order.name, "short": order.short, "commit": commit(), **ordered(order)}
+    del same["ordered"]
+    went = [
+        one["ok"]
         for one in lines
-    )
+        if all(one.get(name) == value for name, value in same.items()) and one["ordered"] >= order.jobs
+    ]
+    return bool(went and went[-1])
 
 
 def impossible(name: str) -> str | None:
@@ -202,10 +219,7 @@ def in_lanes(given: argparse.Namespace, orders: list[Order]) -> int:
     lanes: list[list[str]] = [[] for _ in range(given.lanes)]
     for number, order in enumerate(orders):
         lanes[number % given.lanes].append(order.name)
-    options = ["--seed", str(given.seed), "--workers", str(given.workers), "--out", str(given.out), "--lanes", "1"]
-    options += ["--jobs", str(orders[0].jobs)] if given.jobs or given.smoke else []
-    options += ["--short"] if orders[0].short else []
-    options += ["--keep"] if given.keep else []
+    options = lane_options(given)
     begun = time.monotonic()
     print(f"seed {given.seed}, {machine()}", flush=True)  # noqa: T201
     processes = [
@@ -221,6 +235,16 @@ def in_lanes(given: argparse.Namespace, orders: list[Order]) -> int:
         raise
     print(f"{len(orders)} classes in {time.monotonic() - begun:.0f} s", flush=True)  # noqa: T201
     return 1 if any(codes) else 0
+
+
+def lane_options(given: argparse.Namespace) -> list[str]:
+    """What the command of each lane is told, besides its classes."""
+    options = ["--seed", str(given.seed), "--workers", str(given.workers), "--out", str(given.out), "--lanes", "1"]
+    jobs = given.jobs or (SMOKE_JOBS if given.smoke else None)
+    options += ["--jobs", str(jobs)] if jobs else []
+    options += ["--outage", f"{given.outage:g}"] if given.outage else []
+    options += ["--short"] if given.smoke or given.short else []
+    return options + (["--keep"] if given.keep else [])
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from goals import GOALS
 from jobledger import BaseJob
 from load import GROUPS, IN_A_ROW, POISONS, SHARES, SLOW_POISONS, Size, Task, make_load, poisons
 from recovery import ASKED_TO_END, GOES_ON, HITS_ALL, QUEUED_AGAIN
-from run import is_done, patience, write
+from run import arguments, is_done, lane_options, options_of, ordered, orders_of, patience, write
 
 
 def test_a_seed_gives_the_same_load_and_another_seed_another_one() -> None:
@@ -199,10 +199,43 @@ def test_whoever_waits_has_more_patience_with_more_jobs() -> None:
 
 
 def test_what_went_well_with_this_commit_is_left_out_when_a_run_is_resumed(tmp_path: Path) -> None:
-    assert not is_done(tmp_path, "F2", short=False)
-    good = {"class": "F2", "ok": True, "short": False, "commit": commit()}
-    for one in ({**good, "class": "F1"}, {**good, "ok": False}, {**good, "short": True}, {**good, "commit": "other"}):
-        write(tmp_path, one)
-        assert not is_done(tmp_path, "F2", short=False)
+    order = Order("F2", 1, 10_000, tmp_path)
+    assert not is_done(order)
+    good = {"class": "F2", "ok": True, "short": False, "commit": commit(), **ordered(order)}
+    others: list[dict[str, object]] = [{"class": "F1"}, {"ok": False}, {"short": True}, {"commit": "other"}]
+    others += [{"ordered": 9_999}, {"soak_minutes": 30.0}, {"outage": 600.0}]
+    for other in others:
+        write(tmp_path, {**good, **other})
+        assert not is_done(order), other
+    write(tmp_path, {"class": "F2", "what": "…", "commit": commit(), "skipped": "needs root"})
+    write(tmp_path, {name: value for name, value in good.items() if name not in ordered(order)})
+    assert not is_done(order), "nothing is known of what it was to do"
     write(tmp_path, good)
-    assert is_done(tmp_path, "F2", short=False)
+    assert is_done(order)
+    write(tmp_path, {**good, "ok": False})
+    assert not is_done(order), "it has been violated since"
+
+
+def test_a_run_with_longer_outages_is_resumed_as_such(tmp_path: Path) -> None:
+    order = Order("F11", 1, 2000, tmp_path, outage=600.0)
+    write(tmp_path, {"class": "F11", "ok": True, "short": False, "commit": commit(), **ordered(order)})
+    assert is_done(order)
+    assert not is_done(Order("F11", 1, 2000, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--class F11,F12 --jobs 500 --outage 600 --keep", "--smoke", "--full", "--class F11,F12 --short --workers 2"],
+)
+def test_lanes_run_what_one_process_would_run(tmp_path: Path, words: str) -> None:
+    given = arguments([*words.split(), "--seed", "7", "--lanes", "2", "--out", str(tmp_path)])
+    orders = orders_of(given)
+    names = ",".join(one.name for one in orders)
+    assert orders_of(arguments(["--class", names, *lane_options(given)])) == orders
+
+
+@pytest.mark.parametrize("words", ["--soak 2 --workers 3", "--class F11 --outage 0.5", "--class F1 --short --jobs 50"])
+def test_what_is_said_of_a_violated_run_runs_it_again(tmp_path: Path, words: str) -> None:
+    common = ["--seed", "7", "--out", str(tmp_path)]
+    (order,) = orders_of(arguments([*words.split(), *common]))
+    assert orders_of(arguments([*options_of(order), "--out", str(tmp_path)])) == [order]
