@@ -9,7 +9,7 @@ import pytest
 
 from jobledger import failpoints
 from jobledger.errors import ConfigurationError
-from jobledger.failpoints import VARIABLE, Action, Failpoint, FailpointReached, Plan, parse, reach
+from jobledger.failpoints import VARIABLE, Action, Failpoint, FailpointReached, Plan, is_planned, parse, reach
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +19,7 @@ def _unread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_planned_by_default() -> None:
     for place in Failpoint:
+        assert not is_planned(place)
         reach(place)
 
 
@@ -37,6 +38,7 @@ def test_what_does_not_exist_is_refused_with_what_does(text: str) -> None:
 
 def test_raise_raises_there_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "after_claim=raise")
+    assert [place for place in Failpoint if is_planned(place)] == [Failpoint.AFTER_CLAIM]
     reach(Failpoint.BEFORE_FINISH)
     for _ in range(2):
         with pytest.raises(FailpointReached, match="after_claim"):

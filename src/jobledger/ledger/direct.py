@@ -62,6 +62,12 @@ class Direct:
                 raise
             return DirectRows([column.name for column in cursor.description], cursor.fetchall())
 
+    def text_of(self, statement: sa.TextClause, parameters: Mapping[str, Any]) -> bytes:
+        """What `execute` sends to the server."""
+        with self.raw.cursor() as cursor:
+            text: bytes = cursor.mogrify(_as_driver_sql(statement, self._prepared.get(statement)), parameters)
+            return text
+
 
 class DirectRows:
     """The rows of a statement, with their columns as attributes."""

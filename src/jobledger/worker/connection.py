@@ -3,18 +3,20 @@
 It is the worker's spare connection, if there is one, or a pooled one.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import psycopg2
+import sqlalchemy as sa
 from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE
 from sqlalchemy.engine import Connection
 
 from jobledger.connections import Connections
 from jobledger.deadlines import shut
-from jobledger.failpoints import reach_with_commit_sent
+from jobledger.failpoints import Failpoint, is_planned, reach_with_commit_sent
 from jobledger.ledger import transitions
-from jobledger.ledger.direct import Direct, raise_if_lost
+from jobledger.ledger.direct import Direct, DirectRows, raise_if_lost
 from jobledger.worker.spare import SpareConnection
 
 
@@ -40,6 +42,11 @@ class RunConnection:
             self._pooled = connections.raw_connection()
             self.raw = self._pooled.dbapi_connection
         self.direct = Direct(self.raw) if self._spare is None else transitions.for_work_horses(self.raw)
+
+    @property
+    def committing(self) -> Direct:
+        """As `direct`, for a statement that is a transaction of its own and completes the job."""
+        return _CommitSent(self.direct) if is_planned(Failpoint.COMMIT_SENT) else self.direct
 
     @property
     def is_gone(self) -> bool:
@@ -115,3 +122,15 @@ class RunConnection:
             self._pooled.close()
         elif self._spare is not None:
             self._spare.give_back()
+
+
+class _CommitSent(Direct):
+    """Passes the failpoint between a statement that commits and the server's answer to it."""
+
+    def __init__(self, direct: Direct) -> None:
+        super().__init__(direct.raw)
+        self._direct = direct
+
+    def execute(self, statement: sa.TextClause, parameters: Mapping[str, Any]) -> DirectRows:
+        reach_with_commit_sent(self.raw, self._direct.text_of(statement, parameters))
+        return self._direct.execute(statement, parameters)

@@ -199,7 +199,7 @@ class Run:
         evidence = self._evidence()
         try:
             if not context.session_used:
-                settled = finish.complete_alone(connection.direct, claim.id, claim.attempt, result, evidence)
+                settled = finish.complete_alone(connection.committing, claim.id, claim.attempt, result, evidence)
                 if settled is not None:
                     return settled
             context.lift_limits()
