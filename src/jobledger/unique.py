@@ -64,8 +64,8 @@ class Unique:
         return same
 
     def unknown_fields(self, known: Collection[str]) -> list[str]:
-        """The fields that it names and that are not among these."""
-        return [name for name in self.fields if name not in known]
+        """The fields that it names and that are not among these; none of a class that takes any payload."""
+        return [name for name in self.fields if name not in known] if known else []
 
     def key(self, job_type: str, payload: Mapping[str, Any]) -> str:
         """What equal jobs have in common."""
