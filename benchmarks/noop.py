@@ -18,6 +18,18 @@ class LimitedNoop(Noop):
     limit = Limit(1000)
 
 
+class Other(Noop):
+    """Does nothing, in another queue."""
+
+    queue = "etl"
+
+
+class Handed(Other):
+    """The same, one at a time: each gets the slot of the one before."""
+
+    limit = Limit(1)
+
+
 class Holder(BaseJob):
     """Has the slot that others wait for."""
 
