@@ -28,6 +28,12 @@ log: Final = get_logger(__name__)
 MOST_AT_ONCE: Final = 100
 """Jobs of one key, or of all keys of a dispatch, that are released in a row; the chore goes on."""
 
+NEAR: Final = 2_000
+"""How far down a line whoever passes a slot on looks for somebody whom nothing else keeps; the chore looks farther."""
+
+MOST_ASIDE: Final = 500
+"""Jobs that are moved to another line at once, so that it takes no longer than a dispatch may."""
+
 _SHORT_SILENCE: Final = sa.text("SET LOCAL idle_in_transaction_session_timeout = '5s'")
 
 
@@ -69,8 +75,11 @@ def pass_on(connections: Connections, ids: Sequence[UUID], direct: Direct | None
     """
     try:
         with _one_by_one(connections, direct) as connection:
-            keys = slots.give_back(connection, ids)
-        return sum(release(connections, key, direct) for key in keys)
+            given = slots.give_back(connection, ids)
+        released = sum(release(connections, key, direct) for key in given.keys)
+        if not released:  # whoever has the same limits may stand in the line of the other one
+            released = sum(release(connections, key, direct, most=len(ids)) for key in given.other_keys)
+        return released
     except (LedgerUnavailable, SQLAlchemyError, psycopg2.Error) as error:
         log.warning("Slots are passed on later", jobs=len(ids), error=str(error))
         return 0
@@ -99,8 +108,11 @@ def release(
     *,
     at_front: bool = True,
     most: int = MOST_AT_ONCE,
+    depth: int = NEAR,
 ) -> int:
     """Release the oldest jobs that a key holds, as many as it has free slots, and push them.
+
+    Those that need something else besides, of which nothing is left, hold up nobody who stands behind them.
 
     Args:
         connections: the servers.
@@ -108,6 +120,7 @@ def release(
         direct: in autocommit; None for a connection of its own.
         at_front: before all others in Redis: they have stood in line.
         most: so many at most; the chore goes on.
+        depth: how far down the line to look, if those at its head wait for something else.
 
     Returns:
         How many.
@@ -123,10 +136,17 @@ def release(
                 looked = slots.release(connection, key)
                 if looked is not None and looked.lacks_keys:
                     slots.make_keys(connection, looked.job_id)
-            if looked is None or looked.held_by in moved_to:
+            if looked is None:
                 break
             if looked.held_by is not None and not looked.held_by.startswith("pause:"):
-                moved_to.add(looked.held_by)  # whoever shares that key, too, would go there and come back
+                if looked.is_blocked:
+                    with _one_by_one(connections, direct) as connection:
+                        goes_on = slots.make_way(connection, key, depth, MOST_ASIDE)
+                else:  # whoever shares that key, too, would go there and come back
+                    goes_on = looked.held_by not in moved_to
+                    moved_to.add(looked.held_by)
+                if not goes_on:
+                    break
             if looked.wake is not None:
                 wakes.append(replace(looked.wake, at_front=at_front))
     finally:  # what is released is committed, and says that it was pushed

@@ -69,7 +69,8 @@ judged AS MATERIALIZED (
            ) AS recent
 ), verdict AS MATERIALIZED (
     SELECT count(j.kind) AS found,
-           min(j.kind || ':' || j.key) FILTER (WHERE NOT (j.has_room AND j.is_first)) AS refused_by
+           min(j.kind || ':' || j.key) FILTER (WHERE NOT (j.has_room AND j.is_first)) AS refused_by,
+           bool_and(j.has_room = (j.kind || ':' || j.key = :key)) AS only_others_are_full
       FROM judged j
 )"""
 _JOB: Final = "id, priority, queued_at, (SELECT count(*) FROM job_limits l WHERE l.job_id = job_statuses.id) AS limits"
@@ -192,7 +193,8 @@ WITH turn AS MATERIALIZED (
 ), {_MINE}, {_JUDGED}, decision AS MATERIALIZED (
     SELECT job.id, coalesce((SELECT held_by FROM pause), v.refused_by) AS refused_by,
            job.limits > v.found AND NOT EXISTS (SELECT FROM pause) AS lacks_keys,
-           job.limits <= v.found AND v.refused_by IS NULL AND NOT EXISTS (SELECT FROM pause) AS is_free
+           job.limits <= v.found AND v.refused_by IS NULL AND NOT EXISTS (SELECT FROM pause) AS is_free,
+           coalesce(v.only_others_are_full, false) AS is_blocked
       FROM job, verdict v
 ), counted AS (
     UPDATE limit_keys k SET taken = k.taken + 1, used_at = now() FROM mine m, decision d
@@ -208,7 +210,7 @@ WITH turn AS MATERIALIZED (
      WHERE j.id = d.id AND j.status = 'queued' AND NOT d.lacks_keys AND d.refused_by IS DISTINCT FROM :key
     RETURNING j.queue, j.job_type, j.title, j.timeout_seconds, j.push_count
 )
-SELECT d.id, d.lacks_keys, d.refused_by, moved.* FROM decision d LEFT JOIN moved ON true
+SELECT d.id, d.lacks_keys, d.refused_by, d.is_blocked, moved.* FROM decision d LEFT JOIN moved ON true
  WHERE d.lacks_keys OR moved.queue IS NOT NULL
 """)  # noqa: S608 - put together from constants
 
@@ -221,12 +223,14 @@ class Release:
         job_id: that job's; another one may stand behind it.
         lacks_keys: nothing was done: `make_keys`, and look again.
         held_by: another key of its own, or a pause, that holds the job now.
+        is_blocked: that key has no room, though this one has: those behind it may have other keys, see `make_way`.
         wake: what the caller pushes after the commit, if nothing holds it any more.
     """
 
     job_id: UUID
     lacks_keys: bool
     held_by: str | None
+    is_blocked: bool
     wake: Wake | None
 
 
@@ -243,9 +247,61 @@ def release(connection: Executor, key: str) -> Release | None:
     if row is None:
         return None
     fields = dict(row._mapping)
-    lacks_keys, held_by = fields.pop("lacks_keys"), fields.pop("refused_by")
+    lacks_keys, held_by, is_blocked = (fields.pop(name) for name in ("lacks_keys", "refused_by", "is_blocked"))
     is_free = not lacks_keys and held_by is None
-    return Release(row.id, lacks_keys, None if lacks_keys else held_by, Wake(**fields) if is_free else None)
+    wake = Wake(**fields) if is_free else None
+    return Release(row.id, lacks_keys, None if lacks_keys else held_by, is_blocked, wake)
+
+
+# It waits for nobody and locks no key: whether one is full may have changed when this is committed, and whoever tends
+# that key then sees who waits there.
+_MAKE_WAY: Final = sa.text("""
+WITH line AS MATERIALIZED (
+    SELECT id, row_number() OVER (ORDER BY priority, queued_at, id) AS place
+      FROM (SELECT id, priority, queued_at FROM job_statuses WHERE held_by = :key
+             ORDER BY priority, queued_at, id LIMIT :depth) AS oldest
+), needed AS MATERIALIZED (
+    SELECT line.place, line.id, l.kind, l.key, l.most, l.window_seconds
+      FROM line CROSS JOIN LATERAL (SELECT * FROM job_limits WHERE job_id = line.id OFFSET 0) AS l  -- by its index
+     WHERE l.kind || ':' || l.key <> :key
+), exhausted AS MATERIALIZED (
+    SELECT n.kind, n.key, n.most, coalesce(n.window_seconds, 0) AS window_seconds
+      FROM (SELECT DISTINCT kind, key, most, window_seconds FROM needed) AS n
+      JOIN limit_keys k ON k.kind = n.kind AND k.key = n.key
+     WHERE k.taken + (SELECT count(*) FROM unnest(k.starts) AS s(at)
+                       WHERE s.at > clock_timestamp() - make_interval(secs => n.window_seconds)) >= n.most
+), blocked AS MATERIALIZED (
+    SELECT n.id, n.place, n.kind || ':' || n.key AS held_by FROM needed n
+      JOIN exhausted e ON e.kind = n.kind AND e.key = n.key AND e.most = n.most
+                      AND e.window_seconds = coalesce(n.window_seconds, 0)
+), able AS MATERIALIZED (
+    SELECT min(place) AS place FROM line WHERE id NOT IN (SELECT id FROM blocked)
+), aside AS MATERIALIZED (
+    SELECT j.id, b.held_by FROM able JOIN blocked b ON b.place < able.place JOIN job_statuses j ON j.id = b.id
+     WHERE j.held_by = :key ORDER BY b.place LIMIT :most FOR NO KEY UPDATE OF j SKIP LOCKED
+), moved AS (
+    UPDATE job_statuses j SET held_by = aside.held_by, updated_at = now()
+      FROM aside WHERE j.id = aside.id AND j.status = 'queued'
+)
+SELECT place IS NOT NULL AS is_made FROM able
+""")
+
+
+def make_way(connection: Executor, key: str, depth: int, most: int) -> bool:
+    """Let those at the head of a line be held by their other key, which is full, if somebody behind them need not wait.
+
+    In a line where everybody waits for the same, nobody is moved to and fro.
+
+    Args:
+        key: as `held_by` has it.
+        depth: how far to look for somebody who need not wait.
+        most: jobs that are moved at most.
+
+    Returns:
+        Whether there is somebody.
+    """
+    row = connection.execute(_MAKE_WAY, {"key": key, "depth": depth, "most": most}).one_or_none()
+    return row is not None and bool(row.is_made)
 
 
 _GIVE_BACK: Final = sa.text("""
@@ -262,22 +318,37 @@ WITH job AS MATERIALIZED (
     UPDATE job_limits l SET has_slot = false FROM mine m WHERE l.job_id = m.job_id AND l.kind = m.kind
 ), given AS (
     SELECT kind, key, count(*) AS slots FROM mine GROUP BY kind, key
+), counted AS (
+    UPDATE limit_keys k SET taken = greatest(k.taken - g.slots, 0), used_at = now()
+      FROM given g WHERE k.kind = g.kind AND k.key = g.key
 )
-UPDATE limit_keys k SET taken = greatest(k.taken - g.slots, 0), used_at = now()
-  FROM given g WHERE k.kind = g.kind AND k.key = g.key
-RETURNING k.kind || ':' || k.key AS key
+SELECT kind || ':' || key AS key, true AS is_given FROM given
+ UNION ALL
+SELECT l.kind || ':' || l.key, false FROM mine m JOIN job_limits l ON l.job_id = m.job_id AND l.kind <> m.kind
+ WHERE NOT l.has_slot GROUP BY 1 ORDER BY 2 DESC, 1
 """)
 
 
-def give_back(connection: Executor, ids: Sequence[UUID]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """What jobs have left.
+
+    Attributes:
+        keys: they have a free slot now.
+        other_keys: those that the same jobs had besides; who waits for one of them may need what is free now.
+    """
+
+    keys: Sequence[str]
+    other_keys: Sequence[str]
+
+
+def give_back(connection: Executor, ids: Sequence[UUID]) -> GivenBack:
     """Take the slots of jobs that may not have one any more: they have ended, or wait for something else.
 
     Of jobs that run, or are queued and not held, nothing is taken, so this may be done at any time.
-
-    Returns:
-        The keys that have a free slot now.
     """
-    return [row.key for row in connection.execute(_GIVE_BACK, {"ids": [str(one) for one in ids]})]
+    rows = list(connection.execute(_GIVE_BACK, {"ids": [str(one) for one in ids]}))
+    return GivenBack([row.key for row in rows if row.is_given], [row.key for row in rows if not row.is_given])
 
 
 _RESTRICT_ANEW: Final = sa.text("""
