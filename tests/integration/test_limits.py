@@ -1,9 +1,11 @@
 """Limits and rates: who starts, who is held, and who gets the slot of a job that has ended."""
 
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -19,12 +21,14 @@ from jobledger import (
     LedgerUnavailable,
     Limit,
     Outcome,
+    Rate,
     Reason,
     Retry,
     Snooze,
     Unique,
     control,
 )
+from jobledger.embedded import EmbeddedServers
 from jobledger.finish import GiveUp, settle
 from jobledger.ledger import pauses, pushes, slot_counts, slots, transitions
 from jobledger.ledger.queries import Filter
@@ -36,7 +40,7 @@ from jobledger.maintenance.reconcile import reconcile
 from jobledger.maintenance.relay import relay
 from jobledger.maintenance.tend_slots import tend_slots
 from jobledger.queues import waiting
-from jobledger.slots import pass_on
+from jobledger.slots import MOST_AT_ONCE, pass_on, release
 from jobledger.status import TERMINAL, PauseKind
 from jobledger.worker import run_job
 from limited_jobs import Guarded, Metered, Pair, Sourced
@@ -103,18 +107,34 @@ def test_as_many_start_as_there_are_slots_and_the_rest_is_held(connections: Conn
     assert begin(connections, jobs[2]) is None, "what is held is not there to be claimed"
 
 
-def test_a_plain_job_costs_one_statement_and_knows_no_slots(connections: Connections) -> None:
-    job = Echo.dispatch()
-    seen: list[str] = []
-    sa.event.listen(connections.engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
-
+def statements_of_a_run(connections: Connections, log: Path, handle: JobHandle) -> list[str]:
+    """How each statement begins that reaches Postgres between the delivery of a job and its end, by its own log."""
     with connections.transaction() as connection:
-        claim = transitions.claim(connection, job.id, ME, 30)
+        database = connection.execute(sa.text("SELECT current_database()")).scalar_one()
+        connection.execute(sa.text(f"ALTER DATABASE {database} SET log_statement = 'all'"))
+    connections.close()  # what is set counts for new sessions
+    run_job(str(Echo.dispatch().id))  # and one of them is ready
+    begin_at = log.stat().st_size
 
-    assert claim is not None
-    assert not claim.is_limited
-    assert len([one for one in seen if "job_statuses" in one]) == 1
-    assert one_value(connections, "SELECT count(*) FROM job_limits") == 0
+    run_job(str(handle.id))
+
+    with log.open() as lines:
+        lines.seek(begin_at)
+        found = re.findall(r"LOG: +statement: (.*(?:\n\t.*){0,2})", lines.read())
+    return [one for one in found if not one.startswith("SET default_transaction_isolation")]  # for the pool
+
+
+def test_a_run_of_a_plain_job_takes_two_statements(connections: Connections, servers: EmbeddedServers) -> None:
+    log = servers.postgres.directory / "log"
+    job, limited = Echo.dispatch(), Guarded.dispatch()
+
+    found = statements_of_a_run(connections, log, job)
+
+    assert job.refresh().status is JobStatus.COMPLETED
+    assert len(found) == 2, found
+    assert ["pause AS" in found[0], "moved AS" in found[1]] == [True, True], "the claim, and the end"
+    assert len(statements_of_a_run(connections, log, limited)) > 3, "which would be seen"
+    assert one_value(connections, "SELECT count(*) FROM job_limits WHERE job_id = :id", id=job.id) == 0
 
 
 def test_a_slot_that_becomes_free_goes_to_the_oldest(connections: Connections) -> None:
@@ -471,7 +491,201 @@ def test_ends_give_no_start_back(connections: Connections) -> None:
     assert tend_slots(connections) == 0
 
 
+def let_pass(connections: Connections, seconds: float) -> None:
+    """As if all starts had been made so much earlier."""
+    earlier = "UPDATE limit_keys SET starts = array(SELECT s - make_interval(secs => :some) FROM unnest(starts) AS s)"
+    execute(connections, earlier, some=seconds)
+
+
+class Brisk(BaseJob):
+    """Ten starts within half a minute."""
+
+    rate = Rate(10, per="30s", key="brisk")
+
+    def _perform(self) -> None: ...
+
+
+def test_the_chore_stays_for_what_a_rate_allows_soon(connections: Connections) -> None:
+    jobs = Brisk.dispatch_many([{}] * 25)
+    assert begun(connections, *jobs) == jobs[:10]
+    let_pass(connections, 29)
+
+    assert tend_slots(connections, stay_seconds=10) == 10, "all of them at their moment, not at the look after it"
+
+    assert begun(connections, *jobs) == jobs[10:20]
+    assert tend_slots(connections, stay_seconds=5) == 0, "it does not stay for what comes later"
+
+
+def test_a_chore_that_is_to_stop_stays_no_longer(connections: Connections) -> None:
+    jobs = Brisk.dispatch_many([{}] * 11)
+    begun(connections, *jobs)
+    stopping = threading.Event()
+    stopping.set()
+
+    assert tend_slots(connections, stay_seconds=60, stopping=stopping) == 0
+
+
+def test_a_rate_says_when_it_has_room(connections: Connections) -> None:
+    jobs = Brisk.dispatch_many([{}] * 25)
+
+    def wait() -> float | None:
+        with connections.transaction() as connection:
+            (line,) = slot_counts.lines(connection)
+            return line.wait_seconds
+
+    assert wait() == 30, "what is granted and has not started makes room after its start"
+    begun(connections, *jobs[:4])
+    assert wait() == 30 or 20 < wait() <= 30
+    begun(connections, *jobs)
+    let_pass(connections, 10)
+    assert 10 < wait() <= 20
+    let_pass(connections, 20)
+    assert wait() == 0
+
+
+class Swarming(BaseJob):
+    """More starts within a second than are released in a row."""
+
+    rate = Rate(1000, per="1s", key="swarm")
+
+    def _perform(self) -> None: ...
+
+
+def test_one_look_gives_all_that_a_rate_allows(connections: Connections) -> None:
+    jobs = Swarming.dispatch_many([{}] * 220)
+    waiting = len(held(connections))
+    assert waiting > MOST_AT_ONCE
+
+    assert tend_slots(connections) == waiting
+
+    assert held(connections) == {}
+    assert len(jobs) == taken(connections, "rate:swarm")
+
+
+class Hasty(BaseJob):
+    """Five starts within half a second."""
+
+    rate = Rate(5, per="500ms", key="hasty")
+
+    def _perform(self) -> None: ...
+
+
+def test_a_chore_that_stays_lets_no_more_start_than_allowed(connections: Connections) -> None:
+    jobs = Hasty.dispatch_many([{}] * 25)
+    ended = threading.Event()
+
+    def tend() -> None:
+        while not ended.is_set():
+            tend_slots(connections, 0.9, ended)
+
+    with ThreadPoolExecutor(2) as chores:
+        for _ in range(2):
+            chores.submit(tend)
+        try:
+            eventually(lambda: begun(connections, *jobs) and not held(connections), what="the last are released")
+            eventually(lambda: begun(connections, *jobs) or starts(connections) == 25, what="all have started")
+        finally:
+            ended.set()
+
+    with connections.transaction() as connection:
+        moments = connection.execute(sa.text("SELECT started_at FROM job_attempts ORDER BY 1")).scalars().all()
+    assert len(moments) == 25
+    gaps = [(last - first).total_seconds() for first, last in zip(moments, moments[5:], strict=False)]
+    assert min(gaps) > 0.49, "a start is counted and written down by one statement, at two instants of it"
+
+
+def starts(connections: Connections) -> int:
+    return int(one_value(connections, "SELECT count(*) FROM job_attempts"))
+
+
 # -- both at once
+
+
+class Stored(BaseJob):
+    """Two at once in all, and one start of each account within ten minutes."""
+
+    limit = Limit(2, key="warehouse")
+    rate = Rate(1, per="10m", key="api:{account}")
+
+    def _perform(self, account: str) -> None: ...
+
+
+def test_a_rate_that_is_used_up_blocks_nobody_else_behind_a_shared_limit(connections: Connections) -> None:
+    first, *rest = Stored.dispatch_many([{"account": "a"}] * 30)
+
+    other, another = Stored.dispatch(account="b"), Stored.dispatch(account="c")
+
+    assert begun(connections, first, *rest, other, another) == [first, other]
+    assert held(connections)[another.id] == "limit:warehouse"
+    fails(connections, other)
+    assert begun(connections, another) == [another], "and whoever ends a job passes its slot on to one who may start"
+    assert {held(connections)[one.id] for one in rest} == {"rate:api:a"}
+
+
+def test_thousands_that_may_not_start_are_passed_in_a_few_statements(connections: Connections) -> None:
+    first, *_ = [one for _ in range(8) for one in Stored.dispatch_many([{"account": "a"}] * 240)]
+    executed: list[str] = []
+    sa.event.listen(connections.engine, "before_cursor_execute", lambda *given: executed.append(given[2]))
+
+    other = Stored.dispatch(account="b")
+
+    assert other.refresh().held_by is None
+    assert len([one for one in executed if "held_by = %(key)s" in one]) <= 12, "looks, and 500 are moved at once"
+    assert set(held(connections).values()) == {"rate:api:a"}
+    assert tend_slots(connections) == 0, "nobody is moved to and fro"
+    assert begun(connections, first, other) == [first, other]
+
+
+def test_the_chore_looks_farther_down_the_line(connections: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "__kwdefaults__", {**release.__kwdefaults__, "depth": 5})
+    Stored.dispatch_many([{"account": "a"}] * 30)
+    other = Stored.dispatch(account="b")
+    assert other.refresh().held_by == "limit:warehouse"
+
+    assert tend_slots(connections) == 1
+
+    assert other.refresh().held_by is None
+
+
+class Alternating(BaseJob):
+    """One at a time of each source, and two starts within ten minutes in all."""
+
+    limit = Limit(1, key="alternating:{source}")
+    rate = Rate(2, per="10m", key="alternating")
+
+    def _perform(self, source: str) -> None: ...
+
+
+def test_a_limit_that_is_used_up_blocks_nobody_else_behind_a_shared_rate(connections: Connections) -> None:
+    first, *rest = Alternating.dispatch_many([{"source": "crm"}] * 30)
+    other = Alternating.dispatch(source="erp")
+    execute(connections, "UPDATE job_statuses SET held_by = 'rate:alternating' WHERE held_by IS NOT NULL")
+    execute(connections, "UPDATE job_statuses SET held_by = 'rate:alternating' WHERE id = :id", id=other.id)
+    execute(connections, "UPDATE job_limits SET has_slot = false WHERE job_id = :id", id=other.id)
+    execute(connections, "UPDATE limit_keys SET taken = (key <> 'alternating:erp')::int")
+
+    assert tend_slots(connections) == 1
+
+    assert begun(connections, first, other) == [first, other]
+    assert {held(connections)[one.id] for one in rest} == {"limit:alternating:crm"}
+
+
+class Piped(BaseJob):
+    """One at a time, and a thousand starts within ten minutes."""
+
+    limit = Limit(1, key="piped")
+    rate = Rate(1000, per="10m", key="piped")
+
+    def _perform(self) -> None: ...
+
+
+def test_an_end_also_serves_those_that_wait_for_the_rate_of_its_job(connections: Connections) -> None:
+    jobs = Piped.dispatch_many([{}] * 4)
+    execute(connections, "UPDATE job_statuses SET held_by = 'rate:piped' WHERE held_by IS NOT NULL")
+
+    for one in jobs:
+        assert begun(connections, one) == [one], "and nobody waits for the chore"
+        fails(connections, one)
 
 
 def test_a_job_with_both_takes_both_or_neither(connections: Connections) -> None:
@@ -700,11 +914,14 @@ def test_what_is_free_is_found_without_a_look_at_each_job(connections: Connectio
     begun(connections, *jobs)
     assert len(held(connections)) == 24
 
-    with connections.transaction() as connection:
-        assert slot_counts.free(connection) == []
+    def waits() -> dict[str, float | None]:
+        with connections.transaction() as connection:
+            return {one.key: one.wait_seconds for one in slot_counts.lines(connection)}
+
+    full = {f"limit:import:s{n}": None for n in range(3)}
+    assert waits() == full
     execute(connections, "UPDATE limit_keys SET taken = 1 WHERE key = 'import:s1'")
-    with connections.transaction() as connection:
-        assert slot_counts.free(connection) == ["limit:import:s1"]
+    assert waits() == {**full, "limit:import:s1": 0.0}
 
 
 def test_real_workers_pass_slots_on_at_once(connections: Connections, system: Stack) -> None:

@@ -1,6 +1,7 @@
 """Whether what `limit_keys` counts is so, and whose slots are free though somebody waits. No status moves here."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -77,27 +78,48 @@ def recount(connection: Connection, kind: str, key: str) -> bool:
     return connection.execute(_RECOUNT, parameters).rowcount > 0
 
 
-# Of each holder the oldest job says how many slots there are.
-_FREE: Final = sa.text(f"""
+# Of each holder the oldest job says how many slots there are. Of a rate, one more is free once the start that is so
+# many before the last one is out of its time; if all have been granted and not made, that is a whole such time away.
+_LINES: Final = sa.text(f"""
 {HOLDERS}
-SELECT h.held_by
+SELECT h.held_by AS key,
+       CASE WHEN l.job_id IS NULL THEN 0
+            WHEN coalesce(k.taken, 0) >= l.most THEN l.window_seconds
+            ELSE coalesce(greatest(extract(epoch FROM last.at - clock_timestamp()) + l.window_seconds, 0), 0)
+        END AS wait_seconds
   FROM holders h
  CROSS JOIN LATERAL (
        SELECT id FROM job_statuses WHERE held_by = h.held_by ORDER BY priority, queued_at, id LIMIT 1
        ) AS oldest
   LEFT JOIN job_limits l ON l.job_id = oldest.id AND h.held_by = l.kind || ':' || l.key
   LEFT JOIN limit_keys k ON k.kind = l.kind AND k.key = l.key
+  LEFT JOIN LATERAL (
+       SELECT s.at FROM unnest(k.starts) AS s(at)
+        ORDER BY s.at DESC OFFSET greatest(l.most - k.taken - 1, 0) LIMIT 1
+       ) AS last ON true
  WHERE h.held_by LIKE 'limit:%' OR h.held_by LIKE 'rate:%'
- GROUP BY h.held_by, l.job_id, l.most, l.window_seconds, k.taken, k.starts
-HAVING l.job_id IS NULL OR coalesce(k.taken, 0) + (
-           SELECT count(*) FROM unnest(k.starts) AS s(at)
-            WHERE s.at > clock_timestamp() - make_interval(secs => l.window_seconds)) < l.most
+ ORDER BY h.held_by DESC
 """)  # noqa: S608 - put together from constants
 
 
-def free(connection: Connection) -> Sequence[str]:
-    """Keys that hold jobs though a slot is free: of rates, because time has passed. As `held_by` has them."""
-    return connection.execute(_FREE).scalars().all()
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The jobs that a key holds.
+
+    Attributes:
+        key: as `held_by` has it.
+        wait_seconds: until a slot is free, 0 if one is. Of a limit None: nobody can tell. Of a rate at least, if nobody
+            starts meanwhile who need not wait.
+    """
+
+    key: str
+    wait_seconds: float | None
+
+
+def lines(connection: Connection) -> list[Line]:
+    """All keys that hold jobs, rates first: who waits for a limit, too, then stands in its line before it is given."""
+    rows = connection.execute(_LINES)
+    return [Line(row.key, float(row.wait_seconds) if row.wait_seconds is not None else None) for row in rows]
 
 
 _PRUNE: Final = sa.text("""

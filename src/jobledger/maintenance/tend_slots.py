@@ -4,6 +4,8 @@ Of a rate, slots become free by themselves, as time passes. Of a limit, whoever 
 process died before it could, this does.
 """
 
+import threading
+import time
 from typing import Final
 
 from jobledger import slots
@@ -16,9 +18,24 @@ log: Final = get_logger(__name__)
 BATCH: Final = 500
 DEADLINE_SECONDS: Final = 15.0
 
+DEEP: Final = 10_000
+"""How far down a line to look for somebody who could start, behind those that wait for something else."""
 
-def tend_slots(connections: Connections) -> int:
+LONGEST_RELEASING_SECONDS: Final = 5.0
+"""Then comes the next look; who is left waits for that."""
+
+SHORTEST_REST_SECONDS: Final = 0.02
+REST_FOR_WORK: Final = 4
+"""So many times as long as a look for free keys has taken is the shortest rest after it."""
+
+
+def tend_slots(connections: Connections, stay_seconds: float = 0.0, stopping: threading.Event | None = None) -> int:
     """Take slots from those that may not have one, recount what does not fit, release who waits for no reason.
+
+    Args:
+        connections: the servers.
+        stay_seconds: wait so long for what rates allow soon, and release it at its moment.
+        stopping: ends the stay.
 
     Returns:
         How many jobs were released, and how many counts were wrong.
@@ -26,6 +43,26 @@ def tend_slots(connections: Connections) -> int:
     Raises:
         LedgerUnavailable: Postgres is away.
     """
+    until = time.monotonic() + stay_seconds
+    stopping = stopping or threading.Event()
+    done = _set_right(connections)
+    while True:
+        looked_at = time.monotonic()
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            lines = slot_counts.lines(connection)
+        took = time.monotonic() - looked_at
+        released = _release(connections, [one.key for one in lines if one.wait_seconds == 0])
+        done += sum(released.values())
+        waits = [one.wait_seconds for one in lines if one.wait_seconds]
+        if any(released.values()):
+            waits.append(0.0)  # of what is left there, this look did not say when it may go
+        soonest = min(waits, default=float("inf"))
+        rest = max(looked_at + soonest - time.monotonic(), REST_FOR_WORK * took, SHORTEST_REST_SECONDS)
+        if time.monotonic() + rest > until or stopping.wait(rest):
+            return done
+
+
+def _set_right(connections: Connections) -> int:
     with connections.transaction(DEADLINE_SECONDS) as connection:
         strays = slot_counts.strays(connection, BATCH)
     done = slots.pass_on(connections, strays) if strays else 0
@@ -38,6 +75,17 @@ def tend_slots(connections: Connections) -> int:
         if wrong:
             log.warning("Slots were miscounted", kind=kind, key=key)
         done += wrong
-    with connections.transaction(DEADLINE_SECONDS) as connection:
-        free = slot_counts.free(connection)
-    return done + sum(slots.release(connections, key) for key in free)
+    return done
+
+
+def _release(connections: Connections, keys: list[str]) -> dict[str, int]:
+    """Keys take turns for as long as there is somebody to be released; how many were, of each key."""
+    released = dict.fromkeys(keys, 0)
+    until = time.monotonic() + LONGEST_RELEASING_SECONDS
+    left = keys
+    while left:
+        given = {key: slots.release(connections, key, depth=DEEP) for key in left}
+        for key, count in given.items():
+            released[key] += count
+        left = [key for key, count in given.items() if count and time.monotonic() < until]
+    return released

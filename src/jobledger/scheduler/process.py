@@ -55,6 +55,9 @@ CLOCK_LOOK_SECONDS: Final = 1.0
 CLOCK_STEP_SECONDS: Final = 0.5
 """What a clock gains or loses between two looks, if nobody sets it, is far less."""
 
+STAY_SHARE: Final = 0.9
+"""Of the pause between two looks at slots: so long the first one stays for what rates allow soon."""
+
 CLEAN_SECONDS: Final = 30.0
 LONGEST_BACKOFF_SECONDS: Final = 30.0
 LONGEST_REPAIR_BACKOFF_SECONDS: Final = 5.0
@@ -120,9 +123,10 @@ class SchedulerProcess:
     def start(self) -> None:
         """Begin, in background threads."""
         settings = self._connections.settings
+        stay = settings.relay_seconds * STAY_SHARE
         chores: list[tuple[str, Callable[[], object], float]] = [
             ("relay", lambda: relay(self._connections), settings.relay_seconds),
-            ("slots", lambda: tend_slots(self._connections), settings.relay_seconds),
+            ("slots", lambda: tend_slots(self._connections, stay, self._stopping), settings.relay_seconds),
             ("expire", lambda: expire(self._connections), settings.relay_seconds),
             ("reap", lambda: reap(self._connections), settings.sweep_seconds),
             ("reconcile", self._reconcile, settings.sweep_seconds),
