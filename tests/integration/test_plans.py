@@ -16,6 +16,7 @@ from jobledger.ledger import (
     dependencies,
     expiry,
     idempotency,
+    leases,
     leftovers,
     pauses,
     pushes,
@@ -27,10 +28,14 @@ from jobledger.ledger import (
     uniqueness,
 )
 from jobledger.ledger.queries import Filter
+from jobledger.ledger.rows import Evidence, Runner
 from jobledger.status import JobStatus
 
 JOBS = 200_000
 SOME = [UUID(int=number) for number in range(1, 100)]
+QUEUED, LIMITED, STARTED = UUID(int=18), UUID(int=39), UUID(int=2000)
+ME = Runner(worker="w", host="h", pid=1, version="1")
+BIG = ("job_statuses", "job_attempts", "job_limits")
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +49,40 @@ def database_url(servers: EmbeddedServers) -> Iterator[str]:
             INSERT INTO job_statuses (id, job_type, queue, status, payload, timeout_seconds, attempt, waiting_parents,
                                       available_at, queued_at, pushed_at, started_at, finished_at)
             SELECT CAST(lpad(to_hex(n), 32, '0') AS uuid), 'Echo', 'q' || mod(n, 4), s.status, '{{}}', 60,
-                   CASE WHEN s.status = 'completed' THEN 1 ELSE 0 END,
+                   CASE WHEN s.status IN ('started', 'completed') THEN 1 ELSE 0 END,
                    CASE WHEN s.status = 'deferred' THEN 1 ELSE 0 END,
                    now() + make_interval(secs => mod(n, 1000)), now() - make_interval(secs => mod(n, 5000)),
                    CASE WHEN s.status = 'queued' AND mod(n, 2) = 0 THEN now() - make_interval(secs => mod(n, 5000)) END,
-                   CASE WHEN s.status = 'completed' THEN now() END, CASE WHEN s.status = 'completed' THEN now() END
+                   CASE WHEN s.status IN ('started', 'completed') THEN now() END,
+                   CASE WHEN s.status = 'completed' THEN now() END
               FROM generate_series(1, {JOBS}) AS n
-             CROSS JOIN LATERAL (SELECT CASE WHEN mod(n, 20) < 16 THEN 'completed' WHEN mod(n, 20) = 16 THEN 'scheduled'
+             CROSS JOIN LATERAL (SELECT CASE WHEN mod(n, 2000) = 0 THEN 'started'
+                                             WHEN mod(n, 20) < 16 THEN 'completed' WHEN mod(n, 20) = 16 THEN 'scheduled'
                                              WHEN mod(n, 20) = 17 THEN 'deferred' ELSE 'queued' END AS status) AS s
+        """)
+        connection.exec_driver_sql("""
+            INSERT INTO job_attempts (job_id, number, worker, host, pid, version, backend_pid, lease_expires_at,
+                                      finished_at, outcome)
+            SELECT id, 1, 'w', 'h', 1, '1', 1, now(), finished_at, CASE WHEN status = 'completed' THEN 'completed' END
+              FROM job_statuses WHERE attempt = 1 AND queue = 'q0'
+        """)
+        connection.exec_driver_sql("""
+            INSERT INTO job_limits (job_id, kind, key, most, window_seconds, has_slot)
+            SELECT id, 'limit', CASE WHEN status = 'queued' THEN 'a' ELSE 'b' END, 10, NULL, status = 'started'
+              FROM job_statuses WHERE status = 'started' OR queue = 'q3' AND status IN ('queued', 'completed')
+             UNION ALL
+            SELECT id, 'rate', 'r' || length(CAST(id AS text)), 5, 60, false
+              FROM job_statuses WHERE queue = 'q3' AND status = 'queued'
+        """)
+        connection.exec_driver_sql("""
+            INSERT INTO limit_keys (kind, key, taken, starts)
+            SELECT 'limit', key, 5, '{}' FROM (VALUES ('a'), ('b')) AS l(key)
+             UNION ALL
+            SELECT 'rate', 'r' || n, 0, ARRAY[now(), now(), now(), now(), now()] FROM generate_series(1, 1000) AS n
+        """)
+        connection.exec_driver_sql("""
+            UPDATE job_statuses SET held_by = 'limit:a' WHERE queue = 'q3' AND status = 'queued' AND pushed_at IS NULL
+               AND right(CAST(id AS text), 1) IN ('3', '7')
         """)
         connection.exec_driver_sql("VACUUM ANALYZE")
     engine.dispose()
@@ -74,8 +105,16 @@ ASKED: dict[str, Any] = {
     "cancel many": lambda ledger: bulk.cancel(ledger, SOME, "canceled by me"),
     "retry many": lambda ledger: bulk.retry(ledger, SOME, datetime.now(UTC)),
     "pauses that have ended": pauses.ended,
-    "free slots": slot_counts.free,
+    "claim": lambda ledger: transitions.claim(ledger, QUEUED, ME, 30.0),
+    "claim with limits": lambda ledger: slots.claim(ledger, LIMITED, ME, 30.0),
+    "keys of a claim": lambda ledger: slots.make_keys(ledger, LIMITED),
+    "complete": lambda ledger: transitions.complete(ledger, STARTED, 1, None, Evidence()),
+    "renew a lease": lambda ledger: leases.renew(ledger, STARTED, 1, 30.0, leases.Progress()),
+    "running": lambda ledger: leases.running(ledger, 5.0, 500),
+    "lines of slots": slot_counts.lines,
     "release by a slot": lambda ledger: slots.release(ledger, "limit:a"),
+    "make way in a line": lambda ledger: slots.make_way(ledger, "limit:a", 2000, 2000),
+    "slots that are miscounted": lambda ledger: slot_counts.miscounted(ledger, 500),
     "slots that go astray": lambda ledger: slot_counts.strays(ledger, 500),
     "slots given back": lambda ledger: slots.give_back(ledger, SOME),
     "release held": lambda ledger: pauses.release(ledger, "pause:queue:q1", 500),
@@ -118,5 +157,20 @@ def test_no_statement_reads_all_jobs(connections: Connections, name: str) -> Non
     with connections.engine.connect() as ledger:
         plan = plan_of(ledger, ASKED[name])
 
-    assert "Seq Scan on job_statuses" not in plan, plan
+    for table in BIG:
+        assert f"Seq Scan on {table}" not in plan, plan
     assert "Index" in plan
+
+
+def test_the_prepared_statements_of_a_run_do_neither(connections: Connections) -> None:
+    """Whatever the parameters: the server plans them once for a connection that lives long."""
+    with connections.engine.connect() as ledger:
+        transitions.for_work_horses(ledger.connection.dbapi_connection).prepare()
+        ledger.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
+        prepared = ledger.exec_driver_sql("SELECT name, cardinality(parameter_types) FROM pg_prepared_statements").all()
+        assert {name for name, _ in prepared} == {"jobledger_claim", "jobledger_complete"}
+        for name, count in prepared:
+            arguments = ", ".join(["NULL"] * count)
+            plan = "\n".join(ledger.exec_driver_sql(f"EXPLAIN EXECUTE {name} ({arguments})").scalars())
+            assert "Seq Scan on job_" not in plan, plan
+            assert "Index Scan" in plan
