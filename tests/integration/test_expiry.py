@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from harness import SHORT, Stack, eventually, one_value
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, OptionError, Reason
@@ -188,6 +189,26 @@ def test_what_somebody_holds_expires_later(connections: Connections) -> None:
 
     assert (held.refresh().status, free.refresh().status) == (JobStatus.QUEUED, JobStatus.FAILED)
     assert expire(connections) == 1
+
+
+def test_a_child_that_somebody_holds_keeps_no_other_job_from_expiring(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobledger.maintenance.expire.BATCH", 1)
+    parents = [Echo.dispatch(expires_in=60) for _ in range(2)]
+    child, other = Echo.dispatch(after=parents[0]), Echo.dispatch(after=parents[1])
+    let_expire(connections, parents[0])
+    let_expire(connections, parents[1])
+    with Session(connections.engine) as session:
+        Echo.dispatch(after=child, session=session)
+
+        assert expire(connections) == 1
+        assert (parents[0].refresh().status, child.refresh().status) == (JobStatus.QUEUED, JobStatus.DEFERRED)
+        assert (parents[1].refresh().reason, other.refresh().status) == ("expired", JobStatus.CANCELED)
+        session.rollback()
+
+    assert expire(connections) == 1
+    assert child.refresh().status is JobStatus.CANCELED
 
 
 def test_one_that_has_got_children_meanwhile_is_left_to_whoever_cancels_them(connections: Connections) -> None:

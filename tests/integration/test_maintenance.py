@@ -13,6 +13,8 @@ from pydantic import SecretStr
 from rq.job import Job
 from rq.job import JobStatus as RQStatus
 from rq.results import Result
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from harness import eventually, execute, one_value, row_of
 from jobledger import (
@@ -76,6 +78,10 @@ def pushed(connections: Connections, queue: str = "default") -> list[str]:
 
 def ids(*handles: JobHandle) -> list[str]:
     return [str(one.id) for one in handles]
+
+
+def statuses(*handles: JobHandle) -> list[JobStatus | None]:
+    return [one.refresh().status for one in handles]
 
 
 def at_once(action: Callable[[], int], times: int = 2) -> list[int]:
@@ -486,6 +492,42 @@ def test_a_row_that_somebody_has_locked_stops_no_reaper(connections: Connections
 
     assert locked.refresh().status is JobStatus.STARTED
     assert reap(connections) == 1, "the next sweep sees to it"
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_child_that_somebody_holds_keeps_no_reaper_from_the_others(connections: Connections) -> None:
+    parent, other = started(connections), started(connections)
+    child = Echo.dispatch(after=parent)
+    let_leases_run_out(connections)
+    last_one = "UPDATE job_attempts SET number = 20, lease_expires_at = now() - interval '1 h' WHERE job_id = :id"
+    execute(connections, last_one, id=parent.id)
+    execute(connections, "UPDATE job_statuses SET attempt = 20, losses = 19 WHERE id = :id", id=parent.id)
+    with Session(connections.engine) as session:
+        Echo.dispatch(after=child, session=session)
+
+        assert reap(connections) == 1
+        assert statuses(parent, other, child) == [JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED]
+        session.rollback()
+
+    assert reap(connections) == 1, "the next sweep sees to it"
+    assert statuses(parent, child) == [JobStatus.FAILED, JobStatus.CANCELED]
+
+
+@pytest.mark.usefixtures("settled")
+def test_what_postgres_refuses_of_one_job_keeps_no_reaper_from_the_others(connections: Connections) -> None:
+    odd, other = started(connections), started(connections)
+    let_leases_run_out(connections)
+    execute(connections, "UPDATE job_attempts SET lease_expires_at = now() - interval '1 h' WHERE job_id = :id", id=odd.id)
+    odd_one = f"ALTER TABLE job_statuses ADD CONSTRAINT odd CHECK (id <> '{odd.id}' OR losses = 0)"
+    execute(connections, odd_one)
+    try:
+        with pytest.raises(IntegrityError):
+            reap(connections)
+    finally:
+        execute(connections, "ALTER TABLE job_statuses DROP CONSTRAINT odd")
+
+    assert statuses(odd, other) == [JobStatus.STARTED, JobStatus.SCHEDULED]
+    assert reap(connections) == 1
 
 
 @pytest.mark.usefixtures("settled")

@@ -11,6 +11,7 @@ from rq import Queue, Worker
 from rq.job import Job
 from rq.job import JobStatus as RQStatus
 from rq.results import Result
+from sqlalchemy.orm import Session
 
 from harness import execute, one_value, row_of
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Reason, Settings, configure, queues
@@ -301,6 +302,44 @@ def test_the_fifth_loss_is_the_end_with_its_callback_and_its_children(connection
     run_job(callback)
     assert [(one.reason, one.attempt) for one in NeverStarted.told] == [("undispatchable", 0)]
     assert "wake-ups were lost" in NeverStarted.told[0].message
+
+
+@pytest.mark.usefixtures("settled")
+def test_what_somebody_holds_keeps_nobody_from_giving_up_the_others(connections: Connections) -> None:
+    held, free = Echo.dispatch(), Echo.dispatch()
+    child = Echo.dispatch(after=held)
+    execute(connections, "INSERT INTO lost_wakes SELECT id, 0, 4 FROM job_statuses WHERE status = 'queued'")
+    connections.redis.delete(LIST)
+    pushed_ago(connections, 15 * 16 + 1)
+    with Session(connections.engine) as session:
+        Echo.dispatch(after=child, session=session)
+
+        assert sweep(connections) == 1
+        assert (held.refresh().status, free.refresh().status) == (JobStatus.QUEUED, JobStatus.FAILED)
+        session.rollback()
+
+    assert sweep(connections) == 1
+    assert (held.refresh().reason, child.refresh().status) == (Reason.UNDISPATCHABLE, JobStatus.CANCELED)
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("loses", ["flushall", "delete"])
+def test_a_job_that_somebody_holds_keeps_nobody_from_waking_the_others(connections: Connections, loses: str) -> None:
+    held, free = Echo.dispatch(), Echo.dispatch()
+    if loses == "flushall":
+        connections.redis.flushall()
+    else:
+        connections.redis.delete(LIST)
+    pushed_ago(connections, 16)
+    with Session(connections.engine) as session:
+        Echo.dispatch(after=held, session=session)
+
+        assert notice_epoch(connections) + reconcile(connections) == 1
+        assert relay_unpushed(connections) == 1
+        assert listed(connections) == ids(free)
+        session.rollback()
+
+    assert reconcile(connections) == 1
 
 
 @pytest.mark.usefixtures("settled")

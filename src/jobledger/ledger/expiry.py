@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -20,17 +21,27 @@ class Overdue:
 
     id: UUID
     has_children: bool
+    expires_at: datetime
 
 
 _OVERDUE: Final = sa.text("""
-SELECT id, has_children FROM job_statuses
- WHERE expires_at <= now() AND attempt = 0 AND finished_at IS NULL ORDER BY expires_at LIMIT :limit
+SELECT id, has_children, expires_at FROM job_statuses
+ WHERE expires_at <= now() AND attempt = 0 AND finished_at IS NULL
+   AND (CAST(:after_at AS timestamptz) IS NULL
+        OR (expires_at, id) > (CAST(:after_at AS timestamptz), CAST(:after_id AS uuid)))
+ ORDER BY expires_at, id LIMIT :limit
 """)
 
 
-def overdue(connection: Connection, limit: int) -> list[Overdue]:
-    """Jobs that have never been started, and must not be any more; those that are over for longest."""
-    return [Overdue(row.id, row.has_children) for row in connection.execute(_OVERDUE, {"limit": limit})]
+def overdue(connection: Connection, after: Overdue | None, limit: int) -> list[Overdue]:
+    """Jobs that have never been started, and must not be any more; those that are over for longest.
+
+    Args:
+        after: the last one of the page before.
+        limit: at most so many.
+    """
+    parameters = {"after_at": after and after.expires_at, "after_id": after and str(after.id), "limit": limit}
+    return [Overdue(**row._mapping) for row in connection.execute(_OVERDUE, parameters)]
 
 
 # What somebody else holds is left for the next time: whoever takes many locks and waits for none cannot deadlock.

@@ -16,13 +16,14 @@ from jobledger.ledger.rows import Failed
 from jobledger.ledger.suspects import Suspect
 from jobledger.status import ON_FAILED_TYPE
 
+# What somebody else holds is left for the next time, so that it keeps nobody from the others.
 _RECORD: Final = sa.text("""
 WITH lost AS (
     SELECT j.id, j.attempt, seen.is_counted FROM job_statuses j
       JOIN unnest(CAST(:ids AS uuid[]), CAST(:counts AS int[]), CAST(:counted AS bool[]))
            AS seen(id, push_count, is_counted) ON j.id = seen.id
      WHERE j.push_count = seen.push_count AND j.status = 'queued' AND j.held_by IS NULL AND j.pushed_at IS NOT NULL
-     ORDER BY j.id FOR NO KEY UPDATE OF j
+     ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
 ), unpushed AS (
     UPDATE job_statuses j SET pushed_at = NULL FROM lost
      WHERE j.id = lost.id AND j.status = 'queued' AND j.pushed_at IS NOT NULL
@@ -41,7 +42,8 @@ def record(connection: Connection, lost: Sequence[tuple[Suspect, bool]]) -> int:
     """Say that these wake-ups are not in Redis, so that the relay pushes them, and count those that shall count.
 
     Returns:
-        How many rows that was still true of: what was pushed, claimed or held since then stands.
+        How many rows that was still true of: what was pushed, claimed or held since then stands, and so
+        does, for now, what is locked.
     """
     return int(
         connection.execute(

@@ -62,7 +62,7 @@ WITH lost AS (
     SELECT j.id FROM job_statuses j
       JOIN unnest(CAST(:ids AS uuid[]), CAST(:counts AS int[])) AS seen(id, push_count) ON j.id = seen.id
      WHERE j.push_count = seen.push_count AND j.status = 'queued' AND j.held_by IS NULL AND j.pushed_at IS NOT NULL
-     ORDER BY j.id FOR NO KEY UPDATE OF j
+     ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
 )
 UPDATE job_statuses j SET pushed_at = NULL FROM lost WHERE j.id = lost.id AND j.status = 'queued'
 """)
@@ -70,6 +70,9 @@ UPDATE job_statuses j SET pushed_at = NULL FROM lost WHERE j.id = lost.id AND j.
 
 def unpush(connection: Connection, wakes: Sequence[tuple[UUID, int]]) -> int:
     """Say that these wake-ups are not in Redis, so that the relay pushes them.
+
+    What is locked at this moment, such as by a dispatch with `after=`, is left to the reconciler: it must not keep the
+    others from being pushed.
 
     Args:
         wakes: ids with the push count that was seen: a push that somebody made since then stands.

@@ -4,14 +4,18 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
+from sqlalchemy.engine import Connection
+
 from jobledger import finish, slots
 from jobledger.connections import Connections
 from jobledger.ledger import expiry
+from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.pushing import push_quietly
+from jobledger.wake import Wake
 
 BATCH: Final = 500
 PASS: Final = 5000
-"""Jobs that one pass ends at most; the next one follows soon."""
+"""Jobs that one pass looks at, at most; the next one follows soon."""
 
 DEADLINE_SECONDS: Final = 15.0
 
@@ -19,21 +23,26 @@ DEADLINE_SECONDS: Final = 15.0
 def expire(connections: Connections) -> int:
     """Fail what has expired, call its `on_failed`, and tell what waits for it.
 
+    What somebody holds, or of which somebody holds a job that waits for it, is left for the next pass.
+
     Returns:
         How many jobs expired.
 
     Raises:
         LedgerUnavailable: Postgres is away.
     """
-    total = 0
-    while total < PASS:
+    each = OneByOne(connections, DEADLINE_SECONDS)
+    total, looked_at, last = 0, 0, None
+    while looked_at < PASS:
         with connections.transaction(DEADLINE_SECONDS) as connection:
-            found = expiry.overdue(connection, BATCH)
-        expired = _expire_childless(connections, [one.id for one in found if not one.has_children])
-        expired += sum(_expire_parent(connections, one.id) for one in found if one.has_children)
-        total += expired
-        if len(found) < BATCH or not expired:
+            found = expiry.overdue(connection, last, BATCH)
+        total += _expire_childless(connections, [one.id for one in found if not one.has_children])
+        total += sum(_expire_parent(connections, each, one.id) for one in found if one.has_children)
+        looked_at += len(found)
+        if len(found) < BATCH:
             break
+        last = found[-1]
+    each.end()
     return total
 
 
@@ -47,11 +56,18 @@ def _expire_childless(connections: Connections, ids: Sequence[UUID]) -> int:
     return len(failed)
 
 
-def _expire_parent(connections: Connections, job_id: UUID) -> int:
+def _expire_parent(connections: Connections, each: OneByOne, job_id: UUID) -> int:
     """One at a time: its children are locked after it, in the order that all who end a parent keep to."""
-    with connections.transaction(DEADLINE_SECONDS) as connection:
-        failed = expiry.expire(connection, [job_id], with_children=True)
-        wakes = finish.tell_descendants(connection, job_id) if failed else []
-    push_quietly(connections, [*(one.callback for one in failed if one.callback is not None), *wakes])
+    wakes = each.do(job_id, lambda connection: _expire_family(connection, job_id))
+    if wakes is None:
+        return 0
+    push_quietly(connections, wakes)
     slots.pass_on(connections, [job_id])
-    return len(failed)
+    return 1
+
+
+def _expire_family(connection: Connection, job_id: UUID) -> list[Wake] | None:
+    failed = expiry.expire(connection, [job_id], with_children=True)
+    if not failed:
+        return None
+    return [*(one.callback for one in failed if one.callback is not None), *finish.tell_descendants(connection, job_id)]

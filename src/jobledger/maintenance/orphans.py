@@ -5,15 +5,16 @@ one is, it would wait for ever; so a part of those that wait is looked at now an
 """
 
 import random
+from functools import partial
 from typing import Final
 from uuid import UUID
 
 from jobledger.connections import Connections
 from jobledger.finish import tell_descendants
 from jobledger.ledger import dependencies
+from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.observe.log import get_logger
 from jobledger.pushing import push_quietly
-from jobledger.wake import Wake
 
 log: Final = get_logger(__name__)
 
@@ -41,11 +42,12 @@ def release_orphans(connections: Connections) -> int:
         found = dependencies.orphans(connection, oldest, LIMIT) | dependencies.orphans(connection, somewhere, LIMIT)
     if not found:
         return 0
-    wakes: list[Wake] = []
+    each = OneByOne(connections, DEADLINE_SECONDS)
+    for parent in sorted({one for one in found.values() if one is not None}):
+        wakes = each.do(parent, partial(tell_descendants, job_id=parent, how="ended without completing"))
+        push_quietly(connections, wakes or [])
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        for parent in sorted({one for one in found.values() if one is not None}):
-            wakes += tell_descendants(connection, parent, "ended without completing")
         dependencies.release_orphans(connection, sorted(one for one, parent in found.items() if parent is None))
-    push_quietly(connections, wakes)
+    each.end()
     log.error("Waited for parents that had ended", count=len(found), first=str(min(found)))
     return len(found)

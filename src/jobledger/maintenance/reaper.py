@@ -15,13 +15,16 @@ from typing import Final
 from uuid import UUID
 
 import redis
+from sqlalchemy.engine import Connection
 
 from jobledger import finish, queues, slots
 from jobledger.connections import Connections
 from jobledger.failpoints import Failpoint, reach
+from jobledger.finish import Settled
 from jobledger.ledger import leases, sweeps
 from jobledger.ledger.leases import Running
 from jobledger.ledger.rows import Evidence
+from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.observe.log import get_logger
 from jobledger.process import this_process
 from jobledger.pushing import push_quietly
@@ -45,6 +48,9 @@ DEADLINE_SECONDS: Final = 15.0
 def reap(connections: Connections) -> int:
     """End the attempts of vanished runs; their jobs run again or fail, as their budgets say.
 
+    One that cannot be ended now, because somebody holds its row or that of a job that waits for it, is left for the
+    next sweep; the others are ended.
+
     Returns:
         How many attempts were ended.
 
@@ -57,17 +63,19 @@ def reap(connections: Connections) -> int:
         settled = leases.record_sweep(connection, sweeps.REAP, this_process(), gap_seconds, lease_seconds)
         running = leases.running(connection, CANCEL_SECONDS, BATCH)
     deaths = _deaths(connections, running)
+    each = OneByOne(connections, DEADLINE_SECONDS)
     reaped = 0
     for one in running:
         death = deaths.get(one.id)
         if death is not None and death.worker == one.worker:
             outcome = Outcome.CRASHED if death.process_died else Outcome.LOST
-            reaped += _end(connections, one, outcome, death.report, surely=True)
+            reaped += _end(connections, each, one, outcome, death.report, surely=True)
             slots.pass_on(connections, [one.id])
         elif one.cancel_overdue:
-            reaped += _end_and_kill(connections, one, Outcome.CANCELED, DID_NOT_END, surely=True)
+            reaped += _end_and_kill(connections, each, one, Outcome.CANCELED, DID_NOT_END, surely=True)
         elif one.lease_stale and settled:
-            reaped += _end_and_kill(connections, one, Outcome.LOST, LEASE_RAN_OUT, surely=False)
+            reaped += _end_and_kill(connections, each, one, Outcome.LOST, LEASE_RAN_OUT, surely=False)
+    each.end()
     return reaped
 
 
@@ -82,10 +90,12 @@ def _deaths(connections: Connections, running: list[Running]) -> Mapping[UUID, D
         return {}
 
 
-def _end_and_kill(connections: Connections, one: Running, outcome: Outcome, why: str, *, surely: bool) -> int:
+def _end_and_kill(
+    connections: Connections, each: OneByOne, one: Running, outcome: Outcome, why: str, *, surely: bool
+) -> int:
     """End an attempt whose process may still be there, and have its worker, if that lives, get rid of the process: it
     would keep the worker from all other jobs until RQ's own timeout."""
-    ended = _end(connections, one, outcome, why, surely=surely)
+    ended = _end(connections, each, one, outcome, why, surely=surely)
     if ended:
         try:
             queues.kill_horse(connections.maintenance_redis, one.worker, one.id)
@@ -95,17 +105,22 @@ def _end_and_kill(connections: Connections, one: Running, outcome: Outcome, why:
     return ended
 
 
-def _end(connections: Connections, one: Running, outcome: Outcome, why: str, *, surely: bool) -> int:
+def _end(
+    connections: Connections, each: OneByOne, one: Running, outcome: Outcome, why: str, *, surely: bool
+) -> int:
     reach(Failpoint.REAPER_DECIDED)
-    with connections.transaction(DEADLINE_SECONDS) as connection:
-        restarted = leases.server_restarted(connection, one.id, one.attempt)
-        decision = finish.decide(outcome, one, server_restarted=restarted)
-        leases.end_backend(connection, one.id, one.attempt, surely=surely)
-        if not leases.lock_if_lost(connection, one.id, one.attempt, surely=surely):
-            return 0
-        settled = finish.settle(connection, one.id, one.attempt, outcome, decision, Evidence(error_message=why))
+    settled = each.do(one.id, lambda connection: _settle(connection, one, outcome, why, surely=surely))
     if settled is None:
         return 0
     log.warning("Reaped", job_id=str(one.id), attempt=one.attempt, outcome=outcome.value, status=settled.status.value)
     push_quietly(connections, settled.wakes)
     return 1
+
+
+def _settle(connection: Connection, one: Running, outcome: Outcome, why: str, *, surely: bool) -> Settled | None:
+    restarted = leases.server_restarted(connection, one.id, one.attempt)
+    decision = finish.decide(outcome, one, server_restarted=restarted)
+    leases.end_backend(connection, one.id, one.attempt, surely=surely)
+    if not leases.lock_if_lost(connection, one.id, one.attempt, surely=surely):
+        return None
+    return finish.settle(connection, one.id, one.attempt, outcome, decision, Evidence(error_message=why))

@@ -14,16 +14,19 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
+from sqlalchemy.engine import Connection
 from uuid6 import uuid7
 
 from jobledger import finish, queues
 from jobledger.connections import Connections
 from jobledger.ledger import leases, lost_wakes, queries, suspects, sweeps
 from jobledger.ledger.suspects import Suspect
+from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.observe.log import get_logger
 from jobledger.process import this_process
 from jobledger.pushing import push_quietly
 from jobledger.queues import Death
+from jobledger.wake import Wake
 
 log: Final = get_logger(__name__)
 
@@ -69,10 +72,15 @@ def reconcile(
     with connections.transaction(DEADLINE_SECONDS) as connection:
         settled = leases.record_sweep(connection, sweeps.RECONCILE, this_process(), gap_seconds, settled_seconds)
         names = queries.queues_with_work(connection)
-    return sum(_reconcile_queue(connections, name, grace_seconds, settled) for name in names)
+    each = OneByOne(connections, DEADLINE_SECONDS)
+    lost = sum(_reconcile_queue(connections, each, name, grace_seconds, settled) for name in names)
+    each.end()
+    return lost
 
 
-def _reconcile_queue(connections: Connections, queue: str, grace_seconds: float, settled: bool) -> int:
+def _reconcile_queue(
+    connections: Connections, each: OneByOne, queue: str, grace_seconds: float, settled: bool
+) -> int:
     client = connections.maintenance_redis
     head = queues.head(client, queue)
     with connections.transaction(DEADLINE_SECONDS) as connection:
@@ -87,17 +95,19 @@ def _reconcile_queue(connections: Connections, queue: str, grace_seconds: float,
     # Read after the suspects: whatever is pushed in between is in the list, whatever is taken is claimed soon.
     listed = set(queues.waiting(client, queue))
     lost = [one for one in found if str(one.id) not in listed]
-    return _mark(connections, lost, deaths, settled) if lost else 0
+    return _mark(connections, each, lost, deaths, settled) if lost else 0
 
 
-def _mark(connections: Connections, lost: Sequence[Suspect], deaths: Mapping[UUID, Death], settled: bool) -> int:
+def _mark(
+    connections: Connections, each: OneByOne, lost: Sequence[Suspect], deaths: Mapping[UUID, Death], settled: bool
+) -> int:
     marked: list[tuple[Suspect, bool]] = []
     ended = 0
     for one in lost:
         death = deaths.get(one.id)
         is_counted = settled and not (death is not None and death.report.startswith(LEDGER_AWAY))
         if is_counted and one.losses + 1 >= MAX_LOST_WAKES:
-            ended += _give_up(connections, one, death)
+            ended += _give_up(connections, each, one, death)
         else:
             marked.append((one, is_counted))
     if not marked:
@@ -106,13 +116,19 @@ def _mark(connections: Connections, lost: Sequence[Suspect], deaths: Mapping[UUI
         return ended + lost_wakes.record(connection, marked)
 
 
-def _give_up(connections: Connections, one: Suspect, death: Death | None) -> int:
-    with connections.transaction(DEADLINE_SECONDS) as connection:
-        failed = lost_wakes.give_up(connection, one, UUID(int=uuid7().int))
-        wakes = finish.tell_descendants(connection, one.id) if failed is not None and failed.has_children else []
-    if failed is None:
+def _give_up(connections: Connections, each: OneByOne, one: Suspect, death: Death | None) -> int:
+    wakes = each.do(one.id, lambda connection: _end_family(connection, one))
+    if wakes is None:
         return 0
     words = death.report if death is not None else "no worker said anything of them"
     log.error("Failed: no wake-up led to a claim", job_id=str(one.id), wake_ups=MAX_LOST_WAKES, last=words)
-    push_quietly(connections, [failed.callback, *wakes] if failed.callback else wakes)
+    push_quietly(connections, wakes)
     return 1
+
+
+def _end_family(connection: Connection, one: Suspect) -> list[Wake] | None:
+    failed = lost_wakes.give_up(connection, one, UUID(int=uuid7().int))
+    if failed is None:
+        return None
+    wakes = finish.tell_descendants(connection, one.id) if failed.has_children else []
+    return [failed.callback, *wakes] if failed.callback else wakes

@@ -1,0 +1,64 @@
+"""A chore's pass over many jobs, each in a transaction of its own: what goes wrong with one does not stop the others."""
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+from uuid import UUID
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobledger.connections import Connections
+from jobledger.held_rows import Patience, RowsHeld, waiting_at_most
+from jobledger.observe.log import get_logger
+
+log: Final = get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class OneByOne:
+    """One pass.
+
+    Args:
+        connections: the servers.
+        deadline_seconds: of each transaction.
+    """
+
+    def __init__(self, connections: Connections, deadline_seconds: float) -> None:
+        self._connections = connections
+        self._deadline_seconds = deadline_seconds
+        self._patience = Patience()
+        self._error: SQLAlchemyError | None = None
+
+    def do(self, job_id: UUID, action: Callable[[Connection], T]) -> T | None:
+        """Do something about one job.
+
+        Returns:
+            What the action returns; None if the job could not be changed: then nothing was, and the next pass tries
+            it again.
+
+        Raises:
+            LedgerUnavailable: Postgres is away: there is no use in going on.
+        """
+        try:
+            with waiting_at_most(self._connections, self._deadline_seconds, self._patience.lock_seconds) as connection:
+                done = action(connection)
+        except RowsHeld as held:
+            self._patience.note_held()
+            words = "Left for the next pass: another transaction holds it, or a job that waits for it"
+            log.warning(words, job_id=str(job_id), error=str(held))
+            return None
+        except SQLAlchemyError as error:
+            self._error = self._error or error
+            log.error("Left for the next pass: Postgres refuses", job_id=str(job_id), exc_info=error)
+            return None
+        return done
+
+    def end(self) -> None:
+        """To be called after the last job.
+
+        Raises:
+            SQLAlchemyError: the first thing, of one job, that Postgres has refused.
+        """
+        if self._error is not None:
+            raise self._error
