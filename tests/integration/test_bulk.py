@@ -1,13 +1,18 @@
 """Many jobs at once: what a filter selects and was there at one moment, batch by batch, and nothing newer."""
 
-import pytest
+from collections.abc import Callable, Iterator
+from uuid import UUID
 
-from harness import one_value
-from jobledger import Connections, JobHandle, JobStatus, OptionError, control
-from jobledger.control import Verdict
-from jobledger.ledger import transitions
+import pytest
+from sqlalchemy.orm import Session
+
+from harness import execute, one_value
+from jobledger import Connections, JobHandle, JobStatus, OptionError, Unique, control
+from jobledger.control import Answer, Verdict
+from jobledger.ledger import bulk, transitions
 from jobledger.ledger.queries import Filter
 from jobledger.ledger.rows import Runner
+from jobledger.maintenance.relay import relay_due
 from jobledger.queues import waiting
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
@@ -104,6 +109,108 @@ def test_what_was_interrupted_goes_on_with_the_same_moment(connections: Connecti
     assert set(statuses(*bad)) == {JobStatus.QUEUED}
     assert {str(one.id) for one in bad} <= set(waiting(connections.redis, "low"))
     assert newer.refresh().status is JobStatus.FAILED
+
+
+def answers_to(batches: Iterator[list[Answer]]) -> dict[UUID, Verdict]:
+    return {one.job_id: one.verdict for batch in batches for one in batch}
+
+
+def before_the_batch(monkeypatch: pytest.MonkeyPatch, move: str, happens: Callable[[], object]) -> None:
+    """Something happens after the jobs of the first batch were read, and before the statement that moves them."""
+    moves, still_to_come = getattr(bulk, move), [happens]
+
+    def happen_and_move(*arguments: object) -> object:
+        while still_to_come:
+            still_to_come.pop()()
+        return moves(*arguments)
+
+    monkeypatch.setattr(bulk, move, happen_and_move)
+
+
+def run_again(handle: JobHandle) -> None:
+    assert handle.retry().is_done
+    with pytest.raises(KeyError):
+        run_job(str(handle.id))
+
+
+class FailsUniquely(Fails):
+    unique = Unique("error")
+
+
+def test_what_was_retried_and_failed_since_then_is_not_retried(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, untouched = failed(), failed()
+    unique = FailsUniquely.dispatch(error="KeyError")
+    with pytest.raises(KeyError):
+        run_job(str(unique.id))
+    selection = control.to_retry(connections, Filter())
+    before_the_batch(monkeypatch, "retry", lambda: [run_again(one) for one in (plain, unique)])
+
+    answers = answers_to(control.retry_selected(connections, selection, "ann"))
+
+    assert answers == {plain.id: Verdict.REFUSED, untouched.id: Verdict.DONE, unique.id: Verdict.REFUSED}
+    assert statuses(plain, unique) == [JobStatus.FAILED] * 2
+
+
+def test_what_was_canceled_since_then_is_not_retried_with_what_failed(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = failed()
+    selection = control.to_retry(connections, Filter())
+    before_the_batch(monkeypatch, "retry", lambda: [job.retry(), job.cancel()])
+
+    assert answers_to(control.retry_selected(connections, selection, "ann")) == {job.id: Verdict.REFUSED}
+    assert job.refresh().status is JobStatus.CANCELED
+
+
+def test_what_has_left_the_selected_statuses_is_not_canceled(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, queued, parent, later = (Echo.dispatch_in("1h") for _ in range(4))
+    Echo.dispatch(after=parent)
+    selection = control.to_cancel(connections, Filter([JobStatus.SCHEDULED]))
+
+    def go_on() -> None:
+        due = "UPDATE job_statuses SET available_at = now() WHERE id = ANY(:ids)"
+        execute(connections, due, ids=[started.id, queued.id, parent.id])
+        relay_due(connections)
+        claim(connections, started)
+
+    before_the_batch(monkeypatch, "cancel", go_on)
+
+    answers = answers_to(control.cancel_selected(connections, selection, "ann"))
+
+    assert answers == {one.id: Verdict.REFUSED for one in (started, queued, parent)} | {later.id: Verdict.DONE}
+    assert statuses(started, queued, parent) == [JobStatus.STARTED, JobStatus.QUEUED, JobStatus.QUEUED]
+    assert one_value(connections, "SELECT count(*) FROM cancel_requests") == 0
+
+
+def test_what_somebody_holds_is_refused_and_the_rest_is_done(connections: Connections) -> None:
+    parent, *others = Echo.dispatch_many([{}] * 5)
+    child = Echo.dispatch(after=parent)
+    bad = [failed() for _ in range(2)]
+    with Session(connections.engine) as session:
+        Echo.dispatch(after=[child, bad[0]], session=session, on_parent_failure="run")
+
+        waiting_ones = control.to_cancel(connections, Filter([JobStatus.QUEUED]))
+        canceled = answers_to(control.cancel_selected(connections, waiting_ones, "ann"))
+        retried = answers_to(control.retry_selected(connections, control.to_retry(connections, Filter()), "ann"))
+        session.rollback()
+
+    assert canceled == {parent.id: Verdict.REFUSED} | {one.id: Verdict.DONE for one in others}
+    assert retried == {bad[0].id: Verdict.REFUSED, bad[1].id: Verdict.DONE}
+    assert statuses(parent, child, bad[0]) == [JobStatus.QUEUED, JobStatus.DEFERRED, JobStatus.FAILED]
+
+
+def test_only_what_was_created_before_a_job_is_selected(connections: Connections) -> None:
+    older, job, newer = Echo.dispatch_many([{}] * 3)
+
+    selection = control.to_cancel(connections, Filter(before=job.id))
+    list(control.cancel_selected(connections, selection, "ann"))
+
+    assert selection.count == 1
+    assert statuses(older, job, newer) == [JobStatus.CANCELED, JobStatus.QUEUED, JobStatus.QUEUED]
 
 
 def test_a_child_is_not_retried_before_its_parent_has_ended(connections: Connections) -> None:

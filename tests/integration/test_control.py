@@ -10,13 +10,14 @@ from uuid import uuid4
 import pytest
 import redis
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from harness import Stack, eventually, one_value
 from jobledger import Connections, JobHandle, JobStatus, Outcome, Reason, control
 from jobledger.control import Verdict
 from jobledger.embedded import free_port
 from jobledger.finish import Again, CallOff, Decision, GiveUp, HandBack, complete, settle
-from jobledger.ledger import transitions
+from jobledger.ledger import dependencies, transitions
 from jobledger.ledger.rows import Evidence, Runner
 from jobledger.maintenance.prune import prune
 from jobledger.queues import waiting
@@ -358,6 +359,42 @@ def test_a_claim_waits_for_a_cancel_that_came_first_and_finds_nothing(connection
 
     assert delivery.result() is None
     assert handle.refresh().status is JobStatus.CANCELED
+
+
+def test_a_cancel_says_that_somebody_holds_what_waits_for_the_job(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobledger.control.jobs.LOCK_SECONDS", 0.1)
+    parent = Echo.dispatch()
+    child = Echo.dispatch(after=parent)
+    with Session(connections.engine) as session:
+        Echo.dispatch(after=child, session=session)
+        answer = parent.cancel()
+        session.rollback()
+
+    assert (answer.verdict, answer.status) == (Verdict.REFUSED, JobStatus.QUEUED)
+    assert "another transaction holds it, or a job that waits for it" in answer.message
+    assert (parent.refresh().status, child.refresh().status) == (JobStatus.QUEUED, JobStatus.DEFERRED)
+    assert parent.cancel().is_done
+    assert child.refresh().status is JobStatus.CANCELED
+
+
+@pytest.mark.parametrize(("ask", "status"), [(control.cancel, JobStatus.QUEUED), (control.retry, JobStatus.FAILED)])
+def test_a_job_that_somebody_holds_is_refused_and_stays(
+    connections: Connections,
+    ask: Callable[..., control.Answer],
+    status: JobStatus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jobledger.control.jobs.LOCK_SECONDS", 0.1)
+    handle = JOB_IN[status]()
+    with connections.transaction() as other:
+        dependencies.adopt(other, [handle.id])
+        answer = ask(connections, handle.id, "ann")
+
+    assert (answer.verdict, answer.status) == (Verdict.REFUSED, status)
+    assert "try again" in answer.message
+    assert ask(connections, handle.id, "ann").is_done
 
 
 def _waits(connections: Connections) -> bool:

@@ -517,7 +517,9 @@ def test_a_child_that_somebody_holds_keeps_no_reaper_from_the_others(connections
 def test_what_postgres_refuses_of_one_job_keeps_no_reaper_from_the_others(connections: Connections) -> None:
     odd, other = started(connections), started(connections)
     let_leases_run_out(connections)
-    execute(connections, "UPDATE job_attempts SET lease_expires_at = now() - interval '1 h' WHERE job_id = :id", id=odd.id)
+    execute(
+        connections, "UPDATE job_attempts SET lease_expires_at = now() - interval '1 h' WHERE job_id = :id", id=odd.id
+    )
     odd_one = f"ALTER TABLE job_statuses ADD CONSTRAINT odd CHECK (id <> '{odd.id}' OR losses = 0)"
     execute(connections, odd_one)
     try:

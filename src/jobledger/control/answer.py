@@ -9,7 +9,10 @@ from jobledger.payload import storable
 from jobledger.status import JobStatus
 
 DEADLINE_SECONDS: Final = 10.0
-"""Longest transaction: it may have to wait for one that holds the row, such as a dispatch with `after=`."""
+"""Longest transaction; after it Postgres counts as away."""
+
+LOCK_SECONDS: Final = 3.0
+"""How long a transaction is waited for that holds a row, such as a dispatch with `after=` in a session."""
 
 BATCH: Final = 500
 """Jobs that one transaction changes, of many."""
@@ -25,7 +28,7 @@ class Verdict(StrEnum):
     REQUESTED = "requested"
     """It runs, and will be ended; if it completes first, it has completed."""
     REFUSED = "refused"
-    """The job stands where this cannot be done; nothing was changed."""
+    """The job stands where this cannot be done, or somebody holds its row; nothing was changed."""
     NOT_FOUND = "not_found"
 
 
@@ -59,6 +62,12 @@ def refusal(job_id: UUID, status: JobStatus | None, why: dict[JobStatus, str]) -
     if status is None:
         return Answer(job_id, Verdict.NOT_FOUND, None, "there is no such job: never dispatched, rolled back, or pruned")
     return Answer(job_id, Verdict.REFUSED, status, why[status])
+
+
+def held(job_id: UUID, status: JobStatus | None) -> Answer:
+    """Nothing was done, because another transaction has not ended."""
+    words = "another transaction holds it, or a job that waits for it, and does not end: nothing was changed; try again"
+    return refusal(job_id, status, dict.fromkeys(JobStatus, words))
 
 
 def who_and_why(by: str, reason: str) -> str:

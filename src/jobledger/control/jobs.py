@@ -1,6 +1,9 @@
 """One job: run it again, or cancel it."""
 
 import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -10,10 +13,12 @@ from sqlalchemy.exc import IntegrityError
 from jobledger import slots
 from jobledger.admission import waiting_for_rivals
 from jobledger.connections import Connections
-from jobledger.control.answer import DEADLINE_SECONDS, Answer, Verdict, refusal, who_and_why
+from jobledger.control.answer import DEADLINE_SECONDS, LOCK_SECONDS, Answer, Verdict, held, refusal, who_and_why
 from jobledger.errors import DispatchContended
 from jobledger.finish import tell_descendants
+from jobledger.held_rows import RowsHeld, waiting_at_most
 from jobledger.ledger import cancel_requests, dependencies, queries, transitions, uniqueness
+from jobledger.ledger.queries import Standing
 from jobledger.observe.log import get_logger
 from jobledger.pushing import push_quietly
 from jobledger.status import TERMINAL, JobStatus
@@ -42,6 +47,27 @@ _NO_CANCEL: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Under which a job is changed that was selected before; it is looked at again when its row is locked.
+
+    Attributes:
+        statuses: where it must stand.
+        ended_by: by when it must have ended, by the clock of the database; None for any time.
+    """
+
+    statuses: Collection[JobStatus] = frozenset(JobStatus)
+    ended_by: datetime | None = None
+
+    def objection(self, standing: Standing) -> str | None:
+        """Why the job is not changed any more; None if it stands as it was selected."""
+        if standing.status not in self.statuses:
+            return f"it is {standing.status} by now, and jobs in that status were not selected"
+        if self.ended_by is not None and (standing.finished_at is None or standing.finished_at > self.ended_by):
+            return f"it has run since the selection, and is {standing.status} again"
+        return None
+
+
 def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
     """Queue a failed or canceled job again: now, with fresh budgets; its attempts go on being counted.
 
@@ -54,11 +80,34 @@ def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
         job_id: of the job.
         by: who asks, for the log.
 
+    Returns:
+        What came of it; refused, too, if another transaction holds the job's row for longer than 3 s.
+
     Raises:
         LedgerUnavailable: Postgres is away.
     """
-    with connections.transaction(DEADLINE_SECONDS) as connection:
-        status = queries.lock_status(connection, job_id)
+    try:
+        return retry_if(connections, job_id, by, Terms(), LOCK_SECONDS)
+    except RowsHeld:
+        return answer_held(connections, job_id)
+
+
+def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock_seconds: float) -> Answer:
+    """The same, for a job that still stands as it was selected.
+
+    Args:
+        lock_seconds: how long another transaction is waited for.
+
+    Raises:
+        RowsHeld: it was waited for in vain.
+        LedgerUnavailable: Postgres is away.
+    """
+    with waiting_at_most(connections, DEADLINE_SECONDS, lock_seconds) as connection:
+        standing = queries.lock(connection, job_id)
+        status = standing.status if standing is not None else None
+        objection = terms.objection(standing) if standing is not None and status not in _NO_RETRY else None
+        if objection is not None:
+            return Answer(job_id, Verdict.REFUSED, status, objection)
         parent = queries.unended_parent(connection, job_id)
         if parent is not None and status in (JobStatus.FAILED, JobStatus.CANCELED):
             why = f"its parent {parent[0]} is {parent[1]}; retry it when that has completed"
@@ -102,12 +151,38 @@ def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") ->
         by: who asks; kept in the job's reason.
         reason: why; kept there too.
 
+    Returns:
+        What came of it; refused, too, if another transaction holds the job's row, or that of a job that waits for it,
+        for longer than 3 s.
+
     Raises:
         LedgerUnavailable: Postgres is away.
     """
+    try:
+        return cancel_if(connections, job_id, by, reason, Terms(), LOCK_SECONDS)
+    except RowsHeld:
+        return answer_held(connections, job_id)
+
+
+def cancel_if(
+    connections: Connections, job_id: UUID, by: str, reason: str, terms: Terms, lock_seconds: float
+) -> Answer:
+    """The same, for a job that still stands as it was selected.
+
+    Args:
+        lock_seconds: how long another transaction is waited for.
+
+    Raises:
+        RowsHeld: it was waited for in vain.
+        LedgerUnavailable: Postgres is away.
+    """
     text = who_and_why(by, reason)
-    with connections.transaction(DEADLINE_SECONDS) as connection:
-        status = queries.lock_status(connection, job_id)
+    with waiting_at_most(connections, DEADLINE_SECONDS, lock_seconds) as connection:
+        standing = queries.lock(connection, job_id)
+        status = standing.status if standing is not None else None
+        objection = terms.objection(standing) if standing is not None and status not in _NO_CANCEL else None
+        if objection is not None:
+            return Answer(job_id, Verdict.REFUSED, status, objection)
         ended = transitions.cancel(connection, job_id, text)
         wakes = tell_descendants(connection, job_id, "was canceled") if ended is not None and ended.has_children else []
         requested = ended is None and cancel_requests.request(connection, job_id, text)
@@ -120,6 +195,16 @@ def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") ->
     slots.pass_on(connections, [job_id])
     log.info("Canceled", job_id=str(job_id), was=status, by=by)
     return Answer(job_id, Verdict.DONE, JobStatus.CANCELED, f"canceled; it was {status}")
+
+
+def answer_held(connections: Connections, job_id: UUID) -> Answer:
+    """What is answered if another transaction was waited for in vain.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        return held(job_id, queries.status_of(connection, job_id))
 
 
 def wait_for_cancel(connections: Connections, job_id: UUID, timeout: float = CANCEL_SECONDS) -> Answer:

@@ -1,16 +1,18 @@
 """Many jobs at once, by a filter: what was there at one moment, batch by batch."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Final
 from uuid import UUID
 
 from jobledger import slots
 from jobledger.connections import Connections
 from jobledger.control.answer import BATCH, DEADLINE_SECONDS, Answer, Verdict, who_and_why
-from jobledger.control.jobs import cancel, retry
+from jobledger.control.jobs import Terms, answer_held, cancel_if, retry_if
 from jobledger.errors import OptionError
+from jobledger.held_rows import Patience, RowsHeld
 from jobledger.ledger import bulk, pushes, queries
 from jobledger.ledger.queries import Filter
 from jobledger.observe.log import get_logger
@@ -64,40 +66,55 @@ def cancel_selected(
 ) -> Iterator[list[Answer]]:
     """Cancel many jobs, batch by batch; each batch is done when it is given, and stays done.
 
+    One that is in none of the selected statuses any more is refused; so is one that somebody holds.
+
     Args: see `cancel`.
 
     Raises:
         LedgerUnavailable: Postgres is away.
     """
+    terms, patience = Terms(selection.wanted.statuses), Patience()
     for ids in _batches(connections, selection, ended=False):
         with connections.transaction(DEADLINE_SECONDS) as connection:
-            done = bulk.cancel(connection, ids, who_and_why(by, reason))
+            done = bulk.cancel(connection, ids, terms.statuses, who_and_why(by, reason))
         slots.pass_on(connections, list(done))
         yield [
             Answer(one, Verdict.DONE, JobStatus.CANCELED, "canceled")
             if one in done
-            else cancel(connections, one, by, reason)
+            else _unless_held(connections, one, partial(cancel_if, connections, one, by, reason, terms), patience)
             for one in ids
         ]
     log.info("Canceled what was selected", count=selection.count, by=by)
 
 
 def retry_selected(connections: Connections, selection: Selection, by: str) -> Iterator[list[Answer]]:
-    """Retry many jobs in the same way. One that fails again meanwhile is not retried again.
+    """Retry many jobs in the same way. One that has run and failed again meanwhile is not retried again: it is refused.
 
     Raises:
         LedgerUnavailable: Postgres is away.
     """
+    terms, patience = Terms(selection.wanted.statuses, selection.until), Patience()
     for ids in _batches(connections, selection, ended=True):
         with connections.transaction(DEADLINE_SECONDS) as connection:
-            wakes = bulk.retry(connection, ids, selection.until)
+            wakes = bulk.retry(connection, ids, terms.statuses, selection.until)
         push_quietly(connections, wakes)
         done = {wake.id for wake in wakes}
         yield [
-            Answer(one, Verdict.DONE, JobStatus.QUEUED, "queued again") if one in done else retry(connections, one, by)
+            Answer(one, Verdict.DONE, JobStatus.QUEUED, "queued again")
+            if one in done
+            else _unless_held(connections, one, partial(retry_if, connections, one, by, terms), patience)
             for one in ids
         ]
     log.info("Queued again what was selected", count=selection.count, by=by)
+
+
+def _unless_held(connections: Connections, job_id: UUID, ask: Callable[[float], Answer], patience: Patience) -> Answer:
+    """Ask for one job; if somebody holds it, that is the answer, and the next one is asked for."""
+    try:
+        return ask(patience.lock_seconds)
+    except RowsHeld:
+        patience.note_held()
+        return answer_held(connections, job_id)
 
 
 _RETRIED: Final = frozenset({JobStatus.FAILED, JobStatus.CANCELED})

@@ -4,7 +4,7 @@ What is locked, or needs more than its own row, is left to whoever asks for one 
 Whoever takes many locks and waits for none cannot deadlock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -13,12 +13,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobledger.ledger import retrying
+from jobledger.status import JobStatus
 from jobledger.wake import Wake
 
 _CANCEL: Final = sa.text("""
 WITH taken AS (
     SELECT id FROM job_statuses
      WHERE id = ANY(CAST(:ids AS uuid[])) AND status IN ('deferred', 'scheduled', 'queued') AND NOT has_children
+       AND status = ANY(CAST(:statuses AS text[]))
      ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE job_statuses j
@@ -30,20 +32,24 @@ RETURNING j.id
 """)
 
 
-def cancel(connection: Connection, ids: Sequence[UUID], reason: str) -> set[UUID]:
+def cancel(connection: Connection, ids: Sequence[UUID], statuses: Collection[JobStatus], reason: str) -> set[UUID]:
     """deferred, scheduled or queued -> canceled, for jobs that nobody waits for.
+
+    Args:
+        statuses: only jobs that are in one of these now.
 
     Returns:
         Which.
     """
-    return set(connection.execute(_CANCEL, {"ids": [str(one) for one in ids], "reason": reason}).scalars())
+    parameters = {"ids": [str(one) for one in ids], "statuses": sorted(statuses), "reason": reason}
+    return set(connection.execute(_CANCEL, parameters).scalars())
 
 
 _RETRY: Final = sa.text(f"""
 WITH taken AS (
     SELECT j.id AS taken_id FROM job_statuses j
      WHERE j.id = ANY(CAST(:ids AS uuid[])) AND j.status IN ('failed', 'canceled') AND j.unique_key IS NULL
-       AND j.finished_at <= CAST(:until AS timestamptz)
+       AND j.status = ANY(CAST(:statuses AS text[])) AND j.finished_at <= CAST(:until AS timestamptz)
        AND NOT EXISTS (SELECT FROM job_dependencies d JOIN job_statuses p ON p.id = d.parent_id
                         WHERE d.child_id = j.id AND p.finished_at IS NULL)
      ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
@@ -55,11 +61,15 @@ SELECT * FROM moved ORDER BY id
 """)  # noqa: S608 - put together from constants
 
 
-def retry(connection: Connection, ids: Sequence[UUID], until: datetime) -> list[Wake]:
+def retry(connection: Connection, ids: Sequence[UUID], statuses: Collection[JobStatus], until: datetime) -> list[Wake]:
     """failed or canceled -> queued, for jobs that ended by then.
+
+    Args:
+        statuses: only jobs that are in one of these now.
 
     Returns:
         What the caller pushes after the commit.
     """
-    rows = connection.execute(_RETRY, {"ids": [str(one) for one in ids], "until": until})
+    parameters = {"ids": [str(one) for one in ids], "statuses": sorted(statuses), "until": until}
+    rows = connection.execute(_RETRY, parameters)
     return [Wake(**row._mapping) for row in rows]

@@ -84,7 +84,7 @@ class Filter:
     job_type: str | None = None
     queue: str | None = None
     before: UUID | None = None
-    """Only jobs created before this one: the last of the page before."""
+    """Only jobs created before this one: in a list, the last of the page before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,15 +186,26 @@ def _selected(wanted: Filter, until: datetime, *, ended: bool) -> sa.Select[tupl
         chosen = chosen.where(columns.job_type == wanted.job_type)
     if wanted.queue is not None:
         chosen = chosen.where(columns.queue == wanted.queue)
+    if wanted.before is not None:
+        chosen = chosen.where(columns.id < wanted.before)
     return chosen.where(columns.finished_at <= until) if ended else chosen
 
 
-def lock_status(connection: Connection, job_id: UUID) -> JobStatus | None:
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a job stands, and since when it has ended."""
+
+    status: JobStatus
+    finished_at: datetime | None
+
+
+def lock(connection: Connection, job_id: UUID) -> Standing | None:
     """Where a job stands; nobody moves it before this transaction has ended. None if there is no such job."""
-    word = connection.execute(
-        sa.select(job_statuses.c.status).where(job_statuses.c.id == job_id).with_for_update(key_share=True)
-    ).scalar_one_or_none()
-    return JobStatus(word) if word is not None else None
+    columns = job_statuses.c
+    row = connection.execute(
+        sa.select(columns.status, columns.finished_at).where(columns.id == job_id).with_for_update(key_share=True)
+    ).one_or_none()
+    return Standing(JobStatus(row.status), row.finished_at) if row is not None else None
 
 
 def status_of(connection: Connection, job_id: UUID) -> JobStatus | None:

@@ -1,4 +1,4 @@
-"""A chore's pass over many jobs, each in a transaction of its own: what goes wrong with one does not stop the others."""
+"""A chore's pass over many jobs, each in a transaction of its own: what goes wrong with one stops no other."""
 
 from collections.abc import Callable
 from typing import Final, TypeVar

@@ -105,9 +105,7 @@ def _end_and_kill(
     return ended
 
 
-def _end(
-    connections: Connections, each: OneByOne, one: Running, outcome: Outcome, why: str, *, surely: bool
-) -> int:
+def _end(connections: Connections, each: OneByOne, one: Running, outcome: Outcome, why: str, *, surely: bool) -> int:
     reach(Failpoint.REAPER_DECIDED)
     settled = each.do(one.id, lambda connection: _settle(connection, one, outcome, why, surely=surely))
     if settled is None:

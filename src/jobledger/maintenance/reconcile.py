@@ -78,9 +78,7 @@ def reconcile(
     return lost
 
 
-def _reconcile_queue(
-    connections: Connections, each: OneByOne, queue: str, grace_seconds: float, settled: bool
-) -> int:
+def _reconcile_queue(connections: Connections, each: OneByOne, queue: str, grace_seconds: float, settled: bool) -> int:
     client = connections.maintenance_redis
     head = queues.head(client, queue)
     with connections.transaction(DEADLINE_SECONDS) as connection:
