@@ -32,6 +32,11 @@ def begun(connections: Connections) -> tuple[JobHandle, Claim]:
     return handle, claim
 
 
+def let_come_due(connections: Connections) -> None:
+    execute(connections, "UPDATE job_statuses SET available_at = now() WHERE status = 'scheduled'")
+    relay(connections)
+
+
 @pytest.mark.parametrize("outcome", [Outcome.CRASHED, Outcome.LOST, Outcome.HANDED_BACK])
 def test_what_had_begun_runs_again_before_all_that_waits(connections: Connections, outcome: Outcome) -> None:
     first, claim = begun(connections)
@@ -86,3 +91,30 @@ def test_an_error_of_its_own_puts_a_job_behind_what_waits(connections: Connectio
     relay(connections)
 
     assert listed(connections) == ids(*others, first)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.SNOOZED, Outcome.ERROR])
+def test_what_crashed_once_and_waits_on_its_own_account_later_goes_behind_what_waits(
+    connections: Connections, outcome: Outcome
+) -> None:
+    first, claim = begun(connections)
+    with connections.transaction() as connection:
+        finish.settle(connection, first.id, 1, Outcome.CRASHED, finish.decide(Outcome.CRASHED, claim), Evidence())
+    for number in (2, 3):
+        let_come_due(connections)
+        with connections.transaction() as connection:
+            assert transitions.claim(connection, first.id, Runner("w", "h", 1, ""), 30.0)
+        connections.redis.delete(LIST)
+        with connections.transaction() as connection:
+            decision = finish.Again(0.0, {"errors": 1} if outcome is Outcome.ERROR else {})
+            finish.settle(connection, first.id, number, outcome, decision, Evidence())
+        others = Echo.dispatch_many([{}] * 2)
+
+        let_come_due(connections)
+
+        assert listed(connections) == ids(*others, first)
+        with connections.transaction() as connection:
+            connection.exec_driver_sql("UPDATE job_statuses SET pushed_at = NULL WHERE status = 'queued'")
+            taken, _ = pushes.take_unpushed(connection, "default", 10)
+        assert [one.id for one in taken][-1] == first.id
+        execute(connections, "DELETE FROM job_statuses WHERE attempt = 0")

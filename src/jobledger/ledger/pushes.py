@@ -9,10 +9,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobledger.ledger import returning
 from jobledger.wake import Wake
 
 # A relay that is frozen while it pushes must not keep workers from these rows: Postgres ends its transaction soon.
-_TAKE_UNPUSHED: Final = sa.text("""
+_TAKE_UNPUSHED: Final = sa.text(f"""
 WITH patience AS MATERIALIZED (
     SELECT set_config('idle_in_transaction_session_timeout', '10s', true)
 ), pause AS MATERIALIZED (
@@ -31,19 +32,19 @@ WITH patience AS MATERIALIZED (
            ) AS holder ON true
      WHERE j.id = chosen.id AND j.status = 'queued'
     RETURNING j.id, j.queue, j.job_type, j.title, j.timeout_seconds, j.push_count, j.priority, j.queued_at, j.held_by,
-              j.crashes + j.losses = 1 AS at_front
+              {returning.KEEPS_ITS_PLACE} AS at_front
 )
 SELECT id, queue, job_type, title, timeout_seconds, push_count, at_front, held_by FROM taken CROSS JOIN patience
  ORDER BY priority, queued_at, id
-""")
+""")  # noqa: S608 - put together from constants
 
 
 def take_unpushed(connection: Connection, queue: str, limit: int) -> tuple[list[Wake], int]:
     """Mark queued rows that nobody has pushed as pushed, by priority and age; or as held, if their queue or type is
     paused.
 
-    A job of which an attempt crashed or was lost goes before all others: it has stood in line already. Once: a job that
-    always kills its process must not keep others from theirs.
+    A job whose last attempt crashed or was lost goes before all others: it has stood in line already. Once: see
+    `returning`.
 
     Returns:
         What the caller pushes before it commits; and how many are held.

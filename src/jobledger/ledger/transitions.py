@@ -14,7 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobledger.ledger import claiming, failing, retrying
+from jobledger.ledger import claiming, failing, retrying, returning
 from jobledger.ledger.direct import Direct, Executor
 from jobledger.ledger.rows import Claim, Ended, Evidence, Failed, Runner
 from jobledger.status import ON_FAILED_TYPE, Outcome, Reason
@@ -254,23 +254,23 @@ def _closing(outcome: Outcome, evidence: Evidence) -> dict[str, Any]:
     return {"outcome": outcome, **_fields(evidence)}
 
 
-_PROMOTE_DUE: Final = sa.text("""
+_PROMOTE_DUE: Final = sa.text(f"""
 WITH chosen AS MATERIALIZED (
     SELECT id FROM job_statuses WHERE status = 'scheduled' AND available_at <= now()
      ORDER BY available_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )
 UPDATE job_statuses j
    SET status = 'queued', pushed_at = NULL, updated_at = now(),
-       queued_at = CASE WHEN crashes + losses = 1 THEN coalesce(queued_at, now()) ELSE now() END
+       queued_at = CASE WHEN {returning.KEEPS_ITS_PLACE} THEN coalesce(queued_at, now()) ELSE now() END
   FROM chosen
  WHERE j.id = chosen.id AND j.status = 'scheduled'
-""")
+""")  # noqa: S608 - put together from constants
 
 
 def promote_due(connection: Connection, limit: int) -> int:
     """scheduled -> queued for jobs whose time has come, not pushed yet.
 
-    Those of which an attempt crashed or was lost keep the place in the order that they had, once.
+    Those whose last attempt crashed or was lost keep the place in the order that they had, once: see `returning`.
 
     Returns:
         How many.
