@@ -210,7 +210,8 @@ def test_all_that_is_selected_is_canceled_and_retried(connections: Connections, 
     some = Echo.dispatch_many([{}] * 25, queue="low")
     other = Echo.dispatch()
 
-    ended = run("jobs", "cancel", "--type", "Echo", "--queue", "low", "--before-now", "--reason", "no need", "--json")
+    which = ("--type", "Echo", "--queue", "low", "--before-now")
+    ended = run("jobs", "cancel", *which, "--yes", "--reason", "no need", "--json")
     assert ended.code == DONE
     moment = ended.json["before"]
     assert {name: ended.json[name] for name in ("selected", "done", "requested", "refused", "not_found")} == {
@@ -219,8 +220,8 @@ def test_all_that_is_selected_is_canceled_and_retried(connections: Connections, 
     assert {one.refresh().status for one in some} == {JobStatus.CANCELED}
     assert other.refresh().status is JobStatus.QUEUED
 
-    assert run("jobs", "retry", "--status", "canceled", "--before", moment).table[1][0] == "0"
-    assert run("jobs", "retry", "--status", "canceled", "--before-now").table == [
+    assert run("jobs", "retry", "--status", "canceled", "--before", moment).table[1][0] == "0", "nothing to ask about"
+    assert run("jobs", "retry", "--status", "canceled", "--before-now", "--yes").table == [
         ["SELECTED", "DONE", "REQUESTED", "REFUSED", "NOT_FOUND"], ["25", "25", "0", "0", "0"]
     ]  # fmt: skip
     assert {one.refresh().status for one in some} == {JobStatus.QUEUED}
@@ -235,10 +236,86 @@ def test_all_that_is_selected_is_canceled_and_retried(connections: Connections, 
         ["retry", "--before-now", "--before", "2026-01-31T12:00:00+00:00"],
         ["retry", "--before", "2026-01-31T12:00:00"],
         ["retry", "--status", "started", "--before-now"],
+        ["cancel", "--before-now", "--yes"],
+        ["retry", "--before-now", "--yes"],
+        ["cancel", "--before", "2026-01-31T12:00:00+00:00", "--yes"],
+        ["cancel", "--all", "--queue", "low", "--before-now", "--yes"],
+        ["cancel", "--all", "--yes"],
+        ["cancel", str(uuid4()), "--dry-run"],
     ],
 )
 def test_what_does_not_say_clearly_which_jobs_does_nothing(run: Run, arguments: list[str]) -> None:
     assert run("jobs", *arguments).code == WRONG
+
+
+def test_all_jobs_are_meant_only_if_that_is_said_and_somebody_agrees(
+    connections: Connections, run: Run, environment: dict[str, str]
+) -> None:
+    jobs = [Echo.dispatch(), Echo.dispatch(queue="low"), Effect.dispatch_in("1h")]
+    all_of_them = ("jobs", "cancel", "--all", "--before-now")
+
+    unasked = run(*all_of_them)
+    assert (unasked.code, "Cancel 3 jobs" in unasked.err, "--yes" in unasked.err) == (WRONG, True, True)
+    looked = run(*all_of_them, "--dry-run")
+    assert looked.table[:-1] == [
+        ["STATUS", "TYPE", "QUEUE", "JOBS"],
+        ["queued", "Echo", "default", "1"],
+        ["queued", "Echo", "low", "1"],
+        ["scheduled", "Effect", "default", "1"],
+    ]
+    assert run(*all_of_them, "--dry-run", "--json").json["groups"][1] == {
+        "status": "queued", "job_type": "Echo", "queue": "low", "jobs": 1
+    }  # fmt: skip
+    assert answered(environment, "n", *all_of_them).code == FAILED
+    assert JobStatus.CANCELED not in {one.refresh().status for one in jobs}
+
+    assert answered(environment, "y", *all_of_them).table[1][:2] == ["3", "3"]
+    assert {one.refresh().status for one in jobs} == {JobStatus.CANCELED}
+
+
+def answered(environment: dict[str, str], answer: str, *arguments: str) -> Ended:
+    """A command that asks somebody at a terminal."""
+    ours, theirs = os.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    try:
+        return Ended(
+            subprocess.run(
+                [sys.executable, "-m", "jobledger", *arguments],
+                env={**os.environ, "PYTHONPATH": str(TESTS), **environment},
+                stdin=theirs,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                check=False,
+            )
+        )
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+def test_what_many_jobs_were_refused_for_is_said(connections: Connections, run: Run) -> None:
+    parent = Echo.dispatch()
+    child = Echo.dispatch(after=parent)
+    parent.cancel()
+    parent.retry()
+
+    ended = run("jobs", "retry", "--status", "canceled", "--before-now", "--yes")
+
+    assert (ended.code, ended.table[1]) == (DONE, ["1", "0", "0", "1", "0"])
+    assert f"refused, 1 times: its parent {parent.id} is queued" in ended.err
+    assert child.refresh().status is JobStatus.CANCELED
+
+
+def test_a_pause_of_what_nobody_knows_asks_whether_it_is_spelt_right(connections: Connections, run: Run) -> None:
+    Echo.set(queue="odd").dispatch()
+
+    for known in (["odd"], ["low"], ["Echo", "--type"], ["Fails", "--type"]):
+        assert run("queues", "pause", *known).err == ""
+    for unknown in (["lwo"], ["Ehco", "--type"]):
+        ended = run("queues", "pause", *unknown)
+        assert (ended.code, ended.out.startswith("The ")) == (DONE, True)
+        assert f"`queues resume {' '.join(unknown)}` ends the pause" in ended.err
 
 
 def test_queues_and_types_are_paused_and_resumed(connections: Connections, run: Run) -> None:

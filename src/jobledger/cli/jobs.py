@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -13,9 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobledger import control
 from jobledger.cli.configuration import connect
 from jobledger.cli.exits import ExitCode
-from jobledger.cli.output import escaped, print_json, progress, say, say_block, show_table
+from jobledger.cli.output import confirm, escaped, print_json, progress, say, say_block, show_table
 from jobledger.cli.parameters import MOMENT, json_option
 from jobledger.cli.person import who
+from jobledger.connections import Connections
 from jobledger.control import Answer, Selection, Verdict
 from jobledger.errors import JobNotFound, LedgerUnavailable
 from jobledger.ledger import queries
@@ -25,6 +26,9 @@ from jobledger.status import JobStatus
 READ_SECONDS: Final = 15.0
 MANY: Final = 20
 """From so many jobs on, a bar shows how far it is."""
+
+MOST_REFUSALS: Final = 5
+"""So many different answers are shown; all are counted."""
 
 _STATUSES: Final = [status.value for status in JobStatus]  # of the members themselves click would take the names
 
@@ -119,11 +123,49 @@ def _attempt_cells(one: AttemptRow) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Which:
+    """Which jobs are meant if they are not named by their ids, and what is to be done about them."""
+
+    statuses: Sequence[str]
+    job_type: str | None
+    queue: str | None
+    is_all: bool
+    before_now: bool
+    until: datetime | None
+    dry_run: bool
+    yes: bool
+
+    def filter(self, job_ids: Sequence[UUID]) -> Filter | None:
+        """What selects them; None if ids do.
+
+        Raises:
+            click.UsageError: it is not said clearly.
+        """
+        has_filter = bool(self.statuses or self.job_type or self.queue)
+        is_selecting = has_filter or self.is_all or self.before_now or self.until is not None
+        if bool(job_ids) == is_selecting:
+            raise click.UsageError("Say ids, or which jobs: --status, --type, --queue or --all, with --before-now.")
+        if not is_selecting:
+            if self.dry_run:
+                raise click.UsageError("--dry-run is for jobs that options select: `jobs show` shows one.")
+            return None
+        if has_filter == self.is_all:
+            raise click.UsageError("Say which jobs, by --status, --type or --queue; or --all, for all there are.")
+        if self.before_now == (self.until is not None):
+            words = "Say --before-now, or --before with the moment of an earlier command: newer jobs stay."
+            raise click.UsageError(words)
+        return Filter([JobStatus(one) for one in self.statuses], self.job_type, self.queue)
+
+
 def _selecting(command: Callable[..., None]) -> Callable[..., None]:
     """Ids, or which jobs instead."""
     for option in (
+        click.option("--yes", is_flag=True, help="Do not ask. Needed where nobody can be asked."),
+        click.option("--dry-run", is_flag=True, help="Only say which jobs there are."),
         click.option("--before", "until", type=MOMENT, help="Those that were there at this moment: to go on."),
         click.option("--before-now", is_flag=True, help="All that are there now, and no newer ones."),
+        click.option("--all", "is_all", is_flag=True, help="Of every type and queue."),
         click.option("--queue", help="Of this queue."),
         click.option("--type", "job_type", help="Of this type."),
         click.option(
@@ -144,12 +186,17 @@ def retry_jobs(context: click.Context, /, job_ids: tuple[UUID, ...], as_json: bo
 
     Selected are failed jobs if no status is said; each is retried once.
     """
-    wanted = _filter(job_ids, **which)
+    said = _Which(**which)
+    wanted = said.filter(job_ids)
     connections = connect("jobledger-cli", needs_redis=True)
     if wanted is None:
         _ask_each(context, "Retrying", job_ids, lambda one: control.retry(connections, one, who()), as_json)
         return
-    selection = control.to_retry(connections, wanted, which["until"])
+    selection = control.to_retry(connections, wanted, said.until)
+    if said.dry_run:
+        _show_selection(connections, selection, as_json)
+        return
+    _confirm(f"Queue {selection.count} jobs again?", selection, said)
     _ask_all(context, "Retrying", selection, control.retry_selected(connections, selection, who()), as_json)
 
 
@@ -161,32 +208,35 @@ def retry_jobs(context: click.Context, /, job_ids: tuple[UUID, ...], as_json: bo
 def cancel_jobs(context: click.Context, /, job_ids: tuple[UUID, ...], reason: str, as_json: bool, **which: Any) -> None:
     """Cancel jobs, and by default what waits for them, too: by their ids, or all that options select.
 
-    Jobs that run are ended within 15 seconds.
+    Jobs that run are ended within 15 seconds. Selected are all that have not ended if no status is said.
     """
-    wanted = _filter(job_ids, **which)
+    said = _Which(**which)
+    wanted = said.filter(job_ids)
     connections = connect("jobledger-cli")
     if wanted is None:
         _ask_each(context, "Canceling", job_ids, lambda one: control.cancel(connections, one, who(), reason), as_json)
         return
-    selection = control.to_cancel(connections, wanted, which["until"])
+    selection = control.to_cancel(connections, wanted, said.until)
+    if said.dry_run:
+        _show_selection(connections, selection, as_json)
+        return
+    _confirm(f"Cancel {selection.count} jobs, and all that waits for them?", selection, said)
     _ask_all(context, "Canceling", selection, control.cancel_selected(connections, selection, who(), reason), as_json)
 
 
-def _filter(
-    job_ids: Sequence[UUID],
-    statuses: Sequence[str],
-    job_type: str | None,
-    queue: str | None,
-    before_now: bool,
-    until: datetime | None,
-) -> Filter | None:
-    """Which jobs, if they are not named by their ids."""
-    is_selecting = bool(statuses or job_type or queue or before_now or until)
-    if bool(job_ids) == is_selecting:
-        raise click.UsageError("Say ids, or which jobs: --status, --type, --queue, with --before-now.")
-    if is_selecting and before_now == (until is not None):
-        raise click.UsageError("Say --before-now, or --before with the moment of an earlier command: newer jobs stay.")
-    return Filter([JobStatus(one) for one in statuses], job_type, queue) if is_selecting else None
+def _show_selection(connections: Connections, selection: Selection, as_json: bool) -> None:
+    groups = control.kinds(connections, selection)
+    if as_json:
+        rows = [asdict(one) for one in groups]
+        print_json({"before": selection.until.isoformat(), "selected": selection.count, "groups": rows})
+        return
+    show_table(("STATUS", "TYPE", "QUEUE", "JOBS"), [(one.status, one.job_type, one.queue, one.jobs) for one in groups])
+    say(f"Selected: {selection.count}. Nothing was changed.")
+
+
+def _confirm(question: str, selection: Selection, said: _Which) -> None:
+    if selection.count:
+        confirm(question, said.yes)
 
 
 def _ask_all(
@@ -194,12 +244,15 @@ def _ask_all(
 ) -> None:
     """Do it batch by batch, and say how many came to what; with the moment, so that it can go on if it breaks off."""
     counts: Counter[str] = Counter()
+    refusals: Counter[str] = Counter()
     failure: Exception | None = None
     with progress(what, selection.count, show=selection.count > MANY) as advance:
         try:
             for answers in batches:
                 for one in answers:
                     counts[one.verdict] += 1
+                    if one.verdict is Verdict.REFUSED:
+                        refusals[one.message] += 1
                     advance()
         except (LedgerUnavailable, SQLAlchemyError) as error:
             failure = error
@@ -209,9 +262,11 @@ def _ask_all(
         print_json({"before": until, "selected": selection.count, **numbers})
     else:
         show_table(("SELECTED", *(name.upper() for name in numbers)), [(selection.count, *numbers.values())])
+    for why, times in refusals.most_common(MOST_REFUSALS):
+        click.echo(f"jobledger: refused, {times} times: {escaped(why)}", err=True)
     if failure is not None:
         code, _, message = ExitCode.of(failure)
-        click.echo(f"jobledger: {escaped(message)}; go on with --before {until}", err=True)
+        click.echo(f"jobledger: {escaped(message)}; go on with --before {until} instead of --before-now", err=True)
         context.exit(code)
 
 

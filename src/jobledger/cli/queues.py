@@ -1,5 +1,6 @@
 """`queues`: what waits and runs in them, and pauses; of job types, too."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Final
 
@@ -11,9 +12,12 @@ from jobledger.cli.exits import ExitCode
 from jobledger.cli.output import escaped, print_json, say, show_table
 from jobledger.cli.parameters import json_option
 from jobledger.cli.person import who
+from jobledger.connections import Connections
+from jobledger.errors import ConfigurationError
 from jobledger.ledger import queries
 from jobledger.ledger.pauses import Pause
 from jobledger.ledger.queries import Load
+from jobledger.registry import load_job_modules, registry
 from jobledger.status import PauseKind
 
 READ_SECONDS: Final = 15.0
@@ -58,11 +62,15 @@ def list_queues(as_json: bool) -> None:
 @json_option
 def pause_queue(name: str, is_type: bool, reason: str, as_json: bool) -> None:
     """Start no more jobs of a queue, or of a type. Those that run go on."""
-    pause = control.pause(connect("jobledger-cli"), _kind(is_type), name, who(), reason)
+    connections, kind = connect("jobledger-cli"), _kind(is_type)
+    pause = control.pause(connections, kind, name, who(), reason)
+    warning = None if _is_known(connections, kind, pause.name) else _UNKNOWN[kind].format(escaped(pause.name))
     if as_json:
         print_json({"kind": pause.kind, "name": pause.name, "paused": _as_json(pause)})
     else:
         say(f"The {pause.kind} {pause.name} is {_in_words(pause)}.")
+    if warning is not None:
+        click.echo(f"jobledger: {warning}", err=True)
 
 
 @queues.command("resume")
@@ -81,6 +89,27 @@ def resume_queue(context: click.Context, name: str, is_type: bool, as_json: bool
     if released is None:
         click.echo(f"jobledger: the {kind} {escaped(name)} is not paused", err=True)
         context.exit(ExitCode.FAILED)
+
+
+_UNKNOWN: Final = {
+    PauseKind.QUEUE: "is {0} spelt right? No job was ever in that queue, and JOBLEDGER_QUEUES does not name it here;"
+    " `queues resume {0}` ends the pause",
+    PauseKind.TYPE: "is {0} spelt right? No job of that type is in the ledger, and JOBLEDGER_JOB_MODULES define none"
+    " here; `queues resume {0} --type` ends the pause",
+}
+
+
+def _is_known(connections: Connections, kind: PauseKind, name: str) -> bool:
+    """Whether there is such a queue or type, as far as the ledger and this environment know."""
+    with connections.transaction(READ_SECONDS) as connection:
+        if queries.is_in_use(connection, kind, name):
+            return True
+    settings = connections.settings
+    if kind is PauseKind.QUEUE:
+        return name in settings.queues
+    with suppress(ConfigurationError):  # what can be loaded is; `check` says what cannot
+        load_job_modules(settings.job_modules)
+    return any(one.job_type == name for one in registry)
 
 
 def _kind(is_type: bool) -> PauseKind:

@@ -14,7 +14,7 @@ from jobledger.control.jobs import Terms, answer_held, cancel_if, retry_if
 from jobledger.errors import OptionError
 from jobledger.held_rows import Patience, RowsHeld
 from jobledger.ledger import bulk, pushes, queries
-from jobledger.ledger.queries import Filter
+from jobledger.ledger.queries import Filter, Group
 from jobledger.observe.log import get_logger
 from jobledger.pushing import push_quietly
 from jobledger.status import UNFINISHED, JobStatus
@@ -59,6 +59,17 @@ def to_cancel(connections: Connections, wanted: Filter, until: datetime | None =
 def to_retry(connections: Connections, wanted: Filter, until: datetime | None = None) -> Selection:
     """The same for jobs to be retried, which had ended by then; without statuses those that have failed."""
     return _select(connections, wanted, until, _RETRIED, default={JobStatus.FAILED})
+
+
+def kinds(connections: Connections, selection: Selection) -> list[Group]:
+    """How many of the selected jobs there are now of each status, type and queue.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    ended = _RETRIED.issuperset(selection.wanted.statuses)
+    with connections.transaction(READ_SECONDS) as connection:
+        return queries.selected_by_kind(connection, selection.wanted, selection.until, ended=ended)
 
 
 def cancel_selected(

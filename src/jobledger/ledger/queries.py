@@ -179,6 +179,25 @@ def count_selected(connection: Connection, wanted: Filter, until: datetime, *, e
     return int(connection.execute(sa.select(sa.func.count()).select_from(chosen)).scalar_one())
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """So many selected jobs of a kind."""
+
+    status: JobStatus
+    job_type: str
+    queue: str
+    jobs: int
+
+
+def selected_by_kind(connection: Connection, wanted: Filter, until: datetime, *, ended: bool) -> list[Group]:
+    """The same, by status, type and queue."""
+    columns, chosen = job_statuses.c, _selected(wanted, until, ended=ended).subquery()
+    kind = (columns.status, columns.job_type, columns.queue)
+    counted = sa.select(*kind, sa.func.count().label("jobs")).join(chosen, chosen.c.id == columns.id)
+    rows = connection.execute(counted.group_by(*kind).order_by(*kind))
+    return [Group(**{**row._mapping, "status": JobStatus(row.status)}) for row in rows]
+
+
 def _selected(wanted: Filter, until: datetime, *, ended: bool) -> sa.Select[tuple[UUID]]:
     columns = job_statuses.c
     chosen = sa.select(columns.id).where(columns.created_at <= until, columns.status.in_(wanted.statuses))
@@ -269,6 +288,12 @@ def unended_parent(connection: Connection, job_id: UUID) -> tuple[UUID, JobStatu
     """A job that this one waits for and that has not ended, with its status."""
     row = connection.execute(_UNENDED_PARENT, {"id": str(job_id)}).one_or_none()
     return (row.id, JobStatus(row.status)) if row is not None else None
+
+
+def is_in_use(connection: Connection, kind: PauseKind, name: str) -> bool:
+    """Whether there is any job, ended or not, in a queue or of a type."""
+    column = job_statuses.c.queue if kind is PauseKind.QUEUE else job_statuses.c.job_type
+    return bool(connection.execute(sa.select(sa.exists().where(column == name))).scalar_one())
 
 
 # One step along an index from each queue to the next, however many rows each has.
