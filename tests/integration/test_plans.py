@@ -27,9 +27,10 @@ from jobledger.ledger import (
     transitions,
     uniqueness,
 )
+from jobledger.ledger.expiry import Overdue
 from jobledger.ledger.queries import Filter
 from jobledger.ledger.rows import Evidence, Runner
-from jobledger.status import JobStatus
+from jobledger.status import JobStatus, PauseKind
 
 JOBS = 200_000
 SOME = [UUID(int=number) for number in range(1, 100)]
@@ -102,8 +103,11 @@ ASKED: dict[str, Any] = {
         500,
         ended=False,
     ),
-    "cancel many": lambda ledger: bulk.cancel(ledger, SOME, "canceled by me"),
-    "retry many": lambda ledger: bulk.retry(ledger, SOME, datetime.now(UTC)),
+    "cancel many": lambda ledger: bulk.cancel(ledger, SOME, [JobStatus.QUEUED], "canceled by me"),
+    "retry many": lambda ledger: bulk.retry(ledger, SOME, [JobStatus.FAILED], datetime.now(UTC)),
+    "lock": lambda ledger: queries.lock(ledger, SOME[5]),
+    "queue in use": lambda ledger: queries.is_in_use(ledger, PauseKind.QUEUE, "none"),
+    "type in use": lambda ledger: queries.is_in_use(ledger, PauseKind.TYPE, "None"),
     "pauses that have ended": pauses.ended,
     "claim": lambda ledger: transitions.claim(ledger, QUEUED, ME, 30.0),
     "claim with limits": lambda ledger: slots.claim(ledger, LIMITED, ME, 30.0),
@@ -122,7 +126,10 @@ ASKED: dict[str, Any] = {
     "overdue": lambda ledger: suspects.overdue(ledger, "q2", 15.0, SOME[17], 500),
     "recent": lambda ledger: suspects.recent(ledger, "q2", 1.0, 15.0, None, 500),
     "promote due": lambda ledger: transitions.promote_due(ledger, 500),
-    "overdue to be started": lambda ledger: expiry.overdue(ledger, 500),
+    "overdue to be started": lambda ledger: expiry.overdue(ledger, None, 500),
+    "overdue to be started, next": lambda ledger: expiry.overdue(
+        ledger, Overdue(SOME[5], False, datetime.now(UTC)), 500
+    ),
     "expire": lambda ledger: expiry.expire(ledger, SOME, with_children=False),
     "unfinished of a key": lambda ledger: uniqueness.unfinished(ledger, "Echo:5"),
     "rival": lambda ledger: uniqueness.rival(ledger, SOME[5]),

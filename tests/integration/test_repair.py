@@ -631,6 +631,24 @@ def test_a_job_whose_parents_have_all_ended_is_let_go(connections: Connections) 
     assert release_orphans(connections) == 0
 
 
+def test_a_child_that_somebody_holds_keeps_none_from_being_let_go(connections: Connections) -> None:
+    failed, completed = Echo.dispatch(), Echo.dispatch()
+    held, released = Echo.dispatch(after=failed), Echo.dispatch(after=completed)
+    ended = "UPDATE job_statuses SET status = :status, reason = :reason, attempt = 1, started_at = now(),"
+    ended += " finished_at = now() WHERE id = :id"
+    execute(connections, ended, status="failed", reason="error", id=failed.id)
+    execute(connections, ended, status="completed", reason=None, id=completed.id)
+    with Session(connections.engine) as session:
+        Echo.dispatch(after=held, session=session)
+
+        release_orphans(connections)
+        assert (held.refresh().status, released.refresh().status) == (JobStatus.DEFERRED, JobStatus.QUEUED)
+        session.rollback()
+
+    release_orphans(connections)
+    assert held.refresh().status is JobStatus.CANCELED
+
+
 def test_a_job_whose_parent_failed_is_canceled_with_all_that_waits_for_it(connections: Connections) -> None:
     parent = Echo.dispatch()
     child = Echo.dispatch(after=parent)
