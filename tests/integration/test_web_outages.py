@@ -199,7 +199,7 @@ class TestHealth:
     ) -> None:
         state = look_at_ledger(connections, known)
         assert (state.schema, state.revision) == (schema, revisions()[0])
-        assert judge(state, redis_answers=True) is level
+        assert judge(state, redis_works=True) is level
 
     def test_sees_that_the_schema_is_missing(self, own_servers: EmbeddedServers) -> None:
         own_servers.postgres.create_database("empty")
@@ -207,16 +207,23 @@ class TestHealth:
         state = look_at_ledger(connections, revisions())
         connections.close()
         assert (state.schema, state.revision) == (Schema.MISSING, None)
-        assert judge(state, redis_answers=True) is Level.UNAVAILABLE
+        assert judge(state, redis_works=True) is Level.UNAVAILABLE
 
     @pytest.mark.parametrize(("age_seconds", "level"), [(1, Level.OK), (60, Level.DEGRADED)])
     def test_sees_whether_somebody_repairs(self, connections: Connections, age_seconds: int, level: Level) -> None:
         with connections.transaction() as connection:
-            connection.execute(
-                sa.text("INSERT INTO sweeps VALUES ('reap', now() - make_interval(secs => :age), now(), 'me')"),
-                {"age": age_seconds},
-            )
+            sweep = sa.text("INSERT INTO sweeps VALUES (:name, now() - make_interval(secs => :age), now(), 'me')")
+            for name in ("relay", "reap", "reconcile"):
+                connection.execute(sweep, {"name": name, "age": age_seconds})
         state = look_at_ledger(connections, revisions())
         assert state.last_sweep_age_seconds == pytest.approx(age_seconds, abs=5)
-        assert judge(state, redis_answers=True) is level
-        assert judge(state, redis_answers=False) is Level.DEGRADED
+        assert judge(state, redis_works=True) is level
+        assert judge(state, redis_works=False) is Level.DEGRADED
+
+    @pytest.mark.parametrize("name", ["relay", "reap", "reconcile"])
+    def test_somebody_repairs_only_if_all_is_done(self, connections: Connections, name: str) -> None:
+        with connections.transaction() as connection:
+            sweep = sa.text("INSERT INTO sweeps (name, swept_by) VALUES (:name, 'me')")
+            for other in {"relay", "reap", "reconcile"} - {name}:
+                connection.execute(sweep, {"name": other})
+        assert not look_at_ledger(connections, revisions()).sweeps

@@ -27,9 +27,9 @@ def check(context: click.Context, as_json: bool) -> None:
     with 2 if a setting is wrong, with 1 if a module of jobs cannot be loaded. Warnings change nothing.
     """
     settings = load_settings()
-    wrong, broken = wrong_urls(settings), _load(settings)
-    classes, schedules = _classes(settings), [{"name": one.name, "trigger": one.expression} for one in book]
-    warnings = [*_missing_urls(settings), *_unheard(settings, classes)]
+    wrong, broken = wrong_urls(settings), load_modules(settings)
+    classes, schedules = job_classes(settings), [{"name": one.name, "trigger": one.expression} for one in book]
+    warnings = [*_missing_urls(settings), *unheard_queues(settings, classes)]
     if as_json:
         print_json({"problems": [*wrong, *broken], "warnings": warnings, "job_types": classes, "schedules": schedules})
     else:
@@ -51,7 +51,7 @@ def check(context: click.Context, as_json: bool) -> None:
     context.exit(ExitCode.WRONG if wrong else ExitCode.FAILED if broken else ExitCode.DONE)
 
 
-def _load(settings: Settings) -> list[str]:
+def load_modules(settings: Settings) -> list[str]:
     """Import the modules of jobs, each on its own; what is wrong with those that cannot be."""
     problems = []
     for modules in [[], *([name] for name in settings.job_modules)]:
@@ -62,7 +62,8 @@ def _load(settings: Settings) -> list[str]:
     return problems
 
 
-def _classes(settings: Settings) -> list[dict[str, Any]]:
+def job_classes(settings: Settings) -> list[dict[str, Any]]:
+    """The classes of jobs that are loaded, as `check` shows them."""
     return [
         {
             "type": one.job_type,
@@ -86,7 +87,7 @@ def _missing_urls(settings: Settings) -> list[str]:
     ]
 
 
-def _unheard(settings: Settings, classes: list[dict[str, Any]]) -> list[str]:
+def unheard_queues(settings: Settings, classes: list[dict[str, Any]]) -> list[str]:
     """Queues that jobs go to and workers do not look at."""
     return [
         f"{one['type']} goes to the queue {one['queue']!r}, which is not in JOBLEDGER_QUEUES: no worker takes it there."

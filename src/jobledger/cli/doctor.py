@@ -1,15 +1,18 @@
 """`doctor`."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import click
 
+from jobledger.cli.check import job_classes, load_modules, unheard_queues
 from jobledger.cli.configuration import connect
 from jobledger.cli.exits import ExitCode
 from jobledger.cli.output import print_json, say, show_table
 from jobledger.cli.parameters import json_option
 from jobledger.ledger.migrate import revisions
 from jobledger.maintenance.doctor import Finding, Verdict, examine, repair
+from jobledger.settings import Settings
 
 
 @click.command()
@@ -17,17 +20,18 @@ from jobledger.maintenance.doctor import Finding, Verdict, examine, repair
 @json_option
 @click.pass_context
 def doctor(context: click.Context, wants_repair: bool, as_json: bool) -> None:
-    """Look at the servers, the processes and the jobs, and say what is wrong.
+    """Look at the settings, the servers, the processes and the jobs, and say what is wrong.
 
     Warnings change nothing about the exit code: it is 1 if there is a problem, and 3 if a server is away.
     """
     connections = connect("jobledger-cli", needs_redis=True)
     known = revisions()
-    findings = examine(connections, known)
+    configured, findings = list(_configuration(connections.settings)), examine(connections, known)
     mended: Counter[str] = Counter()
     if wants_repair and not any(one.verdict is Verdict.AWAY or _lacks_schema(one) for one in findings):
-        mended = repair(connections)
-        findings = examine(connections, known)
+        mended, failed = repair(connections)
+        findings = [*examine(connections, known), *failed]
+    findings = [*configured, *findings]
     if as_json:
         print_json({"findings": [_as_json(one) for one in findings], "mended": mended})
     else:
@@ -36,6 +40,20 @@ def doctor(context: click.Context, wants_repair: bool, as_json: bool) -> None:
         rows = [(one.subject, one.verdict.value, one.message, one.remedy or None) for one in findings]
         show_table(("WHAT", "IS", "BECAUSE", "DO"), rows)
     context.exit(_exit_code(findings))
+
+
+def _configuration(settings: Settings) -> Iterator[Finding]:
+    """What `check` says of the job modules and their queues."""
+    broken, classes = load_modules(settings), job_classes(settings)
+    for problem in broken:
+        yield Finding("settings", Verdict.PROBLEM, problem, "Mend the module, or JOBLEDGER_JOB_MODULES.")
+    unheard = unheard_queues(settings, classes)
+    for warning in unheard:
+        yield Finding(
+            "settings", Verdict.WARNING, warning, "Add it to JOBLEDGER_QUEUES, or start workers that name it."
+        )
+    if not (broken or unheard):
+        yield Finding("settings", Verdict.OK, f"{len(classes)} job types are defined here, all for JOBLEDGER_QUEUES")
 
 
 def _lacks_schema(finding: Finding) -> bool:

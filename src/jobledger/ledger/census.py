@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Final
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -46,6 +47,22 @@ SELECT count(*) FROM (SELECT FROM job_statuses WHERE status = 'queued' AND held_
 def queued_in(connection: Connection, queue: str, limit: int) -> int:
     """How many jobs of a queue may run now; counted up to a limit."""
     return int(connection.execute(_WAITING, {"queue": queue, "limit": limit}).scalar_one())
+
+
+# Along ix_job_statuses_unpushed, in the order of the relay.
+_OVERDUE_UNPUSHED: Final = sa.text("""
+SELECT id FROM job_statuses
+ WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
+   AND queued_at < now() - make_interval(secs => :age_seconds)
+ ORDER BY priority, queued_at, id LIMIT :limit
+""")
+
+
+def overdue_unpushed(connection: Connection, queue: str, age_seconds: float, limit: int) -> list[UUID]:
+    """Jobs of a queue that may have run for longer than this and are in no list; those first that the relay pushes
+    next."""
+    parameters = {"queue": queue, "age_seconds": age_seconds, "limit": limit}
+    return list(connection.execute(_OVERDUE_UNPUSHED, parameters).scalars())
 
 
 @dataclass(frozen=True, slots=True)

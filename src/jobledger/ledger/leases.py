@@ -177,28 +177,3 @@ def lock_if_lost(connection: Connection, job_id: UUID, attempt: int, *, surely: 
     """
     found = connection.execute(_STILL_LOST, {"id": str(job_id), "attempt": attempt, "surely": surely})
     return found.one_or_none() is not None
-
-
-_SWEPT: Final = sa.text("""
-INSERT INTO sweeps AS s (name, swept_by) VALUES (:name, :by)
-ON CONFLICT (name) DO UPDATE
-   SET resumed_at = CASE WHEN now() - s.swept_at > make_interval(secs => :gap_seconds) THEN now()
-                         ELSE s.resumed_at END,
-       swept_at = greatest(s.swept_at, now()), swept_by = :by
-RETURNING now() - resumed_at > make_interval(secs => :lease_seconds)
-      AND now() - pg_postmaster_start_time() > make_interval(secs => :lease_seconds) AS settled
-""")
-
-
-def record_sweep(connection: Connection, name: str, by: str, gap_seconds: float, lease_seconds: float) -> bool:
-    """Record that a sweep is happening.
-
-    Returns:
-        Whether somebody has swept without a longer gap, and Postgres has been up, for all of the last lease. If
-        not, running jobs may have been unable to renew their leases, and a stale lease proves nothing.
-    """
-    return bool(
-        connection.execute(
-            _SWEPT, {"name": name, "by": by, "gap_seconds": gap_seconds, "lease_seconds": lease_seconds}
-        ).scalar_one()
-    )

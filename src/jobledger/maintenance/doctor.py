@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobledger import queues
 from jobledger.connections import Connections
 from jobledger.errors import LedgerUnavailable
-from jobledger.ledger import census, queries, sweeps
+from jobledger.ledger import census, queries, schedulers, sweeps
 from jobledger.ledger.census import PostgresFacts
 from jobledger.maintenance.clean import clean
 from jobledger.maintenance.epoch import find_late_workers, notice_epoch
@@ -25,7 +25,7 @@ from jobledger.maintenance.relay import relay
 from jobledger.maintenance.tend_slots import tend_slots
 from jobledger.observe import conservation
 from jobledger.observe.conservation import MOST_ENTRIES, Conservation
-from jobledger.observe.health import STALE_SECONDS, STALE_SWEEPS, Schema, look_at_ledger
+from jobledger.observe.health import Schema, look_at_ledger, stale_sweep
 from jobledger.queues import RedisFacts
 
 LOOK_SECONDS: Final = 3.0
@@ -34,6 +34,9 @@ LEAST_REDIS: Final = (6, 2)
 LEAST_POSTGRES: Final = 140_000
 MOST_MEMORY: Final = 0.9
 """Of what Redis may use."""
+
+SEEN_SECONDS: Final = 30.0
+"""A scheduler that was seen since runs; it says so every ten seconds."""
 
 MOST_COUNTED: Final = 1000
 MOST_ROUNDS: Final = 20
@@ -83,7 +86,8 @@ def examine(connections: Connections, known_revisions: tuple[str, ...]) -> list[
     found += skew.findings()
     if any(one.subject == "schema" and one.verdict is Verdict.PROBLEM for one in found):
         return found
-    for subject, look in (("repair", _repair), ("workers", _workers), ("conservation", _conservation)):
+    looks = {"redis writes": _writes, "repair": _repair, "workers": _workers, "conservation": _conservation}
+    for subject, look in looks.items():
         found += _guarded(subject, lambda look=look: look(connections))  # type: ignore[misc]
     return found
 
@@ -91,14 +95,39 @@ def examine(connections: Connections, known_revisions: tuple[str, ...]) -> list[
 def _guarded(subject: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(look())
-    except LedgerUnavailable as error:
-        return [Finding("postgres", Verdict.AWAY, str(error), "Start it, or mend JOBLEDGER_DATABASE_URL.")]
-    except redis.ResponseError as error:
-        return [Finding(subject, Verdict.WARNING, f"Redis refuses to answer: {error}", "Allow INFO and TIME.")]
-    except redis.RedisError as error:
-        return [Finding("redis", Verdict.AWAY, f"Redis is away: {error}", "Start it, or mend JOBLEDGER_REDIS_URL.")]
-    except SQLAlchemyError as error:
-        return [Finding(subject, Verdict.PROBLEM, f"Postgres says: {str(error).splitlines()[0]}", "See its log.")]
+    except (LedgerUnavailable, redis.RedisError, SQLAlchemyError) as error:
+        return [_explained(subject, error)]
+
+
+def _explained(subject: str, error: Exception) -> Finding:
+    match error:
+        case LedgerUnavailable():
+            return Finding("postgres", Verdict.AWAY, str(error), "Start it, or mend JOBLEDGER_DATABASE_URL.")
+        case redis.ResponseError():
+            return _refused(subject, error)
+        case redis.RedisError():
+            return Finding("redis", Verdict.AWAY, f"Redis is away: {error}", "Start it, or mend JOBLEDGER_REDIS_URL.")
+        case _:
+            return Finding(subject, Verdict.PROBLEM, f"Postgres says: {str(error).splitlines()[0]}", "See its log.")
+
+
+def _refused(subject: str, error: redis.ResponseError) -> Finding:
+    """What to say of a server that answers, and not what it was asked for."""
+    words = f"Redis refuses: {error}"
+    match error:
+        case redis.exceptions.NoPermissionError() if subject == "redis":  # jobs run without what this look asks for
+            return Finding(subject, Verdict.WARNING, words, "Allow its user INFO and TIME.")
+        case redis.exceptions.NoPermissionError():
+            remedy = "Allow its user the keys jobledger:* and rq:*, and the commands that use them."
+        case redis.ReadOnlyError():
+            remedy = "Have JOBLEDGER_REDIS_URL name the primary."
+        case redis.exceptions.OutOfMemoryError():
+            remedy = "Raise maxmemory, or lower JOBLEDGER_QUEUE_WINDOW."
+        case _ if str(error).startswith("WRONGTYPE"):
+            remedy = "Somebody else writes to jobledger:* or rq:*; give them, or us, another database of Redis."
+        case _:
+            remedy = "See the log of Redis."
+    return Finding(subject, Verdict.PROBLEM, words, remedy)
 
 
 class _Skew:
@@ -165,51 +194,62 @@ def judge_redis(facts: RedisFacts) -> Iterator[Finding]:
     elif facts.eviction != "noeviction":
         words = f"maxmemory-policy is {facts.eviction!r}: wake-ups may be dropped"
         yield Finding("redis", Verdict.PROBLEM, words, "Set maxmemory-policy noeviction.")
+    elif facts.is_replica:
+        words = "It is a replica: it takes no writes, or its primary never sees them."
+        yield Finding("redis", Verdict.PROBLEM, words, "Have JOBLEDGER_REDIS_URL name the primary.")
     else:
         yield Finding("redis", Verdict.OK, f"version {facts.version}")
     if facts.limit_bytes and facts.memory_bytes > MOST_MEMORY * facts.limit_bytes:
         words = f"{facts.memory_bytes >> 20} of {facts.limit_bytes >> 20} MiB are used"
         yield Finding("redis memory", Verdict.WARNING, words, "Raise maxmemory, or lower JOBLEDGER_QUEUE_WINDOW.")
     if not facts.has_aof:
-        words = "It keeps nothing over a restart: all that waits is pushed again then."
+        kept = "keeps only snapshots over a restart: what came after the last one"
+        words = f"It {kept if facts.has_snapshots else 'keeps nothing over a restart: all that waits'} is pushed again."
         yield Finding("redis persistence", Verdict.WARNING, words, "Set appendonly yes.")
 
 
+def _writes(connections: Connections) -> Iterator[Finding]:
+    queues.try_write(connections.maintenance_redis)
+    yield Finding("redis writes", Verdict.OK, "it takes writes")
+
+
 def _repair(connections: Connections) -> Iterator[Finding]:
-    settings = connections.settings
     with connections.transaction(LOOK_SECONDS) as connection:
         ages = sweeps.ages_seconds(connection)
-    pauses = {sweeps.RELAY: settings.relay_seconds, sweeps.REAP: settings.sweep_seconds}
-    pauses[sweeps.RECONCILE] = settings.sweep_seconds
-    for name, pause in pauses.items():
-        age = ages.get(name)
-        if age is None or age > max(STALE_SECONDS, STALE_SWEEPS * pause):
-            words = f"nobody does `{name}`; last done {'never' if age is None else f'{age:.0f} s ago'}"
-            yield Finding("repair", Verdict.PROBLEM, words, "Run `python -m jobledger scheduler`.")
-            return
-    yield Finding("repair", Verdict.OK, "somebody relays, reaps and reconciles")
+        seen = [one for one in schedulers.everyone(connection) if one.seen_seconds_ago <= SEEN_SECONDS]
+    name = stale_sweep(connections, ages)
+    if name is None:
+        yield Finding("repair", Verdict.OK, "somebody relays, reaps and reconciles")
+        return
+    words = f"nobody does `{name}`; last done {f'{ages[name]:.0f} s ago' if name in ages else 'never'}"
+    remedy = f"See the log of the scheduler {seen[0].name}." if seen else "Run `python -m jobledger scheduler`."
+    yield Finding("repair", Verdict.PROBLEM, words, remedy)
 
 
 def _workers(connections: Connections) -> Iterator[Finding]:
     found = queues.workers(connections.maintenance_redis)
     heard = {name for one in found for name in one.queues}
-    nameless = [one.name for one in found if not one.queues]
+    nameless = sum(not one.queues for one in found)
     with connections.transaction(LOOK_SECONDS) as connection:
         waiting = {
             name: census.queued_in(connection, name, MOST_COUNTED) for name in queries.queues_with_work(connection)
         }
     deaf = {name: count for name, count in waiting.items() if name not in heard}
-    if not deaf:
-        yield Finding("workers", Verdict.OK, f"{len(found)} live; no job waits in a queue of nobody's")
-        return
     counts = ", ".join(f"{name} ({count}{'+' if count == MOST_COUNTED else ''})" for name, count in deaf.items())
-    if nameless:
-        words = f"Jobs wait in {counts}; {len(nameless)} workers do not say which queues they take from."
+    idle = ", ".join(name for name in connections.settings.queues if name not in heard)
+    if deaf and nameless:
+        words = f"Jobs wait in {counts}; {nameless} workers do not say which queues they take from."
         remedy = "Redis was emptied since they started. Restart them, if that shall be seen; they work."
         yield Finding("workers", Verdict.WARNING, words, remedy)
-    else:
+    elif deaf:
         remedy = "Start workers with these queues, or add them to JOBLEDGER_QUEUES."
         yield Finding("workers", Verdict.PROBLEM, f"Jobs wait in {counts}, and no worker takes them.", remedy)
+    elif idle and not nameless:
+        words = f"{len(found)} live; none takes from {idle}, where no job waits yet."
+        remedy = "Start workers with these queues, or take them out of JOBLEDGER_QUEUES."
+        yield Finding("workers", Verdict.WARNING, words, remedy)
+    else:
+        yield Finding("workers", Verdict.OK, f"{len(found)} live; no job waits in a queue of nobody's")
 
 
 def _conservation(connections: Connections) -> Iterator[Finding]:
@@ -218,6 +258,7 @@ def _conservation(connections: Connections) -> Iterator[Finding]:
 
 _DRIFTS: Final = {
     "lost": "queued, and Redis has lost their wake-ups",
+    "unpushed": "queued and not in Redis, which has room for them",
     "doubled": "more than once in Redis",
     "needless": "in Redis, though they are not queued",
     "without_row": "in Redis, and no job belongs to them",
@@ -242,39 +283,46 @@ def judge_conservation(counted: Conservation) -> Iterator[Finding]:
         yield Finding("conservation", Verdict.OK, f"{total} unfinished jobs, each in one place")
 
 
-def repair(connections: Connections) -> Counter[str]:
-    """Do all chores again and again, until nothing has drifted, or nothing more changes.
+def repair(connections: Connections) -> tuple[Counter[str], list[Finding]]:
+    """Do all chores again and again, until nothing has drifted, nothing more changes, or something fails.
+
+    It is not recorded as a sweep: who repairs once is not somebody who repairs.
 
     Returns:
-        What was mended, and how often. Attempts under leases that have run out are reaped only if somebody has been
-        reaping for all of a lease: see `reaper`.
-
-    Raises:
-        LedgerUnavailable: Postgres is away.
-        redis.RedisError: Redis is away.
+        What was mended, and how often; and what failed. Attempts under leases that have run out are reaped only if
+        somebody has been reaping for all of a lease: see `reaper`.
     """
     mended: Counter[str] = Counter()
+    failed: list[Finding] = []
     for _ in range(MOST_ROUNDS):
-        done = _do_chores(connections)
+        done = _do_chores(connections, failed)
         mended += done
-        if not done:
+        if failed or not done:
             break
-    return mended
+    return mended, failed
 
 
-def _do_chores(connections: Connections) -> Counter[str]:
-    done: Counter[str] = Counter(
-        {
-            "wake-ups that an emptied or other Redis does not have": notice_epoch(connections),
-            "workers that Redis had forgotten": find_late_workers(connections),
-            "attempts that nobody ran any more": reap(connections),
-            "jobs that were not started in time": expire(connections),
-            "wake-ups that were lost": reconcile(connections),
-            "jobs that waited for nobody": release_orphans(connections),
-            "slots that stood free, or were miscounted": tend_slots(connections),
-            "wake-ups that were pushed": relay(connections),
-        }
-    )
-    for what, count in clean(connections, MOST_ENTRIES).items():
-        done[f"entries of Redis: {what}"] += count
+def _do_chores(connections: Connections, failed: list[Finding]) -> Counter[str]:
+    chores: dict[str, Callable[[], int | Counter[str]]] = {
+        "wake-ups that an emptied or other Redis does not have": lambda: notice_epoch(connections),
+        "workers that Redis had forgotten": lambda: find_late_workers(connections),
+        "attempts that nobody ran any more": lambda: reap(connections, is_sweep=False),
+        "jobs that were not started in time": lambda: expire(connections),
+        "wake-ups that were lost": lambda: reconcile(connections, is_sweep=False),
+        "jobs that waited for nobody": lambda: release_orphans(connections),
+        "slots that stood free, or were miscounted": lambda: tend_slots(connections),
+        "wake-ups that were pushed": lambda: relay(connections, is_sweep=False),
+        "entries of Redis": lambda: clean(connections, MOST_ENTRIES),
+    }
+    done: Counter[str] = Counter()
+    for what, chore in chores.items():
+        try:
+            count = chore()
+        except (LedgerUnavailable, redis.RedisError, SQLAlchemyError) as error:
+            finding = _explained("mending", error)
+            failed.append(replace(finding, message=f"Not mended, {what}: {finding.message}"))
+            if finding.verdict is Verdict.AWAY:
+                break
+            continue
+        done += Counter({what: count} if isinstance(count, int) else {f"{what}: {key}": n for key, n in count.items()})
     return +done

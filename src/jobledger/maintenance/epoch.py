@@ -7,10 +7,13 @@ then the new one is noted, so that whoever dies in between, or does this at the 
 
 from typing import Final
 
+import redis
+
 from jobledger import queues
 from jobledger.connections import Connections
 from jobledger.ledger import epochs, pushes, queries
 from jobledger.observe.log import get_logger
+from jobledger.queues.server import EPOCH_KEY
 
 log: Final = get_logger(__name__)
 
@@ -26,14 +29,18 @@ def notice_epoch(connections: Connections) -> int:
 
     Returns:
         How many wake-ups another Redis does not have; they are marked, and the relay pushes them. No job is to blame
-        for them.
+        for them. None if Redis answers and refuses the mark: the reconciler finds single ones without it.
 
     Raises:
         LedgerUnavailable: Postgres is away.
         redis.RedisError: Redis is away; nothing is judged.
     """
     client = connections.maintenance_redis
-    epoch = queues.read_epoch(client)
+    try:
+        epoch = queues.read_epoch(client)
+    except redis.ResponseError as error:
+        log.warning("Redis refuses its mark: an emptied one is not noticed at once", key=EPOCH_KEY, error=str(error))
+        return 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
         known = epochs.known(connection)
         names = queries.queues_with_work(connection) if known is None or known.epoch != epoch else []

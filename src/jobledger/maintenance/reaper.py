@@ -45,11 +45,15 @@ BATCH: Final = 10_000
 DEADLINE_SECONDS: Final = 15.0
 
 
-def reap(connections: Connections) -> int:
+def reap(connections: Connections, *, is_sweep: bool = True) -> int:
     """End the attempts of vanished runs; their jobs run again or fail, as their budgets say.
 
     One that cannot be ended now, because somebody holds its row or that of a job that waits for it, is left for the
     next sweep; the others are ended.
+
+    Args:
+        connections: the servers.
+        is_sweep: whether the caller does it again and again, and is recorded as somebody who repairs.
 
     Returns:
         How many attempts were ended.
@@ -60,7 +64,8 @@ def reap(connections: Connections) -> int:
     lease_seconds = connections.settings.lease_seconds
     with connections.transaction(DEADLINE_SECONDS) as connection:
         gap_seconds = max(GAP_SECONDS, 3 * connections.settings.sweep_seconds)
-        settled = leases.record_sweep(connection, sweeps.REAP, this_process(), gap_seconds, lease_seconds)
+        by = this_process() if is_sweep else None
+        settled = sweeps.record(connection, sweeps.REAP, by, gap_seconds, lease_seconds)
         running = leases.running(connection, CANCEL_SECONDS, BATCH)
     deaths = _deaths(connections, running)
     each = OneByOne(connections, DEADLINE_SECONDS)

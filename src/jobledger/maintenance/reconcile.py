@@ -19,7 +19,7 @@ from uuid6 import uuid7
 
 from jobledger import finish, queues
 from jobledger.connections import Connections
-from jobledger.ledger import leases, lost_wakes, queries, suspects, sweeps
+from jobledger.ledger import lost_wakes, queries, suspects, sweeps
 from jobledger.ledger.suspects import Suspect
 from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.observe.log import get_logger
@@ -52,6 +52,8 @@ def reconcile(
     connections: Connections,
     grace_seconds: float = PUSH_GRACE_SECONDS,
     settled_seconds: float = SETTLED_SECONDS,
+    *,
+    is_sweep: bool = True,
 ) -> int:
     """Mark lost wake-ups as not pushed, so that the relay pushes them again; end jobs that have lost too many.
 
@@ -59,6 +61,7 @@ def reconcile(
         connections: the servers.
         grace_seconds: of a wake-up that RQ says nothing of, and that is the first.
         settled_seconds: for how long all must have been well for losses to count.
+        is_sweep: whether the caller does it again and again, and is recorded as somebody who repairs.
 
     Returns:
         How many were lost.
@@ -70,7 +73,8 @@ def reconcile(
     connections.maintenance_redis.ping()  # who has not reached Redis has not compared
     gap_seconds = max(GAP_SECONDS, 3 * connections.settings.sweep_seconds)
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        settled = leases.record_sweep(connection, sweeps.RECONCILE, this_process(), gap_seconds, settled_seconds)
+        by = this_process() if is_sweep else None
+        settled = sweeps.record(connection, sweeps.RECONCILE, by, gap_seconds, settled_seconds)
         names = queries.queues_with_work(connection)
     each = OneByOne(connections, DEADLINE_SECONDS)
     lost = sum(_reconcile_queue(connections, each, name, grace_seconds, settled) for name in names)

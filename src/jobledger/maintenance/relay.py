@@ -10,7 +10,7 @@ from typing import Final
 from jobledger import queues
 from jobledger.connections import Connections
 from jobledger.failpoints import Failpoint, reach
-from jobledger.ledger import leases, pauses, pushes, queries, sweeps, transitions
+from jobledger.ledger import pauses, pushes, queries, sweeps, transitions
 from jobledger.process import this_process
 
 BATCH: Final = 500
@@ -21,8 +21,12 @@ GAP_SECONDS: Final = 15.0
 DEADLINE_SECONDS: Final = 15.0
 
 
-def relay(connections: Connections) -> int:
+def relay(connections: Connections, *, is_sweep: bool = True) -> int:
     """Queue what is due, then push what has room.
+
+    Args:
+        connections: the servers.
+        is_sweep: whether the caller does it again and again, and is recorded as somebody who relays.
 
     Returns:
         How many wake-ups were pushed.
@@ -33,7 +37,7 @@ def relay(connections: Connections) -> int:
     """
     relay_due(connections)
     release_resumed(connections)
-    return relay_unpushed(connections)
+    return relay_unpushed(connections, is_sweep=is_sweep)
 
 
 def relay_due(connections: Connections) -> int:
@@ -83,9 +87,13 @@ def _release(connections: Connections, held_by: str) -> int:
     return total
 
 
-def relay_unpushed(connections: Connections) -> int:
+def relay_unpushed(connections: Connections, *, is_sweep: bool = True) -> int:
     """Push queued jobs that are in no Redis list, in the order of priority and age; queues take turns. Jobs of a paused
     queue or type are held instead.
+
+    Args:
+        connections: the servers.
+        is_sweep: as of `relay`. A pass that fails is not recorded: who cannot push does not relay.
 
     Returns:
         How many.
@@ -95,7 +103,6 @@ def relay_unpushed(connections: Connections) -> int:
         redis.RedisError: Redis is away; nothing changed.
     """
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        leases.record_sweep(connection, sweeps.RELAY, this_process(), GAP_SECONDS, GAP_SECONDS)
         names = queries.queues_with_unpushed(connection)
     left, total = PASS, 0
     while names and left > 0:
@@ -105,6 +112,9 @@ def relay_unpushed(connections: Connections) -> int:
             total += pushed
             if pushed + held < BATCH:
                 names.remove(name)
+    if is_sweep:
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            sweeps.record(connection, sweeps.RELAY, this_process(), GAP_SECONDS, GAP_SECONDS)
     return total
 
 

@@ -6,7 +6,7 @@ a second time, a moment later.
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -27,6 +27,12 @@ SECOND_LOOK_SECONDS: Final = 0.5
 MOST_ENTRIES: Final = 200_000
 """Of a list that is longer, a part is looked at, and the counts are not exact."""
 
+HEAD: Final = 100
+"""Of what waits to be pushed: a relay that works has pushed these a pass later, however many follow."""
+
+LONGEST_RELAY_PAUSE_SECONDS: Final = 2.0
+"""Longer pauses are not waited for."""
+
 CHUNK: Final = 5000
 DEADLINE_SECONDS: Final = 15.0
 
@@ -45,6 +51,7 @@ class Conservation:
         without_row: wake-ups of ours in lists that no job belongs to.
         unattended: started, and their lease has run out.
         leftovers: among what RQ thinks it is doing, though they have ended.
+        unpushed: queued for long, and not pushed, though their list has room: nobody relays, or Redis takes nothing.
         is_exact: whether all lists were looked at as a whole.
         astray: slots of limits that belong to jobs that may not have one, and keys whose count is wrong.
     """
@@ -63,12 +70,13 @@ class Conservation:
     leftovers: int
     is_exact: bool
     astray: int = 0
+    unpushed: int = 0
 
     @property
     def drift(self) -> int:
         """All that is in no place, in two, or without a job."""
         in_redis = self.lost + self.doubled + self.needless + self.without_row + self.leftovers
-        return in_redis + self.unattended + self.astray
+        return in_redis + self.unpushed + self.unattended + self.astray
 
 
 @dataclass(slots=True)
@@ -80,6 +88,8 @@ class _Lists:
     leftovers: int = 0
     is_exact: bool = True
     lost: dict[UUID, int] = field(default_factory=dict)
+    room: dict[str, int] = field(default_factory=dict)
+    """Of the lists that are not even half full."""
     needless: dict[str, set[UUID]] = field(default_factory=dict)
     without_row: int = 0
 
@@ -101,11 +111,12 @@ def count(connections: Connections) -> Conservation:
         time.sleep(SECOND_LOOK_SECONDS)
     lost = _still_lost(connections, names, found.lost)
     needless = sum(_still_listed(connections, name, ids) for name, ids in found.needless.items())
+    unpushed = _unpushed(connections, found.room)
     with connections.transaction(DEADLINE_SECONDS) as connection:
         rows = census.unfinished(connection)
     return Conservation(
         listed=found.listed,
-        on_the_way=max(rows.queued - found.listed - lost, 0),
+        on_the_way=max(rows.queued - found.listed - lost - unpushed, 0),
         held=rows.held,
         scheduled=rows.scheduled,
         deferred=rows.deferred,
@@ -118,6 +129,7 @@ def count(connections: Connections) -> Conservation:
         leftovers=found.leftovers,
         is_exact=found.is_exact,
         astray=_astray(connections),
+        unpushed=unpushed,
     )
 
 
@@ -141,6 +153,9 @@ def _look(connections: Connections, queue: str, found: _Lists) -> None:
         overdue = suspects.overdue(connection, queue, GRACE_SECONDS, None, MOST_ENTRIES)
     entries = queues.read_slice(client, list_of(queue), MOST_ENTRIES)  # after the suspects: see `reconcile`
     found.is_exact &= entries.is_whole
+    window = connections.settings.queue_window
+    if 2 * entries.length < window:
+        found.room[queue] = window - entries.length
     times = Counter(entries.ids)
     if entries.is_whole:
         found.lost.update({one.id: one.push_count for one in overdue if one.id not in times})
@@ -179,6 +194,27 @@ def _still_lost(connections: Connections, names: Iterable[str], seen: dict[UUID,
         with connections.transaction(DEADLINE_SECONDS) as connection:
             again = suspects.overdue(connection, name, GRACE_SECONDS, None, MOST_ENTRIES)
         total += sum(seen.get(one.id) == one.push_count for one in again)
+    return total
+
+
+def _unpushed(connections: Connections, room: Mapping[str, int]) -> int:
+    """Those that the relay has left for longer than a pass takes, in lists that have had room all the time."""
+    pause = connections.settings.relay_seconds
+    grace_seconds = max(GRACE_SECONDS, 3 * pause)
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        first = {
+            name: set(census.overdue_unpushed(connection, name, grace_seconds, min(HEAD, free)))
+            for name, free in room.items()
+        }
+        left = {name: ids for name, ids in first.items() if ids}
+    if not left:
+        return 0
+    time.sleep(SECOND_LOOK_SECONDS + min(pause, LONGEST_RELAY_PAUSE_SECONDS))
+    total = 0
+    for name, ids in left.items():
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            again = census.overdue_unpushed(connection, name, grace_seconds, room[name])
+        total += len(again) if ids <= set(again) else 0  # otherwise somebody is pushing them: a whole list may be ahead
     return total
 
 

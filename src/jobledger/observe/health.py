@@ -1,11 +1,15 @@
 """What somebody who asks "does it work?" should hear, and the two looks at the servers that it takes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from typing import Final
 
+from jobledger import queues
 from jobledger.connections import Connections
 from jobledger.ledger import migrate, sweeps
+from jobledger.ledger.sweeps import Counted
 
 LOOK_SECONDS: Final = 1.2
 """Longest look at Postgres."""
@@ -20,7 +24,7 @@ class Level(StrEnum):
 
     OK = "ok"
     DEGRADED = "degraded"
-    """Jobs are accepted, but they start late (no Redis) or nobody repairs (no scheduler process)."""
+    """Jobs are accepted, but they start late (no Redis that takes writes) or nobody repairs (no scheduler process)."""
     UNAVAILABLE = "unavailable"
     """No job can be accepted."""
 
@@ -47,13 +51,16 @@ class LedgerState:
     Attributes:
         revision: of the schema; None if there is none.
         last_sweep_age_seconds: how long ago a scheduler process looked for lost jobs; None if none ever has.
-        sweeps: whether that is recent enough.
+        sweeps: whether that is recent enough, and so are the last comparison with Redis and the last pass of the
+            relay that went well.
+        counted: what the last count of all places found; None if nobody has counted.
     """
 
     schema: Schema
     revision: str | None
     last_sweep_age_seconds: float | None
     sweeps: bool
+    counted: Counted | None = None
 
 
 def look_at_ledger(connections: Connections, known_revisions: tuple[str, ...]) -> LedgerState:
@@ -69,25 +76,38 @@ def look_at_ledger(connections: Connections, known_revisions: tuple[str, ...]) -
     with connections.transaction(LOOK_SECONDS) as connection:
         revision = migrate.current_revision(connection)
         schema = _compare(revision, known_revisions)
-        age = sweeps.ages_seconds(connection).get(sweeps.REAP) if schema.is_usable else None
-    longest = max(STALE_SECONDS, STALE_SWEEPS * connections.settings.sweep_seconds)
-    return LedgerState(schema, revision, age, sweeps=age is not None and age <= longest)
+        ages = sweeps.ages_seconds(connection) if schema.is_usable else {}
+        counted = sweeps.last_count(connection) if schema.is_usable else None
+    swept = stale_sweep(connections, ages) is None
+    return LedgerState(schema, revision, ages.get(sweeps.REAP), sweeps=swept, counted=counted)
+
+
+def stale_sweep(connections: Connections, ages_seconds: Mapping[str, float]) -> str | None:
+    """The first chore of repair that nobody does, by how long ago each was done; None if all are done."""
+    settings = connections.settings
+    pauses = {sweeps.RELAY: settings.relay_seconds, sweeps.REAP: settings.sweep_seconds}
+    pauses[sweeps.RECONCILE] = settings.sweep_seconds
+    for name, pause in pauses.items():
+        if ages_seconds.get(name, inf) > max(STALE_SECONDS, STALE_SWEEPS * pause):
+            return name
+    return None
 
 
 def look_at_redis(connections: Connections) -> None:
-    """Ask Redis whether it is there.
+    """Ask Redis whether it takes writes.
 
     Raises:
-        redis.RedisError: it is not.
+        redis.ResponseError: it answers, and takes none.
+        redis.RedisError: it is away.
     """
-    connections.redis.ping()
+    queues.try_write(connections.redis)
 
 
-def judge(ledger: LedgerState | None, redis_answers: bool) -> Level:
-    """Sum it up; None for a ledger that did not answer."""
+def judge(ledger: LedgerState | None, redis_works: bool) -> Level:
+    """Sum it up; None for a ledger that did not answer. What is out of place for a moment is no illness."""
     if ledger is None or not ledger.schema.is_usable:
         return Level.UNAVAILABLE
-    return Level.OK if redis_answers and ledger.sweeps else Level.DEGRADED
+    return Level.OK if redis_works and ledger.sweeps else Level.DEGRADED
 
 
 def _compare(revision: str | None, known_revisions: tuple[str, ...]) -> Schema:

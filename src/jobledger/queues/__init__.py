@@ -24,7 +24,7 @@ from jobledger.queues.leftovers import (
     remove_doubles,
 )
 from jobledger.queues.reports import Death, reported_deaths
-from jobledger.queues.server import RedisFacts, facts, read_epoch
+from jobledger.queues.server import RedisFacts, facts, read_epoch, try_write
 from jobledger.queues.wakes import head, length, names, push, waiting
 from jobledger.queues.window import Window, window_of
 from jobledger.queues.workers import WorkerRecord, kill_horse, put_back_workers, workers
@@ -52,6 +52,7 @@ __all__ = [
     "remove_begun",
     "remove_doubles",
     "reported_deaths",
+    "try_write",
     "waiting",
     "window_of",
     "workers",
