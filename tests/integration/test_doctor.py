@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import transitions
 from jobledger.ledger.migrate import revisions, upgrade
 from jobledger.ledger.rows import Runner
+from jobledger.maintenance.count import count_places
 from jobledger.maintenance.doctor import Verdict, judge_redis
 from jobledger.maintenance.epoch import notice_epoch
 from jobledger.maintenance.relay import relay
@@ -36,6 +37,7 @@ from jobledger.schedules.book import ScheduleBook
 from jobledger.wake import Wake
 from jobledger.worker import run_job
 from limited_jobs import Guarded
+from pages import blocks
 from sample_jobs import Echo
 
 LIST = "rq:queue:default"
@@ -238,6 +240,29 @@ def test_what_has_no_room_in_its_list_waits_where_it_should(connections: Connect
     counted = count(narrow)
 
     assert (counted.listed, counted.on_the_way, counted.unpushed) == (1, 1, 0)
+
+
+def test_what_schedulers_count_is_there_for_health_checks(
+    connections: Connections, in_all_places: Conservation
+) -> None:
+    assert look_at_ledger(connections, revisions()).counted is None
+    count_places(connections)
+    lose(connections)
+    count_places(connections)  # too soon: it changes nothing
+
+    counted = look_at_ledger(connections, revisions()).counted
+
+    assert counted is not None
+    assert (counted.found, counted.age_seconds < 45) == ({**asdict(in_all_places), "drift": 0}, True)
+
+    execute(connections, "UPDATE sweeps SET swept_at = now() - interval '46 s' WHERE name = 'count'")
+    count_places(connections)
+    counted = look_at_ledger(connections, revisions()).counted
+    assert counted is not None
+    assert (counted.found["lost"], counted.found["drift"]) == (1, 1)
+    (query,) = [one.text for one in blocks(REPOSITORY / "docs/operations.md") if "WHERE name = 'count'" in one.text]
+    with connections.transaction() as connection:
+        assert connection.execute(sa.text(query.strip().rstrip(";"))).one().drift == 1
 
 
 def test_people_are_shown_a_table(well: Connections) -> None:
@@ -523,6 +548,7 @@ def test_a_user_with_the_documented_rights_is_refused_nothing(
     with stack({**environment, "JOBLEDGER_JOB_MODULES": "sample_jobs"}, tmp_path) as running:
         worker, scheduler = running.worker(), running.scheduler()
         eventually(lambda: job.refresh().status == "completed")
+        eventually(lambda: one_value(own, "SELECT count(*) FROM sweeps WHERE name = 'count'"))
         result, answer = doctor("--repair")
 
     assert (result.exit_code, {"problem", "away"} & set(verdicts(answer).values())) == (0, set()), answer

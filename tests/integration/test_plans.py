@@ -13,6 +13,7 @@ from jobledger import Connections
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import (
     bulk,
+    census,
     dependencies,
     expiry,
     idempotency,
@@ -94,6 +95,8 @@ def database_url(servers: EmbeddedServers) -> Iterator[str]:
 ASKED: dict[str, Any] = {
     "queues with work": queries.queues_with_work,
     "queues with unpushed": queries.queues_with_unpushed,
+    "overdue unpushed": lambda ledger: census.overdue_unpushed(ledger, "q3", 15.0, 500),
+    "counts of the unfinished": census.unfinished,
     "take unpushed": lambda ledger: pushes.take_unpushed(ledger, "q3", 500),
     "selected": lambda ledger: queries.selected(
         ledger,

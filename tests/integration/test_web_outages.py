@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
+import redis
 import sqlalchemy as sa
 
 from harness import Stack, eventually, stack
@@ -161,9 +162,15 @@ class TestRedisAway:
             assert (health.json()["status"], health.json()["redis"]) == ("degraded", "away")
         worker, scheduler = system.worker("low"), system.scheduler()
         eventually(lambda: api.get(path).json()["status"] == "completed", what="the relay and the run")
-        health = eventually(lambda: next((one for one in [api.get("/health").json()] if one["status"] == "ok"), None))
+        health = eventually(
+            lambda: next(
+                (one for one in [api.get("/health").json()] if one["status"] == "ok" and one["last_count"]), None
+            )
+        )
         assert health is not None
         assert health.pop("last_sweep_age_seconds") < 15
+        assert health.pop("last_count_age_seconds") < 60
+        assert {"listed", "running", "drift"} <= set(health.pop("last_count"))
         assert health == {
             "status": "ok",
             "postgres": "ok",
@@ -173,6 +180,17 @@ class TestRedisAway:
         }
         for one in (worker, scheduler):
             one.stop()
+
+
+def test_a_redis_that_takes_no_writes_is_said_to_refuse(api: httpx.Client, own_servers: EmbeddedServers) -> None:
+    with redis.Redis.from_url(own_servers.redis_url) as client:
+        client.replicaof("127.0.0.1", 1)
+        try:
+            health = api.get("/health")
+        finally:
+            client.replicaof("NO", "ONE")
+    assert (health.status_code, health.json()["status"], health.json()["redis"]) == (200, "degraded", "refuses")
+    eventually(lambda: api.get("/health").json()["redis"] == "ok")
 
 
 class TestHealth:

@@ -24,6 +24,7 @@ from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import schedulers, schedules
 from jobledger.ledger.schedules import UNSEEN_SECONDS
 from jobledger.maintenance.clean import clean
+from jobledger.maintenance.count import COUNT_SECONDS, count_places
 from jobledger.maintenance.epoch import find_late_workers, notice_epoch
 from jobledger.maintenance.expire import expire
 from jobledger.maintenance.orphans import release_orphans
@@ -131,6 +132,7 @@ class SchedulerProcess:
             ("reap", lambda: reap(self._connections), settings.sweep_seconds),
             ("reconcile", self._reconcile, settings.sweep_seconds),
             ("clean", self._clean, CLEAN_SECONDS),
+            ("count", lambda: count_places(self._connections), COUNT_SECONDS),
             ("prune", lambda: prune(self._connections), PRUNE_SECONDS),
             ("tick", self._tick, TICK_LOOK_SECONDS),
             ("presence", self._say_present, PRESENCE_SECONDS),

@@ -10,7 +10,7 @@ from jobledger.connections import Connections
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger.migrate import revisions
 from jobledger.observe.health import LedgerState, Level, judge, look_at_ledger, look_at_redis
-from jobledger.web.api.schemas import Health
+from jobledger.web.api.schemas import Health, RedisState
 from jobledger.web.threads import BoundedThreads, TookTooLong
 
 LOOK_SECONDS: Final = 1.5
@@ -30,27 +30,32 @@ def health_router(connections: Connections) -> APIRouter:
         except (LedgerUnavailable, TookTooLong):
             return None
 
-    async def redis_answers() -> bool:
+    async def redis_state() -> RedisState:
         try:
             await for_redis.run(lambda: look_at_redis(connections))
+        except redis.ResponseError:
+            return "refuses"
         except (redis.RedisError, TookTooLong):
-            return False
-        return True
+            return "away"
+        return "ok"
 
     @router.get("/health", responses={503: {"model": Health, "description": "No job can be accepted."}})
     async def health(response: Response) -> Health:
         """200 if jobs can be accepted, else 503; "degraded" if they will start late or nobody repairs."""
-        ledger, has_redis = await asyncio.gather(ledger_state(), redis_answers())
-        level = judge(ledger, has_redis)
+        ledger, from_redis = await asyncio.gather(ledger_state(), redis_state())
+        level = judge(ledger, from_redis == "ok")
+        counted = ledger.counted if ledger else None
         if level is Level.UNAVAILABLE:
             response.status_code = 503
         return Health(
             status=level,
             postgres="ok" if ledger else "away",
-            redis="ok" if has_redis else "away",
+            redis=from_redis,
             schema_state=ledger.schema if ledger else None,
             schema_revision=ledger.revision if ledger else None,
             last_sweep_age_seconds=ledger.last_sweep_age_seconds if ledger else None,
+            last_count_age_seconds=counted.age_seconds if counted else None,
+            last_count=dict(counted.found) if counted else None,
         )
 
     return router

@@ -160,12 +160,23 @@ class JobState(BaseModel):
         )
 
 
+RedisState = Literal["ok", "refuses", "away"]
+
+
 class Health(BaseModel):
     """What works; null is what could not be asked because Postgres did not answer."""
 
     status: Level
     postgres: Literal["ok", "away"]
-    redis: Literal["ok", "away"] = Field(description="Without it jobs are accepted, and start when it is back.")
+    redis: RedisState = Field(
+        description="It refuses if it answers and takes no writes. Jobs are accepted all the same, and start later."
+    )
     schema_state: Schema | None
     schema_revision: str | None
     last_sweep_age_seconds: float | None = Field(description="Since a scheduler process last looked for lost jobs.")
+    last_count_age_seconds: float | None = Field(
+        description="Since a scheduler process last counted where all jobs are."
+    )
+    last_count: dict[str, bool | int] | None = Field(
+        description="How many unfinished jobs were where; `drift` of them in no place, or in two. Schedulers mend that."
+    )
