@@ -24,7 +24,7 @@ from jobledger.embedded import EmbeddedServers
 from sample_jobs import EFFECTS
 
 UPGRADES = TESTS / "upgrades"
-PREVIOUS_VERSION, PREVIOUS_REVISION, NEWEST_REVISION = "0.1.0", "0001", "0008"
+PREVIOUS_VERSION, PREVIOUS_REVISION, NEWEST_REVISION = "0.1.0", "0001", "0009"
 SECONDS = 120.0
 DONE, FAILED, WRONG = 0, 1, 2
 

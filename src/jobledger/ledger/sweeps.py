@@ -72,22 +72,21 @@ class Counted:
     found: Mapping[str, int | bool]
 
 
-# Its numbers stand beside the name of the process, which holds no space.
 _NOTE_COUNT: Final = sa.text("""
-INSERT INTO sweeps (name, swept_by) VALUES (:name, :by)
-ON CONFLICT (name) DO UPDATE SET swept_at = now(), swept_by = excluded.swept_by
+INSERT INTO sweeps (name, swept_by, found) VALUES (:name, :by, CAST(:found AS jsonb))
+ON CONFLICT (name) DO UPDATE SET swept_at = now(), swept_by = excluded.swept_by, found = excluded.found
 """)
 _LAST_COUNT: Final = sa.text("""
-SELECT CAST(extract(epoch FROM now() - swept_at) AS float8) AS age_seconds, swept_by FROM sweeps WHERE name = :name
+SELECT CAST(extract(epoch FROM now() - swept_at) AS float8) AS age_seconds, found FROM sweeps WHERE name = :name
 """)
 
 
 def note_count(connection: Connection, by: str, found: Mapping[str, int | bool]) -> None:
     """Write down what a count has found, in the place of the one before."""
-    connection.execute(_NOTE_COUNT, {"name": COUNT, "by": f"{by} {json.dumps(found)}"})
+    connection.execute(_NOTE_COUNT, {"name": COUNT, "by": by, "found": json.dumps(found)})
 
 
 def last_count(connection: Connection) -> Counted | None:
     """What the last count found; None if nobody has counted."""
     row = connection.execute(_LAST_COUNT, {"name": COUNT}).one_or_none()
-    return Counted(row.age_seconds, json.loads(row.swept_by.partition(" ")[2])) if row is not None else None
+    return Counted(row.age_seconds, row.found) if row is not None else None

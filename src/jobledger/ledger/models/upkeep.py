@@ -3,6 +3,7 @@
 from typing import Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from jobledger.ledger.models.columns import count, metadata, moment
 
@@ -36,5 +37,6 @@ sweeps: Final = sa.Table(
     moment("swept_at", nullable=False, now=True),
     moment("resumed_at", nullable=False, now=True),
     sa.Column("swept_by", sa.Text, nullable=False, comment="host:pid of the process that swept last"),
+    sa.Column("found", pg.JSONB, comment="By the count of all places: how many are where"),
     sa.PrimaryKeyConstraint("name"),
 )
