@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from harness import execute, one_value
 from jobledger import Connections, JobHandle, JobStatus, OptionError, Unique, control
 from jobledger.control import Answer, Verdict
+from jobledger.held_rows import Patience
 from jobledger.ledger import bulk, transitions
 from jobledger.ledger.queries import Filter
 from jobledger.ledger.rows import Runner
@@ -201,6 +202,26 @@ def test_what_somebody_holds_is_refused_and_the_rest_is_done(connections: Connec
     assert canceled == {parent.id: Verdict.REFUSED} | {one.id: Verdict.DONE for one in others}
     assert retried == {bad[0].id: Verdict.REFUSED, bad[1].id: Verdict.DONE}
     assert statuses(parent, child, bad[0]) == [JobStatus.QUEUED, JobStatus.DEFERRED, JobStatus.FAILED]
+
+
+def test_what_waits_for_an_equal_job_is_waited_for_as_what_is_held(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unique = FailsUniquely.dispatch(error="KeyError")
+    with pytest.raises(KeyError):
+        run_job(str(unique.id))
+    held: list[float] = []
+    monkeypatch.setattr(Patience, "note_held", lambda patience: held.append(patience.lock_seconds))
+    with Session(connections.engine) as session:
+        FailsUniquely.dispatch(error="KeyError", session=session)
+
+        selection = control.to_retry(connections, Filter())
+        ((answer,),) = control.retry_selected(connections, selection, "ann")
+        session.rollback()
+
+    assert (answer.verdict, held) == (Verdict.REFUSED, [Patience.LONG_SECONDS])
+    assert "another transaction" in answer.message
+    assert unique.refresh().status is JobStatus.FAILED
 
 
 def test_only_what_was_created_before_a_job_is_selected(connections: Connections) -> None:

@@ -81,7 +81,8 @@ def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
         by: who asks, for the log.
 
     Returns:
-        What came of it; refused, too, if another transaction holds the job's row for longer than 3 s.
+        What came of it; refused, too, if another transaction holds the job's row, or dispatches an equal job of a
+        unique class, for longer than 3 s.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -110,12 +111,12 @@ def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock
             return Answer(job_id, Verdict.REFUSED, status, objection)
         parent = queries.unended_parent(connection, job_id)
         if parent is not None and status in (JobStatus.FAILED, JobStatus.CANCELED):
-            why = f"its parent {parent[0]} is {parent[1]}; retry it when that has completed"
+            why = f"its parent {parent[0]} is {parent[1]}; retry it when that has ended"
             return Answer(job_id, Verdict.REFUSED, status, why)
         if status is JobStatus.DEFERRED and parent is None:
             wake, rival = dependencies.run_held(connection, job_id), None
         else:
-            wake, rival = _retry(connection, job_id)
+            wake, rival = _retry(connection, job_id, lock_seconds)
     if rival is not None:
         return Answer(job_id, Verdict.REFUSED, status, rival)
     if wake is None:
@@ -125,13 +126,13 @@ def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock
     return Answer(job_id, Verdict.DONE, JobStatus.QUEUED, f"queued again; it was {status}")
 
 
-def _retry(connection: Connection, job_id: UUID) -> tuple[Wake | None, str | None]:
+def _retry(connection: Connection, job_id: UUID, lock_seconds: float) -> tuple[Wake | None, str | None]:
     """The wake-up of a job that is queued again; or why it is not, if an equal job is there."""
     try:
-        with waiting_for_rivals(connection):
+        with waiting_for_rivals(connection, lock_seconds):
             return transitions.retry(connection, job_id), None
     except DispatchContended as error:
-        return None, str(error)
+        raise RowsHeld(str(error)) from error
     except IntegrityError as error:
         if not uniqueness.is_collision(error):
             raise
