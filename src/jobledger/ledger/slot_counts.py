@@ -98,7 +98,6 @@ SELECT h.held_by AS key,
         ORDER BY s.at DESC OFFSET greatest(l.most - k.taken - 1, 0) LIMIT 1
        ) AS last ON true
  WHERE h.held_by LIKE 'limit:%' OR h.held_by LIKE 'rate:%'
- ORDER BY h.held_by DESC
 """)  # noqa: S608 - put together from constants
 
 
@@ -117,7 +116,7 @@ class Line:
 
 
 def lines(connection: Connection) -> list[Line]:
-    """All keys that hold jobs, rates first: who waits for a limit, too, then stands in its line before it is given."""
+    """All keys that hold jobs."""
     rows = connection.execute(_LINES)
     return [Line(row.key, float(row.wait_seconds) if row.wait_seconds is not None else None) for row in rows]
 

@@ -4,6 +4,7 @@ Of a rate, slots become free by themselves, as time passes. Of a limit, whoever 
 process died before it could, this does.
 """
 
+import random
 import threading
 import time
 from typing import Final
@@ -12,6 +13,7 @@ from jobledger import slots
 from jobledger.connections import Connections
 from jobledger.ledger import slot_counts
 from jobledger.observe.log import get_logger
+from jobledger.status import SlotKind
 
 log: Final = get_logger(__name__)
 
@@ -21,8 +23,8 @@ DEADLINE_SECONDS: Final = 15.0
 DEEP: Final = 10_000
 """How far down a line to look for somebody who could start, behind those that wait for something else."""
 
-LONGEST_RELEASING_SECONDS: Final = 5.0
-"""Then comes the next look; who is left waits for that."""
+LONGEST_RELEASING_SECONDS: Final = 3.0
+"""For rates, and for limits; then comes the next look, and who is left waits for that."""
 
 SHORTEST_REST_SECONDS: Final = 0.02
 REST_FOR_WORK: Final = 4
@@ -51,14 +53,19 @@ def tend_slots(connections: Connections, stay_seconds: float = 0.0, stopping: th
         with connections.transaction(DEADLINE_SECONDS) as connection:
             lines = slot_counts.lines(connection)
         took = time.monotonic() - looked_at
-        released = _release(connections, [one.key for one in lines if one.wait_seconds == 0])
-        done += sum(released.values())
+        free = [one.key for one in lines if one.wait_seconds == 0]
+        released = 0
+        for kind in SlotKind.RATE, SlotKind.LIMIT:  # who waits for both stands in line for the limit when that is given
+            keys = [key for key in free if key.startswith(f"{kind}:")]
+            released += _release(connections, keys, stopping)
+        done += released
         waits = [one.wait_seconds for one in lines if one.wait_seconds]
-        if any(released.values()):
+        if released:
             waits.append(0.0)  # of what is left there, this look did not say when it may go
         soonest = min(waits, default=float("inf"))
         rest = max(looked_at + soonest - time.monotonic(), REST_FOR_WORK * took, SHORTEST_REST_SECONDS)
-        if time.monotonic() + rest > until or stopping.wait(rest):
+        lasted = time.monotonic() - looked_at  # the next one must not take the time of the next pass
+        if time.monotonic() + rest + lasted > until or stopping.wait(rest):
             return done
 
 
@@ -78,14 +85,18 @@ def _set_right(connections: Connections) -> int:
     return done
 
 
-def _release(connections: Connections, keys: list[str]) -> dict[str, int]:
-    """Keys take turns for as long as there is somebody to be released; how many were, of each key."""
-    released = dict.fromkeys(keys, 0)
+def _release(connections: Connections, keys: list[str], stopping: threading.Event) -> int:
+    """Keys take turns for as long as there is somebody to be released, and time; how many were."""
     until = time.monotonic() + LONGEST_RELEASING_SECONDS
-    left = keys
-    while left:
-        given = {key: slots.release(connections, key, depth=DEEP) for key in left}
-        for key, count in given.items():
-            released[key] += count
-        left = [key for key, count in given.items() if count and time.monotonic() < until]
+    released = 0
+    random.shuffle(keys)  # if time is too short for all of them, it shall not be so for the same ones each time
+    while keys:
+        again = []
+        for key in keys:
+            if time.monotonic() > until or stopping.is_set():
+                return released
+            if count := slots.release(connections, key, depth=DEEP):
+                released += count
+                again.append(key)
+        keys = again
     return released
