@@ -83,9 +83,9 @@ def dispatch(
         requests: what to dispatch; all with the same `after` parents.
         session: the caller's transaction; None for a tick's, if inside one, or an own one.
         into: which servers; None for the process's default.
-        within_seconds: the longest that it may take without a session, for a caller who is waited for. One that
-            dispatches the same is waited for half a second less, so that there is time to say so. None for as long
-            as both may take.
+        within_seconds: from now on, until when the rows must be committed without a session, for a caller who is
+            waited for. One that dispatches the same is waited for half a second less, so that there is time to say
+            so. The push comes on top. None for as long as it may take.
 
     Returns:
         What became of each, in the order of the requests.
@@ -97,6 +97,7 @@ def dispatch(
         LedgerUnavailable: Postgres is away; without a session this means that it is unknown whether the jobs
             were accepted if the connection was lost during the commit.
     """
+    begun = time.monotonic()
     connections = into or default_connections()
     _ = connections.redis  # a wrong setting must say so before anything is written
     tick = _tick.get()
@@ -117,7 +118,7 @@ def dispatch(
         row.id: Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) for row in rows if row.pushed
     }
     if session is None:
-        deadline, patience = _limits(requests, within_seconds)
+        deadline, patience = _limits(requests, within_seconds, time.monotonic() - begun)
         with connections.transaction(deadline) as connection:
             accepted = admit(connection, rows, requests, patience)
         (push if asks_first else push_quietly)(connections, _due(accepted, wakes))
@@ -131,10 +132,13 @@ def dispatch(
     return accepted
 
 
-def _limits(requests: Sequence[Request], within_seconds: float | None) -> tuple[float, float | None]:
+def _limits(
+    requests: Sequence[Request], within_seconds: float | None, spent_seconds: float
+) -> tuple[float, float | None]:
     """How long a transaction of our own may take, and how long a rival is waited for in it, in seconds."""
     if within_seconds is not None:
-        return within_seconds, max(within_seconds - ANSWER_SECONDS, 0.0)
+        left = max(within_seconds - spent_seconds, ANSWER_SECONDS)
+        return left, left - ANSWER_SECONDS
     waits = any(request.may_be_known for request in requests)
     return DEADLINE_SECONDS + RIVAL_SECONDS * waits, None
 
