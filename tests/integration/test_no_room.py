@@ -2,12 +2,15 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 from rq import Queue, SimpleWorker
 
 from harness import execute, one_value
 from jobledger import Connections, JobHandle, JobStatus, Reason
+from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.maintenance.reconcile import MAX_LOST_WAKES, reconcile
 from jobledger.maintenance.relay import relay_unpushed
 from jobledger.queues import reported_deaths
@@ -103,3 +106,21 @@ def test_a_job_whose_claim_fails_for_itself_is_failed_and_the_error_is_told(
     assert words == 'psycopg2.errors.DivisionByZero: could not extend file "base/1/2"'
     compare(connections)
     assert handle.refresh().reason == Reason.UNDISPATCHABLE
+
+
+@pytest.mark.parametrize(("state", "goes_on"), [(DISK_FULL, False), (OTHER, True)])
+def test_a_pass_over_many_jobs_ends_when_no_other_will_do_better(
+    connections: Connections, state: str, goes_on: bool
+) -> None:
+    refuse = sa.text(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$")
+    done = []
+
+    def one_pass() -> None:
+        each = OneByOne(connections, 5)
+        each.do(uuid4(), lambda connection: connection.execute(refuse))
+        each.do(uuid4(), lambda connection: done.append(connection))
+        each.end()
+
+    with pytest.raises(sa.exc.DBAPIError):
+        one_pass()
+    assert len(done) == goes_on

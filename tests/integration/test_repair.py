@@ -641,11 +641,11 @@ def test_a_child_that_somebody_holds_keeps_none_from_being_let_go(connections: C
     with Session(connections.engine) as session:
         Echo.dispatch(after=held, session=session)
 
-        release_orphans(connections)
+        assert release_orphans(connections) == 1
         assert (held.refresh().status, released.refresh().status) == (JobStatus.DEFERRED, JobStatus.QUEUED)
         session.rollback()
 
-    release_orphans(connections)
+    assert release_orphans(connections) == 1
     assert held.refresh().status is JobStatus.CANCELED
 
 

@@ -7,7 +7,7 @@ then the new one is noted, so that whoever dies in between, or does this at the 
 
 from typing import Final
 
-import redis
+from redis.exceptions import NoPermissionError
 
 from jobledger import queues
 from jobledger.connections import Connections
@@ -29,17 +29,21 @@ def notice_epoch(connections: Connections) -> int:
 
     Returns:
         How many wake-ups another Redis does not have; they are marked, and the relay pushes them. No job is to blame
-        for them. None if Redis answers and refuses the mark: the reconciler finds single ones without it.
+        for them. 0 if this user may not touch the mark: the reconciler finds single ones without it.
 
     Raises:
         LedgerUnavailable: Postgres is away.
-        redis.RedisError: Redis is away; nothing is judged.
+        redis.RedisError: Redis is away, or takes no writes; nothing is judged.
     """
     client = connections.maintenance_redis
     try:
         epoch = queues.read_epoch(client)
-    except redis.ResponseError as error:
-        log.warning("Redis refuses its mark: an emptied one is not noticed at once", key=EPOCH_KEY, error=str(error))
+    except NoPermissionError as error:
+        log.warning(
+            "Redis lets this user have no mark in it: an emptied one is not noticed at once",
+            key=EPOCH_KEY,
+            error=str(error),
+        )
         return 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
         known = epochs.known(connection)

@@ -15,6 +15,9 @@ log: Final = get_logger(__name__)
 
 T = TypeVar("T")
 
+_NO_ROOM: Final = "53"
+"""SQLSTATE class of what Postgres lacks itself, such as room on its disk: no other job will do better."""
+
 
 class OneByOne:
     """One pass.
@@ -39,6 +42,7 @@ class OneByOne:
 
         Raises:
             LedgerUnavailable: Postgres is away: there is no use in going on.
+            SQLAlchemyError: the same, it lacks room.
         """
         try:
             with waiting_at_most(self._connections, self._deadline_seconds, self._patience.lock_seconds) as connection:
@@ -49,6 +53,8 @@ class OneByOne:
             log.warning(words, job_id=str(job_id), error=str(held))
             return None
         except SQLAlchemyError as error:
+            if str(getattr(getattr(error, "orig", None), "pgcode", "")).startswith(_NO_ROOM):
+                raise
             self._error = self._error or error
             log.error("Left for the next pass: Postgres refuses", job_id=str(job_id), exc_info=error)
             return None

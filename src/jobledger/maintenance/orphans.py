@@ -27,6 +27,8 @@ DEADLINE_SECONDS: Final = 15.0
 def release_orphans(connections: Connections) -> int:
     """Queue those whose parents have completed, or are not there any more; cancel those of which one did not.
 
+    What somebody holds is left for the next look.
+
     Returns:
         How many.
 
@@ -43,11 +45,16 @@ def release_orphans(connections: Connections) -> int:
     if not found:
         return 0
     each = OneByOne(connections, DEADLINE_SECONDS)
+    let_go = 0
     for parent in sorted({one for one in found.values() if one is not None}):
         wakes = each.do(parent, partial(tell_descendants, job_id=parent, how="ended without completing"))
-        push_quietly(connections, wakes or [])
+        if wakes is not None:
+            let_go += sum(one == parent for one in found.values())
+            push_quietly(connections, wakes)
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        dependencies.release_orphans(connection, sorted(one for one, parent in found.items() if parent is None))
+        ready = sorted(one for one, parent in found.items() if parent is None)
+        let_go += dependencies.release_orphans(connection, ready)
     each.end()
-    log.error("Waited for parents that had ended", count=len(found), first=str(min(found)))
-    return len(found)
+    if let_go:
+        log.error("Waited for parents that had ended", count=let_go, first=str(min(found)))
+    return let_go

@@ -195,8 +195,8 @@ class SchedulerProcess:
         return notice_epoch(self._connections) + reconcile(self._connections)
 
     def _clean(self) -> int:
-        found = find_late_workers(self._connections) + release_orphans(self._connections)
-        return found + clean(self._connections).total()
+        found = find_late_workers(self._connections) + clean(self._connections).total()
+        return found + release_orphans(self._connections)  # the last one: it raises after its work
 
     def _say_present(self) -> None:
         if time.monotonic() - self._looked_at > LONGEST_GAP_SECONDS:
