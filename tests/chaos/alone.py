@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from fleet import send_all
 from load import QUEUES, Task
+from worker_checks import FREE
 from world import World, soon
 
 JOB_SECONDS: Final = 3.0
@@ -34,7 +35,9 @@ def kill_alone(world: World, chance: random.Random, begin: Begin, what: str, *, 
     key = f"brief-alone-{chance.randrange(10**9)}"
     task = Task(key, "brief", {"key": key, "seconds": JOB_SECONDS}, chance.choice(QUEUES))
     world.dispatcher.dispatch_now([task])
+    name = f"{what} -> running again, {FREE}"
     if not soon(lambda: world.observer.process_of(key), START_SECONDS):
+        world.history.say("measured", name=name, seconds=AGAIN_SECONDS, timed_out=True)  # it does not even run once
         return
     said = world.observer.process_of(key) or {}
     pids = [int(said["worker"]), int(said["pid"])] if with_worker else [int(said["pid"])]
@@ -48,5 +51,4 @@ def kill_alone(world: World, chance: random.Random, begin: Begin, what: str, *, 
     killed_at = time.time()
     again = soon(lambda: world.observer.process_of(key), AGAIN_SECONDS)
     late = {} if again else {"timed_out": True}
-    name = f"{what} -> running again, with a worker free"
     world.history.say("measured", name=name, seconds=time.time() - killed_at, **late)

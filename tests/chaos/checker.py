@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Final
 
 from goals import GOALS
-from history import Event
 from jobledger.finish import MAX_CRASHES, MAX_LOSSES
 from jobledger.status import MOVES, TERMINAL
 from limit_checks import limits_hold, no_slot_is_leaked, rates_hold
-from witnesses import Kind, Run, Verdict, Violation, Violations, about
+from witnesses import Kind, Run, Verdict, Violation, Violations, about, expected_ends
 from worker_checks import (
     ledger_and_redis_agree,
     nobody_is_reaped_alive,
     patient_workers_wait,
+    the_only_job_was_hit,
     workers_end_within_their_grace,
 )
 
@@ -333,6 +333,7 @@ CHECKS: Final[list[Callable[[Run], Violations]]] = [
     patient_workers_wait,
     workers_end_within_their_grace,
     ledger_and_redis_agree,
+    the_only_job_was_hit,
 ]
 
 
@@ -380,12 +381,6 @@ def check(directory: Path) -> Verdict:
         ValueError: the directory does not hold a whole run.
     """
     return judge(Run.of(directory))
-
-
-def expected_ends(invoked: Event) -> list[str]:
-    """How a job of the load may end."""
-    ends = invoked.get("ends", "completed")
-    return [ends] if isinstance(ends, str) else list(ends)
 
 
 def _p99(times: list[float]) -> float:

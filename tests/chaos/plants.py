@@ -21,7 +21,7 @@ from recorded import (
     clean,
 )
 from witnesses import Kind
-from worker_checks import GRACE_IS_OVER, PATIENT
+from worker_checks import FREE, GRACE_IS_OVER, PATIENT
 
 Plant = Callable[[Recorded], object]
 
@@ -145,6 +145,7 @@ def outlive_grace(run: Recorded) -> None:
     run.said("fault_begun")["detail"] = f"{GRACE_IS_OVER}: SIGKILL worker-1 [7, 8]"
 
 
+ALONE = f"worker tree killed -> running again, {FREE}"
 REDIS_LISTS = ("queued", "intermediate")
 
 PLANTS: list[tuple[str, Kind, Plant]] = [
@@ -254,6 +255,7 @@ PLANTS: list[tuple[str, Kind, Plant]] = [
     ("a patient worker ended", Kind.WORKER_ENDED, lambda run: end_worker(run, f"worker-1{PATIENT}", "F11")),
     ("a worker outlived its grace", Kind.NOT_HANDED_BACK, outlive_grace),
     ("a job is in no place", Kind.DRIFT, lambda run: run.said("drift").update(drift=1)),
+    ("the only job was not hit", Kind.RUN_NOT_WHOLE, lambda run: run.drop("measured", name=ALONE)),
     ("nobody has counted", Kind.RUN_NOT_WHOLE, lambda run: run.drop("drift")),
 ]  # fmt: skip
 

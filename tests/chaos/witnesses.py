@@ -138,6 +138,12 @@ def about(invariant: str, kind: Kind, job: Job, what: str) -> Violation:
     return Violation(invariant, kind, what, job.key, job.id)
 
 
+def expected_ends(invoked: Event) -> list[str]:
+    """How a job of the load may end."""
+    ends = invoked.get("ends", "completed")
+    return [ends] if isinstance(ends, str) else list(ends)
+
+
 class Run:
     """The history and the ledger of one run, in order."""
 

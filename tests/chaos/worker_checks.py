@@ -1,9 +1,10 @@
 """What workers and reapers must not do: end where they should wait, outlive their grace, or be taken for dead. Pure."""
 
+from collections import defaultdict
 from typing import Final
 
 from jobledger.maintenance.reaper import LEASE_RAN_OUT
-from witnesses import Job, Kind, Run, Violation, Violations, about
+from witnesses import Job, Kind, Run, Violation, Violations, about, expected_ends
 
 REDIS_AWAY: Final = ("F9", "F10", "F11", "F12", "F13")
 """Faults that a worker of `python -m jobledger worker` waits out."""
@@ -11,27 +12,33 @@ REDIS_AWAY: Final = ("F9", "F10", "F11", "F12", "F13")
 PATIENT: Final = "-patient"
 """The end of the names of such workers."""
 
+FREE: Final = "with a worker free"
+"""The end of the name of what is measured there alone, as `WITH_FREE_WORKERS` must have."""
+
+WITH_FREE_WORKERS: Final = ("F1", "F2")
+
 GRACE_IS_OVER: Final = "the grace is over"
 """The detail of a fault that was necessary because a worker had not ended in time begins with this."""
 
 
 def nobody_is_reaped_alive(run: Run) -> Violations:
     """I14: an attempt is given up for its stale lease only if something has hit its process, or its worker ended."""
-    hit: dict[str, float] = {}
+    hits: dict[str, list[float]] = defaultdict(list)
     for event in run.by_event["fault_begun"]:
         for victim in event["victims"]:
-            hit.setdefault(victim, event["at"])
+            hits[victim].append(event["at"])
     ended: dict[str, float] = {}
     for event in run.by_event["exited"]:
         ended.setdefault(str(event["pid"]), event["at"])
     for job, expected in run.of_load():
-        if any(str(end).startswith("failed") for end in expected.get("ends", ())):  # poison may hold its own lease up
+        if all(end.startswith("failed") for end in expected_ends(expected)):  # poison may hold its own lease up
             continue
         for attempt in job.attempts:
             if attempt["outcome"] != "lost" or attempt.get("error_message") != LEASE_RAN_OUT:
                 continue
             over, worker = attempt["finished_at"], _worker_of(job, attempt["number"])
-            if worker is None or hit.get(job.id, over) < over or ended.get(worker, over) < over:
+            was_hit = any(attempt["started_at"] <= at < over for at in hits[job.id])
+            if worker is None or was_hit or ended.get(worker, over) < over:
                 continue
             what = f"attempt {attempt['number']} was given up, and neither its process nor its worker {worker} was hit"
             yield about("I14", Kind.REAPED_ALIVE, job, what)
@@ -70,3 +77,10 @@ def ledger_and_redis_agree(run: Run) -> Violations:
         if event["drift"]:
             what = f"{event['seconds']:.0f} s after all was healed: {event['drift']} of {event['places']}"
             yield Violation("I7", Kind.DRIFT, what)
+
+
+def the_only_job_was_hit(run: Run) -> Violations:
+    """Without that, nothing says how soon a job runs again that need not wait for others."""
+    measured = any(event["name"].endswith(FREE) for event in run.by_event["measured"])
+    if run.begun.get("fault") in WITH_FREE_WORKERS and not measured:
+        yield Violation("run", Kind.RUN_NOT_WHOLE, f"nothing was measured {FREE}")
