@@ -21,6 +21,8 @@ from jobledger.observe.health import Level, Schema, judge, look_at_ledger
 JOB = {"job": "EmptyTable", "payload": {"schema": "public", "table_name": "daily_stats"}}
 UNKNOWN = "/job-status/01970000-0000-7000-8000-000000000000"
 UNCERTAIN = "It is not known whether anything was accepted."
+OUR_SECONDS = 1.0
+"""What 45 threads in one process may take for themselves, on a machine that does other things too."""
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ class TestPostgresAway:
         ):
             answers = list(pool.map(ask, range(45)))
         assert {code for code, _ in answers} == {503}
-        assert max(seconds for _, seconds in answers) < 2
+        assert max(seconds for _, seconds in answers) < 2 + OUR_SECONDS
         eventually(lambda: api.post("/create-jobs/", json=JOB).status_code == 201)
 
     def test_for_a_moment_fails_no_request_after_it(

@@ -29,7 +29,7 @@ _COMMANDS: Final = {
     "jobs": "List, show, retry and cancel jobs.",
     "queues": "List, pause and resume queues, and job types.",
     "check": "Check the configuration, without any server.",
-    "doctor": "Look at the servers, the processes and the jobs, and say what is wrong.",
+    "doctor": "Look at the settings, the servers, the processes and the jobs, and say what is wrong.",
     "health": "Say whether a process of this machine works, for health checks of containers.",
 }
 """Each is the command of that name in the module of that name. The help stands here, so that no module is loaded to
