@@ -37,6 +37,9 @@ log: Final = get_logger(__name__)
 ANSWER_SECONDS: Final = 0.5
 """What is left of `within_seconds` for all that is not waiting."""
 
+SHORTEST_SECONDS: Final = 0.05
+"""For a transaction that comes too late: it is given up, and not before it has begun."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Tick:
@@ -137,8 +140,8 @@ def _limits(
 ) -> tuple[float, float | None]:
     """How long a transaction of our own may take, and how long a rival is waited for in it, in seconds."""
     if within_seconds is not None:
-        left = max(within_seconds - spent_seconds, ANSWER_SECONDS)
-        return left, left - ANSWER_SECONDS
+        left = max(within_seconds - spent_seconds, SHORTEST_SECONDS)
+        return left, max(left - ANSWER_SECONDS, 0.0)
     waits = any(request.may_be_known for request in requests)
     return DEADLINE_SECONDS + RIVAL_SECONDS * waits, None
 
