@@ -104,9 +104,7 @@ def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock
         LedgerUnavailable: Postgres is away.
     """
     with waiting_at_most(connections, DEADLINE_SECONDS, lock_seconds) as connection:
-        standing = queries.lock(connection, job_id)
-        status = standing.status if standing is not None else None
-        objection = terms.objection(standing) if standing is not None and status not in _NO_RETRY else None
+        status, objection = _lock(connection, job_id, terms, _NO_RETRY)
         if objection is not None:
             return Answer(job_id, Verdict.REFUSED, status, objection)
         parent = queries.unended_parent(connection, job_id)
@@ -127,7 +125,11 @@ def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock
 
 
 def _retry(connection: Connection, job_id: UUID, lock_seconds: float) -> tuple[Wake | None, str | None]:
-    """The wake-up of a job that is queued again; or why it is not, if an equal job is there."""
+    """The wake-up of a job that is queued again; or why it is not, if an equal job is there.
+
+    Raises:
+        RowsHeld: an equal job is being dispatched, and that was waited for in vain.
+    """
     try:
         with waiting_for_rivals(connection, lock_seconds):
             return transitions.retry(connection, job_id), None
@@ -179,9 +181,7 @@ def cancel_if(
     """
     text = who_and_why(by, reason)
     with waiting_at_most(connections, DEADLINE_SECONDS, lock_seconds) as connection:
-        standing = queries.lock(connection, job_id)
-        status = standing.status if standing is not None else None
-        objection = terms.objection(standing) if standing is not None and status not in _NO_CANCEL else None
+        status, objection = _lock(connection, job_id, terms, _NO_CANCEL)
         if objection is not None:
             return Answer(job_id, Verdict.REFUSED, status, objection)
         ended = transitions.cancel(connection, job_id, text)
@@ -196,6 +196,16 @@ def cancel_if(
     slots.pass_on(connections, [job_id])
     log.info("Canceled", job_id=str(job_id), was=status, by=by)
     return Answer(job_id, Verdict.DONE, JobStatus.CANCELED, f"canceled; it was {status}")
+
+
+def _lock(
+    connection: Connection, job_id: UUID, terms: Terms, impossible: Collection[JobStatus]
+) -> tuple[JobStatus | None, str | None]:
+    """Where the job stands, which nobody moves from now on; and the terms' objection, where the thing is possible."""
+    standing = queries.lock(connection, job_id)
+    if standing is None:
+        return None, None
+    return standing.status, None if standing.status in impossible else terms.objection(standing)
 
 
 def answer_held(connections: Connections, job_id: UUID) -> Answer:
