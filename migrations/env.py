@@ -10,8 +10,8 @@ import time
 import sqlalchemy as sa
 from alembic import context
 
-from jobledger.connections import make_engine
-from jobledger.ledger.models import metadata
+from jobledger.connections.postgres import make_engine
+from jobledger.ledger.models.columns import metadata
 from jobledger.observe.log import get_logger
 from jobledger.settings import load_settings
 

@@ -11,7 +11,7 @@ import redis as redis_package
 
 from harness import Stack, stack
 from jobledger import Connections, Settings, configure
-from jobledger.connections import make_engine
+from jobledger.connections.postgres import make_engine
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger.migrate import upgrade
 from jobledger.observe.log import LineHandler, TailHandler

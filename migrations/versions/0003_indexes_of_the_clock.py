@@ -7,7 +7,7 @@ long jobs.
 
 from alembic import op
 
-from jobledger.ledger.online import build_index, drop_index
+from jobledger.ledger.migrate import build_index, drop_index
 
 revision = "0003"
 down_revision = "0002"

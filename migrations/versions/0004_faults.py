@@ -7,7 +7,7 @@ worker of the new code was stopped while it ran a job.
 import sqlalchemy as sa
 from alembic import op
 
-from jobledger.ledger.online import replace_check
+from jobledger.ledger.migrate import replace_check
 
 revision = "0004"
 down_revision = "0003"

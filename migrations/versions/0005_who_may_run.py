@@ -6,7 +6,7 @@ The previous code goes on: what it inserts has none of these.
 import sqlalchemy as sa
 from alembic import op
 
-from jobledger.ledger.online import replace_check
+from jobledger.ledger.migrate import replace_check
 
 revision = "0005"
 down_revision = "0004"

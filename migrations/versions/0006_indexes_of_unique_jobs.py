@@ -5,7 +5,7 @@ which the next try drops first. Building waits for the transactions that were op
 long jobs.
 """
 
-from jobledger.ledger.online import build_index, drop_index
+from jobledger.ledger.migrate import build_index, drop_index
 
 revision = "0006"
 down_revision = "0005"

@@ -11,7 +11,7 @@ paused.
 import sqlalchemy as sa
 from alembic import op
 
-from jobledger.ledger.online import build_index, drop_index, replace_check
+from jobledger.ledger.migrate import build_index, drop_index, replace_check
 
 revision = "0007"
 down_revision = "0006"

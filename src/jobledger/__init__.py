@@ -1,6 +1,12 @@
 """Background jobs on Redis Queue, with a ledger in Postgres that is always right."""
 
-from jobledger.connections import Connections, configure, default_connections
+from jobledger.connections.default import Connections, configure, default_connections
+from jobledger.domain.endings import Cancel, FencedOut, GiveUp, JobCanceled, Snooze
+from jobledger.domain.limits import Limit, Rate
+from jobledger.domain.retry import Retry
+from jobledger.domain.status import JobStatus, Outcome, Reason
+from jobledger.domain.tick import Tick
+from jobledger.domain.unique import Unique
 from jobledger.errors import (
     AlreadyDispatched,
     ConfigurationError,
@@ -21,17 +27,10 @@ from jobledger.errors import (
     UnknownJobType,
     WaitTimeout,
 )
-from jobledger.handle import JobHandle
-from jobledger.job import BaseJob, Failure
-from jobledger.limits import Limit, Rate
-from jobledger.retry import Retry
+from jobledger.job.definition import BaseJob, Failure
+from jobledger.job.handle import JobHandle
 from jobledger.schedules import schedule
 from jobledger.settings import Settings
-from jobledger.signals import Cancel, GiveUp, Snooze
-from jobledger.status import JobStatus, Outcome, Reason
-from jobledger.tick import Tick
-from jobledger.unique import Unique
-from jobledger.worker.alarm import FencedOut, JobCanceled
 
 __version__ = "0.2.0"
 

@@ -7,20 +7,20 @@ finds all of it.
 
 import gc
 
-from jobledger.connections import configure
-from jobledger.jobs.rehearsal import Rehearsal
+from jobledger.connections.default import configure
+from jobledger.jobs.own import WarmUp
 from jobledger.observe.log import logging_config, set_up_logging
 from jobledger.registry import load_job_modules
 from jobledger.settings import load_settings
-from jobledger.worker.patient_redis import with_endurance
-from jobledger.worker.rehearsal import rehearse
+from jobledger.worker.redis import with_endurance
 from jobledger.worker.spare import SpareConnection
+from jobledger.worker.warm_up import warm_up
 
 _settings = load_settings()
 set_up_logging(_settings)
 load_job_modules(_settings.job_modules)
 _connections = configure(_settings)
-rehearse(_connections, Rehearsal.job_type, {"number": 1})
+warm_up(_connections, WarmUp.job_type, {"number": 1})
 SpareConnection(_connections).keep_ready()
 gc.collect()
 gc.freeze()  # what is loaded stays; a work-horse's collections then touch, and so copy, none of its pages

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from jobledger import Connections, Settings, configure
-from jobledger.connections import make_engine
+from jobledger.connections.postgres import make_engine
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger.migrate import upgrade
 from sample_jobs import EFFECTS

@@ -17,11 +17,11 @@ import sqlalchemy as sa
 
 from harness import REPOSITORY, TESTS, Stack, eventually
 from jobledger import Connections, JobStatus, control
+from jobledger.domain.records import Runner
+from jobledger.domain.status import PauseKind
 from jobledger.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServers, free_port
-from jobledger.ledger import transitions
+from jobledger.ledger import moves
 from jobledger.ledger.migrate import revisions
-from jobledger.ledger.rows import Runner
-from jobledger.status import PauseKind
 from jobledger.worker import run_job
 from sample_jobs import Echo, Effect, Fails
 
@@ -147,7 +147,7 @@ def test_why_a_job_does_not_run_or_is_about_to_end_is_shown(connections: Connect
     control.pause(connections, PauseKind.QUEUE, "low", "ann")
     run_job(str(held.id))
     with connections.transaction() as connection:
-        transitions.claim(connection, canceled.id, Runner("worker", "host", 1, "1"), 30)
+        moves.claim(connection, canceled.id, Runner("worker", "host", 1, "1"), 30)
     canceled.cancel("too large", by="bob")
 
     listed, shown = run("jobs", "list", "--json").json["jobs"], run("jobs", "show", str(canceled.id)).out

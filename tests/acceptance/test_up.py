@@ -32,7 +32,7 @@ MARK = "JOBLEDGER_TEST_MARK"
 
 READ_RESULT = """
 import sqlalchemy as sa
-from jobledger.connections import default_connections
+from jobledger.connections.default import default_connections
 with default_connections().transaction() as connection:
     print(connection.execute(sa.text("SELECT result FROM job_statuses WHERE id = '{}'")).scalar_one())
 """

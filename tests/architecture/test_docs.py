@@ -5,7 +5,7 @@ import re
 from scripts.settings_page import PAGE, page
 
 from harness import REPOSITORY
-from jobledger.status import MOVES
+from jobledger.domain.status import MOVES
 
 ARCHITECTURE = (REPOSITORY / "ARCHITECTURE.md").read_text()
 

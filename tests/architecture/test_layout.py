@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 
 from harness import REPOSITORY
 from jobledger import Connections
-from jobledger.ledger.models import metadata
+from jobledger.ledger.models.columns import metadata
 
 SOURCE = REPOSITORY / "src" / "jobledger"
 MODULES = sorted(SOURCE.rglob("*.py"))

@@ -10,12 +10,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from harness import eventually, stack
-from jobledger.connections import make_engine
+from jobledger.connections.postgres import make_engine
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import leases
 from jobledger.ledger.leases import Progress
 from jobledger.ledger.migrate import current_revision, downgrade, revisions, upgrade
-from jobledger.ledger.models import metadata
+from jobledger.ledger.models.columns import metadata
 
 _numbers = count(1)
 

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from history import History
 from jobledger import LedgerUnavailable
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
 from jobledger.control import Verdict, cancel
-from jobledger.status import JobStatus
+from jobledger.domain.status import JobStatus
 
 PAUSE_SECONDS: Final = 0.5
 """After a cancel that was not answered, before the next one."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from goals import GOALS
-from jobledger.finish import MAX_CRASHES, MAX_LOSSES
-from jobledger.status import MOVES, TERMINAL
+from jobledger.domain.status import MOVES, TERMINAL
+from jobledger.lifecycle.finish import MAX_CRASHES, MAX_LOSSES
 from limit_checks import limits_hold, no_slot_is_leaked, rates_hold
 from witnesses import Kind, Run, Verdict, Violation, Violations, about, expected_ends
 from worker_checks import (
@@ -180,7 +180,7 @@ def zombies_write_nothing(run: Run) -> Violations:
 
 
 def statuses_move_as_allowed(run: Run) -> Violations:
-    """I6: each move is one of `jobledger.status.MOVES` and follows the one before; terminal stays terminal, except by
+    """I6: each move is one of `jobledger.domain.status.MOVES` and follows the one before; terminal stays terminal, except by
     a person's retry; the fence rises by one with each claim and with nothing else."""
     for job in run.jobs.values():
         was: str | None = None

@@ -13,10 +13,10 @@ import chaos_new_jobs
 from canceling import cancel_for_sure
 from history import History
 from jobledger import BaseJob, DispatchRefused
-from jobledger.admission import Request
-from jobledger.connections import Connections
-from jobledger.dispatch import dispatch
-from jobledger.options import Options
+from jobledger.connections.default import Connections
+from jobledger.dispatch.accept import dispatch
+from jobledger.dispatch.admission import Request
+from jobledger.domain.options import Options
 from load import EXPIRES_SECONDS, Task
 
 ONCE_TIMES: Final = 3

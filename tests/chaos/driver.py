@@ -22,7 +22,7 @@ from fleet import Fleet, send_all
 from harness import REPOSITORY
 from history import History, read
 from jobledger import Settings, configure
-from jobledger.connections import default_connections
+from jobledger.connections.default import default_connections
 from jobledger.embedded import free_port
 from jobledger.observe import conservation
 from load import Size, Task, make_load

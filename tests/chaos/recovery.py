@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from jobledger.status import TERMINAL
+from jobledger.domain.status import TERMINAL
 
 Event = dict[str, Any]
 

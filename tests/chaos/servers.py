@@ -12,7 +12,7 @@ import redis
 import sqlalchemy as sa
 
 from chaos_jobs import EFFECTS
-from jobledger.connections import make_engine
+from jobledger.connections.postgres import make_engine
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger.migrate import upgrade
 from observer import is_alive

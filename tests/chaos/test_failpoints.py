@@ -21,7 +21,7 @@ from sample_jobs import EFFECTS, Echo, Effect
 DISPATCH = "from sample_jobs import Effect; print('accepted', Effect.dispatch(note='narrow').id)"
 DISPATCH_IN_SESSION = """
 from sqlalchemy.orm import Session
-from jobledger.connections import default_connections
+from jobledger.connections.default import default_connections
 from sample_jobs import Effect
 with Session(default_connections().engine) as session:
     job = Effect.dispatch(note="narrow", session=session)

@@ -13,7 +13,7 @@ from canceling import Stopper
 from dispatching import Dispatcher
 from fleet import Fleet, send, send_all
 from history import History
-from jobledger.finish import MAX_CRASHES
+from jobledger.lifecycle.finish import MAX_CRASHES
 from observer import Observer, children
 from servers import Database, Servers
 

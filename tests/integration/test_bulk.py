@@ -8,11 +8,11 @@ from sqlalchemy.orm import Session
 
 from harness import execute, one_value
 from jobledger import Connections, JobHandle, JobStatus, OptionError, Unique, control
+from jobledger.connections.locks import LockPatience
 from jobledger.control import Answer, Verdict
-from jobledger.held_rows import Patience
-from jobledger.ledger import bulk, transitions
+from jobledger.domain.records import Runner
+from jobledger.ledger import moves
 from jobledger.ledger.queries import Filter
-from jobledger.ledger.rows import Runner
 from jobledger.maintenance.relay import relay_due
 from jobledger.queues import waiting
 from jobledger.worker import run_job
@@ -23,7 +23,7 @@ ME = Runner(worker="tester", host="here", pid=1, version="1")
 
 def claim(connections: Connections, handle: JobHandle) -> None:
     with connections.transaction() as connection:
-        assert transitions.claim(connection, handle.id, ME, 30)
+        assert moves.claim(connection, handle.id, ME, 30)
 
 
 def failed(**options: object) -> JobHandle:
@@ -118,14 +118,14 @@ def answers_to(batches: Iterator[list[Answer]]) -> dict[UUID, Verdict]:
 
 def before_the_batch(monkeypatch: pytest.MonkeyPatch, move: str, happens: Callable[[], object]) -> None:
     """Something happens after the jobs of the first batch were read, and before the statement that moves them."""
-    moves, still_to_come = getattr(bulk, move), [happens]
+    original, still_to_come = getattr(moves, move), [happens]
 
     def happen_and_move(*arguments: object) -> object:
         while still_to_come:
             still_to_come.pop()()
-        return moves(*arguments)
+        return original(*arguments)
 
-    monkeypatch.setattr(bulk, move, happen_and_move)
+    monkeypatch.setattr(moves, move, happen_and_move)
 
 
 def run_again(handle: JobHandle) -> None:
@@ -146,7 +146,7 @@ def test_what_was_retried_and_failed_since_then_is_not_retried(
     with pytest.raises(KeyError):
         run_job(str(unique.id))
     selection = control.to_retry(connections, Filter())
-    before_the_batch(monkeypatch, "retry", lambda: [run_again(one) for one in (plain, unique)])
+    before_the_batch(monkeypatch, "retry_many", lambda: [run_again(one) for one in (plain, unique)])
 
     answers = answers_to(control.retry_selected(connections, selection, "ann"))
 
@@ -159,7 +159,7 @@ def test_what_was_canceled_since_then_is_not_retried_with_what_failed(
 ) -> None:
     job = failed()
     selection = control.to_retry(connections, Filter())
-    before_the_batch(monkeypatch, "retry", lambda: [job.retry(), job.cancel()])
+    before_the_batch(monkeypatch, "retry_many", lambda: [job.retry(), job.cancel()])
 
     assert answers_to(control.retry_selected(connections, selection, "ann")) == {job.id: Verdict.REFUSED}
     assert job.refresh().status is JobStatus.CANCELED
@@ -178,7 +178,7 @@ def test_what_has_left_the_selected_statuses_is_not_canceled(
         relay_due(connections)
         claim(connections, started)
 
-    before_the_batch(monkeypatch, "cancel", go_on)
+    before_the_batch(monkeypatch, "cancel_many", go_on)
 
     answers = answers_to(control.cancel_selected(connections, selection, "ann"))
 
@@ -211,7 +211,7 @@ def test_what_waits_for_an_equal_job_is_waited_for_as_what_is_held(
     with pytest.raises(KeyError):
         run_job(str(unique.id))
     held: list[float] = []
-    monkeypatch.setattr(Patience, "note_held", lambda patience: held.append(patience.lock_seconds))
+    monkeypatch.setattr(LockPatience, "note_held", lambda patience: held.append(patience.lock_seconds))
     with Session(connections.engine) as session:
         FailsUniquely.dispatch(error="KeyError", session=session)
 
@@ -219,7 +219,7 @@ def test_what_waits_for_an_equal_job_is_waited_for_as_what_is_held(
         ((answer,),) = control.retry_selected(connections, selection, "ann")
         session.rollback()
 
-    assert (answer.verdict, held) == (Verdict.REFUSED, [Patience.LONG_SECONDS])
+    assert (answer.verdict, held) == (Verdict.REFUSED, [LockPatience.LONG_SECONDS])
     assert "another transaction" in answer.message
     assert unique.refresh().status is JobStatus.FAILED
 

@@ -20,11 +20,14 @@ from pydantic import SecretStr
 
 from harness import Stack, eventually, one_value
 from jobledger import ConfigurationError, Connections, JobStatus, LedgerUnavailable, Settings, configure
-from jobledger.connections import default_connections, make_engine, make_redis, unavailable_as_error
-from jobledger.dispatch import Request, dispatch
+from jobledger.connections.default import default_connections
+from jobledger.connections.postgres import make_engine, unavailable_as_error
+from jobledger.connections.redis import make_redis
+from jobledger.dispatch.accept import dispatch
+from jobledger.dispatch.admission import Request
+from jobledger.domain.options import Options
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger.migrate import upgrade
-from jobledger.options import Options
 
 # Python 3.12 and later warn of every fork beside threads; RQ's workers fork, and so do these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 from harness import Stack, eventually, one_value
 from jobledger import Connections, JobHandle, JobStatus, Outcome, Reason, control
 from jobledger.control import Verdict
+from jobledger.domain.records import Evidence, Runner
 from jobledger.embedded import free_port
-from jobledger.finish import Again, CallOff, Decision, GiveUp, HandBack, complete, settle
-from jobledger.ledger import dependencies, transitions
-from jobledger.ledger.rows import Evidence, Runner
+from jobledger.ledger import moves
+from jobledger.lifecycle.finish import Again, CancelRunning, Decision, Fail, HandBack, complete, settle
 from jobledger.maintenance.prune import prune
 from jobledger.queues import waiting
 from jobledger.worker import run_job
@@ -29,7 +29,7 @@ ME = Runner(worker="tester", host="here", pid=1, version="1")
 
 def claim(connections: Connections, handle: JobHandle) -> object:
     with connections.transaction() as connection:
-        return transitions.claim(connection, handle.id, ME, 30)
+        return moves.claim(connection, handle.id, ME, 30)
 
 
 def started() -> JobHandle:
@@ -120,7 +120,7 @@ def test_of_a_running_job_the_end_is_requested_and_the_first_reason_stands(conne
 
 
 @pytest.mark.parametrize(
-    "decision", [Again(0.0, {"errors": 1}), HandBack(), GiveUp(Reason.ERROR, {"errors": 1}), CallOff("by itself")]
+    "decision", [Again(0.0, {"errors": 1}), HandBack(), Fail(Reason.ERROR, {"errors": 1}), CancelRunning("by itself")]
 )
 def test_a_requested_job_ends_as_canceled_whatever_was_decided(connections: Connections, decision: Decision) -> None:
     handle = started()
@@ -152,14 +152,14 @@ def test_a_retry_forgets_who_wanted_it_canceled(connections: Connections) -> Non
     handle = started()
     control.cancel(connections, handle.id, "ann")
     with connections.transaction() as connection:
-        settle(connection, handle.id, 1, Outcome.CANCELED, CallOff("by itself"), Evidence())
+        settle(connection, handle.id, 1, Outcome.CANCELED, CancelRunning("by itself"), Evidence())
 
     assert handle.retry().is_done
     assert claim(connections, handle)
 
     control.cancel(connections, handle.id, "bob")
     with connections.transaction() as connection:
-        settle(connection, handle.id, 2, Outcome.CANCELED, CallOff("by itself"), Evidence())
+        settle(connection, handle.id, 2, Outcome.CANCELED, CancelRunning("by itself"), Evidence())
     assert handle.refresh().reason == "canceled by bob"
 
 
@@ -168,7 +168,7 @@ def test_requests_are_forgotten_when_their_jobs_have_ended(connections: Connecti
     for handle in (running, ended):
         control.cancel(connections, handle.id, "ann")
     with connections.transaction() as connection:
-        settle(connection, ended.id, 1, Outcome.CANCELED, CallOff("by itself"), Evidence())
+        settle(connection, ended.id, 1, Outcome.CANCELED, CancelRunning("by itself"), Evidence())
         connection.exec_driver_sql("UPDATE cancel_requests SET requested_at = now() - interval '2 days'")
 
     prune(connections)
@@ -247,7 +247,7 @@ def test_a_retried_job_has_all_its_attempts_before_it_and_the_old_ones_behind_it
     for expected in (JobStatus.SCHEDULED, JobStatus.FAILED):
         with connections.transaction() as connection:
             connection.exec_driver_sql("UPDATE job_statuses SET available_at = now() WHERE status = 'scheduled'")
-            transitions.promote_due(connection, 10)
+            moves.promote_due(connection, 10)
         with pytest.raises(ValueError, match="as asked") if expected is JobStatus.FAILED else contextlib.nullcontext():
             run_job(str(handle.id))
         assert handle.refresh().status is expected
@@ -342,7 +342,7 @@ def test_a_job_is_not_retried_before_its_parent_has_ended(connections: Connectio
 def test_a_cancel_waits_for_a_claim_that_came_first_and_is_a_request(connections: Connections) -> None:
     handle = Echo.dispatch()
     with ThreadPoolExecutor(1) as other, connections.transaction() as first:
-        assert transitions.claim(first, handle.id, ME, 30)
+        assert moves.claim(first, handle.id, ME, 30)
         cancel = other.submit(control.cancel, connections, handle.id, "ann")
         eventually(lambda: _waits(connections), what="the cancel waits")
 
@@ -353,7 +353,7 @@ def test_a_cancel_waits_for_a_claim_that_came_first_and_is_a_request(connections
 def test_a_claim_waits_for_a_cancel_that_came_first_and_finds_nothing(connections: Connections) -> None:
     handle = Echo.dispatch()
     with ThreadPoolExecutor(1) as other, connections.transaction() as first:
-        assert transitions.cancel(first, handle.id, "canceled by ann")
+        assert moves.cancel(first, handle.id, "canceled by ann")
         delivery = other.submit(claim, connections, handle)
         eventually(lambda: _waits(connections), what="the claim waits")
 
@@ -389,7 +389,7 @@ def test_a_job_that_somebody_holds_is_refused_and_stays(
     monkeypatch.setattr("jobledger.control.jobs.LOCK_SECONDS", 0.1)
     handle = JOB_IN[status]()
     with connections.transaction() as other:
-        dependencies.adopt(other, [handle.id])
+        moves.lock_parents(other, [handle.id])
         answer = ask(connections, handle.id, "ann")
 
     assert (answer.verdict, answer.status) == (Verdict.REFUSED, status)

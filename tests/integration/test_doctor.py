@@ -20,21 +20,19 @@ from click.testing import CliRunner, Result
 from harness import REPOSITORY, eventually, one_value, stack
 from jobledger import Connections, JobHandle, Settings, configure, queues
 from jobledger.cli import main
-from jobledger.connections import make_engine
+from jobledger.connections.postgres import make_engine
+from jobledger.domain.records import Runner, Wake
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import transitions
+from jobledger.ledger import moves
 from jobledger.ledger.migrate import revisions, upgrade
-from jobledger.ledger.rows import Runner
-from jobledger.maintenance.count import count_places
-from jobledger.maintenance.doctor import Verdict, judge_redis
-from jobledger.maintenance.epoch import notice_epoch
+from jobledger.maintenance.doctor import Severity, judge_redis
+from jobledger.maintenance.redis_restarts import notice_redis_restart
 from jobledger.maintenance.relay import relay
-from jobledger.observe.conservation import Conservation, count
+from jobledger.observe.conservation import Conservation, count, count_places
 from jobledger.observe.health import look_at_ledger, look_at_redis
 from jobledger.queues import RedisFacts
 from jobledger.scheduler.process import SchedulerProcess
 from jobledger.schedules.book import ScheduleBook
-from jobledger.wake import Wake
 from jobledger.worker import run_job
 from limited_jobs import Guarded
 from pages import blocks
@@ -52,7 +50,7 @@ def claimed(connections: Connections) -> JobHandle:
     handle = Echo.dispatch()
     engine = sa.create_engine(connections.engine.url, poolclass=sa.NullPool)
     with engine.begin() as connection:
-        assert transitions.claim(connection, handle.id, Runner("w", "h", 1, "1"), 30)
+        assert moves.claim(connection, handle.id, Runner("w", "h", 1, "1"), 30)
     connections.redis.lrem(LIST, 0, str(handle.id))
     return handle
 
@@ -377,21 +375,21 @@ GOOD = RedisFacts("6.2.14", "noeviction", True, False, False, 1 << 20, 0, 0.0)
 @pytest.mark.parametrize(
     ("facts", "verdict"),
     [
-        (GOOD, Verdict.OK),
-        (replace(GOOD, version="7.4.1"), Verdict.OK),
-        (replace(GOOD, version="6.0.16"), Verdict.PROBLEM),
-        (replace(GOOD, version=""), Verdict.PROBLEM),
-        (replace(GOOD, eviction="allkeys-lru"), Verdict.PROBLEM),
-        (replace(GOOD, has_aof=False), Verdict.WARNING),
-        (replace(GOOD, is_replica=True), Verdict.PROBLEM),
-        (replace(GOOD, memory_bytes=95, limit_bytes=100), Verdict.WARNING),
+        (GOOD, Severity.OK),
+        (replace(GOOD, version="7.4.1"), Severity.OK),
+        (replace(GOOD, version="6.0.16"), Severity.PROBLEM),
+        (replace(GOOD, version=""), Severity.PROBLEM),
+        (replace(GOOD, eviction="allkeys-lru"), Severity.PROBLEM),
+        (replace(GOOD, has_aof=False), Severity.WARNING),
+        (replace(GOOD, is_replica=True), Severity.PROBLEM),
+        (replace(GOOD, memory_bytes=95, limit_bytes=100), Severity.WARNING),
     ],
 )
-def test_redis_is_judged_by_what_it_says(facts: RedisFacts, verdict: Verdict) -> None:
+def test_redis_is_judged_by_what_it_says(facts: RedisFacts, verdict: Severity) -> None:
     found = [one.verdict for one in judge_redis(facts)]
 
     assert verdict in found
-    assert verdict is Verdict.OK or set(found) <= {verdict, Verdict.OK}
+    assert verdict is Severity.OK or set(found) <= {verdict, Severity.OK}
 
 
 def test_snapshots_are_not_nothing() -> None:
@@ -399,7 +397,7 @@ def test_snapshots_are_not_nothing() -> None:
         one.message
         for has_snapshots in (True, False)
         for one in judge_redis(replace(GOOD, has_aof=False, has_snapshots=has_snapshots))
-        if one.verdict is Verdict.WARNING
+        if one.verdict is Severity.WARNING
     ]
 
     assert messages == [
@@ -553,7 +551,7 @@ def test_a_user_with_the_documented_rights_is_refused_nothing(
         result, answer = doctor("--repair")
 
     assert (result.exit_code, {"problem", "away"} & set(verdicts(answer).values())) == (0, set()), answer
-    assert notice_epoch(less) == 0
+    assert notice_redis_restart(less) == 0
     for process in (worker, scheduler):
         assert "NOPERM" not in process.output()
         assert "no permission" not in process.output().lower()

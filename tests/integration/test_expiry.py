@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from harness import SHORT, Stack, eventually, one_value
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, OptionError, Reason
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import expiry
+from jobledger.ledger import moves
 from jobledger.maintenance.expire import expire
 from jobledger.maintenance.relay import relay_due
 from jobledger.worker import run_job
@@ -216,7 +216,7 @@ def test_one_that_has_got_children_meanwhile_is_left_to_whoever_cancels_them(con
     Echo.dispatch(after=handle)
     let_expire(connections, handle)
     with connections.transaction() as connection:
-        assert expiry.expire(connection, [handle.id], with_children=False) == []
+        assert moves.expire(connection, [handle.id], with_children=False) == []
 
     assert expire(connections) == 1
 

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from harness import eventually, one_value
 from jobledger import BaseJob, Connections, JobHandle, JobStatus, LedgerUnavailable, Outcome, Settings, configure
-from jobledger.connections import make_engine
+from jobledger.connections.postgres import make_engine
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger.migrate import upgrade
 from jobledger.worker import run_job

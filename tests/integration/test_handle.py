@@ -23,11 +23,11 @@ from jobledger import (
     WaitTimeout,
     control,
 )
+from jobledger.domain.records import Runner
+from jobledger.domain.status import PauseKind
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import transitions
-from jobledger.ledger.rows import Runner
+from jobledger.ledger import moves
 from jobledger.maintenance.relay import relay_due
-from jobledger.status import PauseKind
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
 
@@ -121,7 +121,7 @@ def test_no_handle_comes_from_what_is_no_id(connections: Connections, wrong: Any
 def test_a_handle_says_who_wants_its_job_canceled_and_why(connections: Connections) -> None:
     job = Echo.dispatch()
     with connections.transaction() as connection:
-        transitions.claim(connection, job.id, Runner("worker", "host", 1, "1"), 30)
+        moves.claim(connection, job.id, Runner("worker", "host", 1, "1"), 30)
     assert (job.refresh().cancel_requested_at, job.cancel_reason) == (None, None)
 
     job.cancel("too large", by="ann")

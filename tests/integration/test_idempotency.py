@@ -16,7 +16,6 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-import jobledger.admission
 from harness import Process, Stack, eventually, one_value
 from jobledger import (
     BaseJob,
@@ -200,7 +199,7 @@ def test_a_rival_that_rolls_back_leaves_the_key_to_whoever_waits(connections: Co
 def test_a_rival_that_does_not_end_is_not_waited_for_for_ever(
     connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobledger.admission, "RIVAL_SECONDS", 1)
+    monkeypatch.setattr("jobledger.connections.locks.CONFLICT_SECONDS", 1)
     with Session(connections.engine) as rival, Session(connections.engine) as session:
         Keyed.dispatch(source="crm", idempotency_key="stuck", session=rival)
         kept = Echo.dispatch(session=session)

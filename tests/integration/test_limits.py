@@ -28,20 +28,20 @@ from jobledger import (
     Unique,
     control,
 )
+from jobledger.domain.records import Evidence, Runner
+from jobledger.domain.status import TERMINAL, PauseKind
 from jobledger.embedded import EmbeddedServers
-from jobledger.finish import GiveUp, settle
-from jobledger.ledger import pauses, pushes, slot_counts, slots, transitions
+from jobledger.ledger import limit_counts, moves, pauses, wakeups
 from jobledger.ledger.queries import Filter
-from jobledger.ledger.rows import Evidence, Runner
+from jobledger.lifecycle.finish import Fail, settle
+from jobledger.lifecycle.limits import MOST_AT_ONCE, pass_on, release
 from jobledger.maintenance.expire import expire
+from jobledger.maintenance.limits import maintain_limits
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import reconcile
 from jobledger.maintenance.relay import relay
-from jobledger.maintenance.tend_slots import tend_slots
 from jobledger.queues import waiting
-from jobledger.slots import MOST_AT_ONCE, pass_on, release
-from jobledger.status import TERMINAL, PauseKind
 from jobledger.worker import run_job
 from limited_jobs import Guarded, Metered, Pair, Sourced
 from sample_jobs import Echo
@@ -49,17 +49,17 @@ from sample_jobs import Echo
 ME = Runner(worker="tester", host="here", pid=1, version="1")
 
 
-def begin(connections: Connections, handle: JobHandle) -> slots.Answer | None:
+def begin(connections: Connections, handle: JobHandle) -> moves.LimitedClaim | None:
     """Claim a job as a worker does, and leave it running."""
     with connections.transaction() as connection:
-        assert transitions.claim(connection, handle.id, ME, 30) is None, "it has limits"
+        assert moves.claim(connection, handle.id, ME, 30) is None, "it has limits"
     while True:
         with connections.transaction() as connection:
-            answer = slots.claim(connection, handle.id, ME, 30)
+            answer = moves.claim_limited(connection, handle.id, ME, 30)
         if answer is None or not answer.lacks_keys:
             return answer
         with connections.transaction() as connection:
-            slots.make_keys(connection, handle.id)
+            moves.make_limit_keys(connection, handle.id)
 
 
 def begun(connections: Connections, *handles: JobHandle) -> list[JobHandle]:
@@ -81,7 +81,7 @@ def fails(connections: Connections, handle: JobHandle) -> None:
     """End a job that was begun as its worker does."""
     attempt = row_of(connections, handle).attempt
     with connections.transaction() as connection:
-        decision = GiveUp(Reason.ERROR)
+        decision = Fail(Reason.ERROR)
         assert settle(connection, handle.id, attempt, Outcome.GAVE_UP, decision, Evidence()) is not None
     pass_on(connections, [handle.id])
 
@@ -277,9 +277,9 @@ def test_a_job_that_is_to_run_again_at_once_keeps_its_slot(connections: Connecti
     job, other = Guarded.dispatch_many([{}] * 2)
     begun(connections, job, other)
     with connections.transaction() as connection:
-        assert transitions.hand_back(connection, job.id, 1, Outcome.HANDED_BACK, Evidence())
+        assert moves.hand_back(connection, job.id, 1, Outcome.HANDED_BACK, Evidence())
 
-    assert tend_slots(connections) == 0
+    assert maintain_limits(connections) == 0
 
     assert set(held(connections)) == {other.id}
     assert begun(connections, job) == [job]
@@ -322,7 +322,7 @@ def test_those_that_are_released_together_go_to_the_front_in_order(connections: 
             connections, "UPDATE job_statuses SET status = 'completed', finished_at = now() WHERE id = :id", id=one.id
         )
 
-    assert tend_slots(connections) == 2
+    assert maintain_limits(connections) == 2
 
     assert waiting(connections.redis, "default")[:2] == [str(one.id) for one in jobs[2:]]
 
@@ -334,17 +334,17 @@ def test_an_outage_in_the_middle_leaves_nobody_released_and_not_pushed(
     begun(connections, jobs[0])
     execute(connections, "UPDATE job_limits SET most = 3")
     connections.redis.flushall()
-    release = slots.release
+    release = moves.release_oldest
 
-    def once(connection: Connection, key: str) -> slots.Release | None:
+    def once(connection: Connection, key: str) -> moves.Released | None:
         if connections.redis.exists("released"):
             raise LedgerUnavailable("Postgres is away")
         connections.redis.set("released", 1)
         return release(connection, key)
 
-    monkeypatch.setattr(slots, "release", once)
+    monkeypatch.setattr(moves, "release_oldest", once)
     with pytest.raises(LedgerUnavailable):
-        tend_slots(connections)
+        maintain_limits(connections)
 
     assert waiting(connections.redis, "default") == [str(jobs[1].id)]
 
@@ -376,7 +376,7 @@ def test_a_dispatch_of_many_releases_some_and_leaves_the_rest_to_the_chore(conne
     jobs = Sourced.dispatch_many([{"source": f"s{n}"} for n in range(120)])
 
     assert len(held(connections)) == 120 - 50, "a look and a release for each key"
-    while tend_slots(connections):
+    while maintain_limits(connections):
         pass
     assert held(connections) == {}
     assert begun(connections, *jobs) == jobs
@@ -460,12 +460,12 @@ def test_no_more_start_within_the_time_than_allowed(connections: Connections) ->
 
     assert begun(connections, *jobs) == jobs[:3]
     assert held(connections) == {one.id: "rate:api:crm" for one in jobs[3:]}
-    assert tend_slots(connections) == 0
+    assert maintain_limits(connections) == 0
 
     past = "UPDATE limit_keys SET starts = (SELECT array_agg(s - interval '59 s') FROM unnest(starts) AS s)"
     execute(connections, past)
-    assert eventually(lambda: tend_slots(connections), what="a minute since the first start") in (1, 2)
-    eventually(lambda: tend_slots(connections) or not held(connections), what="the rest")
+    assert eventually(lambda: maintain_limits(connections), what="a minute since the first start") in (1, 2)
+    eventually(lambda: maintain_limits(connections) or not held(connections), what="the rest")
     assert begun(connections, *jobs[3:]) == jobs[3:]
     assert taken(connections, "rate:api:crm") == 0, "a start that was made is no grant any more"
 
@@ -474,7 +474,7 @@ def test_a_start_that_was_granted_is_counted_until_it_is_made(connections: Conne
     jobs = Metered.dispatch_many([{"source": "crm"}] * 7)
     begun(connections, *jobs)
     execute(connections, "UPDATE limit_keys SET starts = '{}'")
-    assert tend_slots(connections) == 3
+    assert maintain_limits(connections) == 3
     late = Metered.dispatch(source="crm")
 
     assert taken(connections, "rate:api:crm") == 3
@@ -488,7 +488,7 @@ def test_ends_give_no_start_back(connections: Connections) -> None:
         run_job(str(one.id))
 
     assert [one.refresh().status for one in jobs] == [JobStatus.COMPLETED] * 3 + [JobStatus.QUEUED]
-    assert tend_slots(connections) == 0
+    assert maintain_limits(connections) == 0
 
 
 def let_pass(connections: Connections, seconds: float) -> None:
@@ -510,10 +510,10 @@ def test_the_chore_stays_for_what_a_rate_allows_soon(connections: Connections) -
     assert begun(connections, *jobs) == jobs[:10]
     let_pass(connections, 29)
 
-    assert tend_slots(connections, stay_seconds=10) == 10, "all of them at their moment, not at the look after it"
+    assert maintain_limits(connections, stay_seconds=10) == 10, "all of them at their moment, not at the look after it"
 
     assert begun(connections, *jobs) == jobs[10:20]
-    assert tend_slots(connections, stay_seconds=5) == 0, "it does not stay for what comes later"
+    assert maintain_limits(connections, stay_seconds=5) == 0, "it does not stay for what comes later"
 
 
 def test_a_chore_that_is_to_stop_stays_no_longer(connections: Connections) -> None:
@@ -522,7 +522,7 @@ def test_a_chore_that_is_to_stop_stays_no_longer(connections: Connections) -> No
     stopping = threading.Event()
     stopping.set()
 
-    assert tend_slots(connections, stay_seconds=60, stopping=stopping) == 0
+    assert maintain_limits(connections, stay_seconds=60, stopping=stopping) == 0
 
 
 def test_a_rate_says_when_it_has_room(connections: Connections) -> None:
@@ -530,7 +530,7 @@ def test_a_rate_says_when_it_has_room(connections: Connections) -> None:
 
     def wait() -> float | None:
         with connections.transaction() as connection:
-            (line,) = slot_counts.lines(connection)
+            (line,) = limit_counts.lines(connection)
             return line.wait_seconds
 
     assert wait() == 30, "what is granted and has not started makes room after its start"
@@ -556,7 +556,7 @@ def test_one_look_gives_all_that_a_rate_allows(connections: Connections) -> None
     waiting = len(held(connections))
     assert waiting > MOST_AT_ONCE
 
-    assert tend_slots(connections) == waiting
+    assert maintain_limits(connections) == waiting
 
     assert held(connections) == {}
     assert len(jobs) == taken(connections, "rate:swarm")
@@ -576,7 +576,7 @@ def test_a_chore_that_stays_lets_no_more_start_than_allowed(connections: Connect
 
     def tend() -> None:
         while not ended.is_set():
-            tend_slots(connections, 0.9, ended)
+            maintain_limits(connections, 0.9, ended)
 
     with ThreadPoolExecutor(2) as chores:
         for _ in range(2):
@@ -632,7 +632,7 @@ def test_thousands_that_may_not_start_are_passed_in_a_few_statements(connections
     assert other.refresh().held_by is None
     assert len([one for one in executed if "held_by = %(key)s" in one]) <= 12, "looks, and 500 are moved at once"
     assert set(held(connections).values()) == {"rate:api:a"}
-    assert tend_slots(connections) == 0, "nobody is moved to and fro"
+    assert maintain_limits(connections) == 0, "nobody is moved to and fro"
     assert begun(connections, first, other) == [first, other]
 
 
@@ -642,7 +642,7 @@ def test_the_chore_looks_farther_down_the_line(connections: Connections, monkeyp
     other = Stored.dispatch(account="b")
     assert other.refresh().held_by == "limit:warehouse"
 
-    assert tend_slots(connections) == 1
+    assert maintain_limits(connections) == 1
 
     assert other.refresh().held_by is None
 
@@ -664,7 +664,7 @@ def test_a_limit_that_is_used_up_blocks_nobody_else_behind_a_shared_rate(connect
     execute(connections, "UPDATE job_limits SET has_slot = false WHERE job_id = :id", id=other.id)
     execute(connections, "UPDATE limit_keys SET taken = (key <> 'alternating:erp')::int")
 
-    assert tend_slots(connections) == 1
+    assert maintain_limits(connections) == 1
 
     assert begun(connections, first, other) == [first, other]
     assert {held(connections)[one.id] for one in rest} == {"limit:alternating:crm"}
@@ -700,7 +700,7 @@ def test_a_job_with_both_takes_both_or_neither(connections: Connections) -> None
     assert held(connections) == {third.id: "rate:pair"}, "it goes on waiting for what it lacks"
     assert taken(connections, "limit:pair") == 0, "and keeps nothing from others meanwhile"
     execute(connections, "UPDATE limit_keys SET starts = '{}'")
-    assert tend_slots(connections) == 1
+    assert maintain_limits(connections) == 1
     assert (taken(connections, "limit:pair"), taken(connections, "rate:pair")) == (1, 1)
     assert begun(connections, third) == [third]
     assert (taken(connections, "limit:pair"), taken(connections, "rate:pair")) == (1, 0)
@@ -710,7 +710,7 @@ def test_a_job_that_had_a_slot_and_lacks_the_other_leaves_it(connections: Connec
     job, _ = Pair.dispatch_many([{}] * 2)
     begun(connections, job)
     with connections.transaction() as connection:
-        assert transitions.hand_back(connection, job.id, 1, Outcome.HANDED_BACK, Evidence())
+        assert moves.hand_back(connection, job.id, 1, Outcome.HANDED_BACK, Evidence())
     execute(connections, "UPDATE limit_keys SET starts = ARRAY[now(), now()] WHERE kind = 'rate'")
 
     answer = begin(connections, job)
@@ -732,7 +732,7 @@ def test_a_slot_whose_holder_could_not_pass_it_on_is_passed_on(connections: Conn
         id=first.id,
     )
 
-    assert tend_slots(connections) == 1
+    assert maintain_limits(connections) == 1
 
     assert begun(connections, second) == [second]
     assert taken(connections, "limit:Guarded") == 1
@@ -744,10 +744,10 @@ def test_a_wrong_count_is_set_right(connections: Connections, wrong: int) -> Non
     begun(connections, first, second)
     execute(connections, "UPDATE limit_keys SET taken = :wrong", wrong=wrong)
 
-    assert tend_slots(connections) == 1
+    assert maintain_limits(connections) == 1
 
     assert taken(connections, "limit:import:crm") == 2
-    assert tend_slots(connections) == 0
+    assert maintain_limits(connections) == 0
 
 
 def test_a_key_that_was_forgotten_is_made_again(connections: Connections) -> None:
@@ -755,8 +755,8 @@ def test_a_key_that_was_forgotten_is_made_again(connections: Connections) -> Non
     begun(connections, first, second)
     execute(connections, "DELETE FROM limit_keys")
 
-    tend_slots(connections)
-    tend_slots(connections)
+    maintain_limits(connections)
+    maintain_limits(connections)
 
     assert taken(connections, "limit:Guarded") == 1
     assert begun(connections, second) == []
@@ -768,7 +768,7 @@ def test_a_slot_of_a_job_that_was_deleted_by_hand_is_free(connections: Connectio
     begun(connections, first)
     execute(connections, "DELETE FROM job_statuses WHERE id = :id", id=first.id)
 
-    assert tend_slots(connections) == 2, "a count, and a release"
+    assert maintain_limits(connections) == 2, "a count, and a release"
 
     assert begun(connections, second) == [second]
 
@@ -778,7 +778,7 @@ def test_a_held_job_whose_limits_are_gone_holds_nobody_up(connections: Connectio
     begun(connections, first)
     execute(connections, "DELETE FROM job_limits WHERE job_id = :id", id=second.id)
 
-    assert tend_slots(connections) == 1
+    assert maintain_limits(connections) == 1
     assert set(held(connections)) == {third.id}
 
 
@@ -798,7 +798,7 @@ def test_keys_that_nobody_uses_are_forgotten(connections: Connections) -> None:
     begun(connections, used, waited_for, running)
     execute(connections, "UPDATE job_statuses SET status = 'completed', finished_at = now()")
     execute(connections, "UPDATE job_statuses SET finished_at = now() - interval '1 year' WHERE id = :id", id=used.id)
-    tend_slots(connections)
+    maintain_limits(connections)
     execute(connections, "UPDATE limit_keys SET used_at = now() - interval '2 days' WHERE key <> 'import:running'")
     execute(
         connections,
@@ -903,7 +903,7 @@ def test_redis_away_when_a_slot_is_passed_on(connections: Connections, monkeypat
     fails(connections, first)
     connections.redis.flushall()
     with connections.transaction() as connection:
-        assert pushes.unpush(connection, [(second.id, row_of(connections, second).push_count)]) == 1
+        assert wakeups.unpush(connection, [(second.id, row_of(connections, second).push_count)]) == 1
 
     assert relay(connections) == 1
     assert begun(connections, second) == [second]
@@ -916,7 +916,7 @@ def test_what_is_free_is_found_without_a_look_at_each_job(connections: Connectio
 
     def waits() -> dict[str, float | None]:
         with connections.transaction() as connection:
-            return {one.key: one.wait_seconds for one in slot_counts.lines(connection)}
+            return {one.key: one.wait_seconds for one in limit_counts.lines(connection)}
 
     full = {f"limit:import:s{n}": None for n in range(3)}
     assert waits() == full

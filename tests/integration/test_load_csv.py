@@ -11,8 +11,9 @@ import pytest
 
 from harness import Stack, one_value
 from jobledger import Connections, JobHandle, JobRefused, JobStatus, Outcome, Settings, configure
-from jobledger.jobs import LoadCsv, csv_rows, data_file
-from jobledger.jobs.bad_file import BadFile, BadRows
+from jobledger.etl import csv_rows, data_file
+from jobledger.etl.bad_file import BadFile, BadRows
+from jobledger.jobs import LoadCsv
 from jobledger.ledger import OWN_TABLES
 from jobledger.worker import run_job
 

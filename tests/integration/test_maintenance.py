@@ -29,15 +29,14 @@ from jobledger import (
     Settings,
     queues,
 )
+from jobledger.domain.records import Evidence, Runner, Wake
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import dependencies, leases, pushes, transitions
+from jobledger.ledger import leases, moves, wakeups
 from jobledger.ledger.leases import Progress
-from jobledger.ledger.rows import Evidence, Runner
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reaper import GAP_SECONDS, reap
 from jobledger.maintenance.reconcile import reconcile
 from jobledger.maintenance.relay import relay, relay_due, relay_unpushed
-from jobledger.wake import Wake
 from jobledger.worker import run_job
 from sample_jobs import Echo
 
@@ -322,7 +321,7 @@ def test_a_push_that_somebody_made_meanwhile_stands(connections: Connections) ->
     set_all(connections, "push_count = 2")
 
     with connections.transaction() as connection:
-        assert pushes.unpush(connection, [(handle.id, 1)]) == 0
+        assert wakeups.unpush(connection, [(handle.id, 1)]) == 0
     assert row_of(connections, handle).pushed_at is not None
 
 
@@ -350,7 +349,7 @@ def claim(connections: Connections, handle: JobHandle) -> None:
     """As a run does, which has a connection of its own: the reaper will end it."""
     engine = sa.create_engine(connections.engine.url, poolclass=sa.NullPool)
     with engine.begin() as connection:
-        assert transitions.claim(connection, handle.id, ME, 30)
+        assert moves.claim(connection, handle.id, ME, 30)
 
 
 def started(connections: Connections, job_class: type[BaseJob] = Echo, **options: Any) -> JobHandle:
@@ -434,7 +433,7 @@ def test_an_end_that_the_run_wrote_itself_stands(connections: Connections) -> No
     handle = started(connections)
     let_leases_run_out(connections)
     with connections.transaction() as connection:
-        assert transitions.complete(connection, handle.id, 1, None, Evidence())
+        assert moves.complete(connection, handle.id, 1, None, Evidence())
 
     assert reap(connections) == 0
     assert handle.refresh().status is JobStatus.COMPLETED
@@ -485,7 +484,7 @@ def test_a_row_that_somebody_has_locked_stops_no_reaper(connections: Connections
     locked, other = started(connections), started(connections)
     let_leases_run_out(connections)
     with connections.engine.connect() as holder, holder.begin():
-        dependencies.adopt(holder, [locked.id])
+        moves.lock_parents(holder, [locked.id])
 
         assert reap(connections) == 1
         assert other.refresh().status is JobStatus.SCHEDULED
@@ -578,7 +577,7 @@ def test_a_zombie_loses_its_session_and_its_locks(connections: Connections) -> N
     handle = Echo.dispatch()
     with sa.create_engine(connections.engine.url, poolclass=sa.NullPool).connect() as zombie:
         with zombie.begin():
-            assert transitions.claim(zombie, handle.id, ME, 30)
+            assert moves.claim(zombie, handle.id, ME, 30)
         zombie.execute(sa.text("LOCK TABLE guarded"))
         let_leases_run_out(connections)
 
@@ -600,7 +599,7 @@ def test_a_zombie_that_outlived_its_session_commits_nothing(connections: Connect
     claim(connections, handle)
 
     with connections.transaction() as connection:
-        assert transitions.complete(connection, handle.id, 1, '"late"', Evidence()) is None
+        assert moves.complete(connection, handle.id, 1, '"late"', Evidence()) is None
         assert not leases.renew(connection, handle.id, 1, 30, Progress())
     assert handle.refresh().status is JobStatus.STARTED
 

@@ -14,7 +14,7 @@ from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.maintenance.reconcile import MAX_LOST_WAKES, reconcile
 from jobledger.maintenance.relay import relay_unpushed
 from jobledger.queues import reported_deaths
-from jobledger.worker import run
+from jobledger.worker import work_horse
 from sample_jobs import Echo
 
 DISK_FULL, IO_ERROR, DEADLOCK, LOCKED, OTHER = "53100", "58030", "40P01", "55P03", "22012"
@@ -22,7 +22,7 @@ DISK_FULL, IO_ERROR, DEADLOCK, LOCKED, OTHER = "53100", "58030", "40P01", "55P03
 
 @pytest.fixture(autouse=True)
 def _short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "LEDGER_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(work_horse, "LEDGER_PATIENCE_SECONDS", 0.3)
 
 
 @pytest.fixture

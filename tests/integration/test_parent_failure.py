@@ -12,8 +12,8 @@ from jobledger import BaseJob, Connections, JobDefinitionError, JobHandle, JobSt
 from jobledger.control import Verdict
 from jobledger.embedded import EmbeddedServers
 from jobledger.maintenance.expire import expire
-from jobledger.maintenance.orphans import release_orphans
 from jobledger.maintenance.prune import prune
+from jobledger.maintenance.stuck_children import release_stuck_children
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
 
@@ -93,7 +93,7 @@ def test_a_held_child_waits_until_its_parent_was_retried_and_completes(
 
     end(parent)
     assert child.refresh().status is JobStatus.DEFERRED
-    assert release_orphans(connections) == 0
+    assert release_stuck_children(connections) == 0
 
     assert parent.retry().is_done
     execute(connections, f"UPDATE job_statuses SET payload = payload || '{{\"until\": 0}}' WHERE id = '{parent.id}'")
@@ -177,7 +177,7 @@ def test_a_child_that_was_forgotten_is_let_go_as_it_says(connections: Connection
         f"UPDATE job_statuses SET status = 'failed', reason = 'error', finished_at = now() WHERE id = '{parent.id}'",
     )
 
-    assert release_orphans(connections) == 1
+    assert release_stuck_children(connections) == 1
 
     assert (runs.refresh().status, held.refresh().status) == (JobStatus.QUEUED, JobStatus.DEFERRED)
 

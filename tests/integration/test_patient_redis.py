@@ -15,11 +15,11 @@ import redis
 
 from harness import Stack, eventually, stack
 from jobledger import Connections, JobStatus, Settings, configure
-from jobledger.connections import make_engine
+from jobledger.connections.postgres import make_engine
 from jobledger.embedded import EmbeddedRedis, EmbeddedServers, free_port
 from jobledger.ledger.migrate import upgrade
 from jobledger.worker import ResilientRedis
-from jobledger.worker.patient_redis import HEALTH_CHECK_SECONDS, Patience, with_endurance
+from jobledger.worker.redis import HEALTH_CHECK_SECONDS, RedisPatience, with_endurance
 from sample_jobs import Echo, Reports
 
 OUTAGE_SECONDS = 4.0
@@ -56,7 +56,7 @@ def test_a_command_waits_for_a_redis_that_is_away(own_redis: EmbeddedRedis, star
 
 
 def test_all_attempts_inside_one_call_share_its_patience(own_redis: EmbeddedRedis) -> None:
-    with ResilientRedis.from_url(own_redis.url, retry=Patience(1.0)) as client:
+    with ResilientRedis.from_url(own_redis.url, retry=RedisPatience(1.0)) as client:
         assert client.ping()
         own_redis.stop()
 

@@ -9,13 +9,13 @@ import sqlalchemy as sa
 
 from harness import Stack, eventually, one_value
 from jobledger import BaseJob, Connections, JobHandle, JobStatus, OptionError, control
-from jobledger.finish import complete
-from jobledger.ledger import pauses, transitions
-from jobledger.ledger.rows import Evidence, Runner
+from jobledger.domain.records import Evidence, Runner
+from jobledger.domain.status import PauseKind
+from jobledger.ledger import moves, pauses
+from jobledger.lifecycle.finish import complete
 from jobledger.maintenance.reconcile import reconcile
 from jobledger.maintenance.relay import relay, relay_unpushed
 from jobledger.queues import waiting
-from jobledger.status import PauseKind
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails, Reports
 
@@ -39,7 +39,7 @@ def execute(connections: Connections, statement: str) -> None:
 
 def claim(connections: Connections, handle: JobHandle) -> object:
     with connections.transaction() as connection:
-        return transitions.claim(connection, handle.id, ME, 30)
+        return moves.claim(connection, handle.id, ME, 30)
 
 
 def held_by(connections: Connections, handle: JobHandle) -> object:
@@ -162,7 +162,7 @@ def test_a_claim_that_saw_the_pause_leaves_nothing_behind_its_end(connections: C
     handle = Link.dispatch()
     control.pause(connections, QUEUE, "low", "ann")
     with ThreadPoolExecutor(1) as other, connections.transaction() as first:
-        assert transitions.claim(first, handle.id, ME, 30) is None
+        assert moves.claim(first, handle.id, ME, 30) is None
         resumed = other.submit(control.resume, connections, QUEUE, "low", "ann")
         waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         eventually(lambda: one_value(connections, waits), what="the resume waits")

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from harness import execute
-from jobledger import Connections, JobHandle, Outcome, Retry, finish, queues
-from jobledger.ledger import pushes, transitions
-from jobledger.ledger.rows import Claim, Evidence, Runner
+from jobledger import Connections, JobHandle, Outcome, Retry, queues
+from jobledger.domain.records import Claim, Evidence, Runner
+from jobledger.ledger import moves, wakeups
+from jobledger.lifecycle import finish
+from jobledger.lifecycle.push import push_quietly
 from jobledger.maintenance.relay import relay, relay_due
-from jobledger.pushing import push_quietly
 from sample_jobs import Echo
 
 LIST = "rq:queue:default"
@@ -26,7 +27,7 @@ def ids(*handles: JobHandle) -> list[str]:
 def begun(connections: Connections) -> tuple[JobHandle, Claim]:
     handle = Echo.dispatch()
     with connections.transaction() as connection:
-        claim = transitions.claim(connection, handle.id, Runner("w", "h", 1, ""), 30.0)
+        claim = moves.claim(connection, handle.id, Runner("w", "h", 1, ""), 30.0)
     connections.redis.delete(LIST)
     assert claim is not None
     return handle, claim
@@ -62,7 +63,7 @@ def test_what_had_begun_is_first_among_what_waits_in_postgres_too(connections: C
     execute(connections, "UPDATE job_statuses SET pushed_at = NULL WHERE status = 'queued'")
     assert relay_due(connections) == 1
     with connections.transaction() as connection:
-        taken, _ = pushes.take_unpushed(connection, "default", 2)
+        taken, _ = wakeups.take_unpushed(connection, "default", 2)
 
     assert [one.id for one in taken] == [first.id, others[0].id]
 
@@ -103,7 +104,7 @@ def test_what_crashed_once_and_waits_on_its_own_account_later_goes_behind_what_w
     for number in (2, 3):
         let_come_due(connections)
         with connections.transaction() as connection:
-            assert transitions.claim(connection, first.id, Runner("w", "h", 1, ""), 30.0)
+            assert moves.claim(connection, first.id, Runner("w", "h", 1, ""), 30.0)
         connections.redis.delete(LIST)
         with connections.transaction() as connection:
             decision = finish.Again(0.0, {"errors": 1} if outcome is Outcome.ERROR else {})
@@ -115,6 +116,6 @@ def test_what_crashed_once_and_waits_on_its_own_account_later_goes_behind_what_w
         assert listed(connections) == ids(*others, first)
         with connections.transaction() as connection:
             connection.exec_driver_sql("UPDATE job_statuses SET pushed_at = NULL WHERE status = 'queued'")
-            taken, _ = pushes.take_unpushed(connection, "default", 10)
+            taken, _ = wakeups.take_unpushed(connection, "default", 10)
         assert [one.id for one in taken][-1] == first.id
         execute(connections, "DELETE FROM job_statuses WHERE attempt = 0")

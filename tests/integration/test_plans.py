@@ -10,28 +10,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobledger import Connections
+from jobledger.domain.records import Evidence, Runner
+from jobledger.domain.status import JobStatus, PauseKind
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import (
-    bulk,
-    census,
-    dependencies,
-    expiry,
-    idempotency,
-    leases,
-    leftovers,
-    pauses,
-    pushes,
-    queries,
-    slot_counts,
-    slots,
-    suspects,
-    transitions,
-    uniqueness,
-)
-from jobledger.ledger.expiry import Overdue
+from jobledger.ledger import leases, limit_counts, moves, pauses, prune, queries, stats, uniqueness, wakeups
+from jobledger.ledger.moves.waiting import Expired
 from jobledger.ledger.queries import Filter
-from jobledger.ledger.rows import Evidence, Runner
-from jobledger.status import JobStatus, PauseKind
+from jobledger.worker import spare
 
 JOBS = 200_000
 SOME = [UUID(int=number) for number in range(1, 100)]
@@ -93,11 +78,11 @@ def database_url(servers: EmbeddedServers) -> Iterator[str]:
 
 
 ASKED: dict[str, Any] = {
-    "queues with work": queries.queues_with_work,
-    "queues with unpushed": queries.queues_with_unpushed,
-    "overdue unpushed": lambda ledger: census.overdue_unpushed(ledger, "q3", 15.0, 500),
-    "counts of the unfinished": census.unfinished,
-    "take unpushed": lambda ledger: pushes.take_unpushed(ledger, "q3", 500),
+    "queues with work": stats.queues_with_work,
+    "queues with unpushed": stats.queues_with_unpushed,
+    "overdue unpushed": lambda ledger: stats.overdue_unpushed(ledger, "q3", 15.0, 500),
+    "counts of the unfinished": stats.unfinished,
+    "take unpushed": lambda ledger: wakeups.take_unpushed(ledger, "q3", 500),
     "selected": lambda ledger: queries.selected(
         ledger,
         Filter([JobStatus.QUEUED, JobStatus.SCHEDULED], queue="q1"),
@@ -106,44 +91,44 @@ ASKED: dict[str, Any] = {
         500,
         ended=False,
     ),
-    "cancel many": lambda ledger: bulk.cancel(ledger, SOME, [JobStatus.QUEUED], "canceled by me"),
-    "retry many": lambda ledger: bulk.retry(ledger, SOME, [JobStatus.FAILED], datetime.now(UTC)),
+    "cancel many": lambda ledger: moves.cancel_many(ledger, SOME, [JobStatus.QUEUED], "canceled by me"),
+    "retry many": lambda ledger: moves.retry_many(ledger, SOME, [JobStatus.FAILED], datetime.now(UTC)),
     "lock": lambda ledger: queries.lock(ledger, SOME[5]),
     "queue in use": lambda ledger: queries.is_in_use(ledger, PauseKind.QUEUE, "none"),
     "type in use": lambda ledger: queries.is_in_use(ledger, PauseKind.TYPE, "None"),
     "pauses that have ended": pauses.ended,
-    "claim": lambda ledger: transitions.claim(ledger, QUEUED, ME, 30.0),
-    "claim with limits": lambda ledger: slots.claim(ledger, LIMITED, ME, 30.0),
-    "keys of a claim": lambda ledger: slots.make_keys(ledger, LIMITED),
-    "complete": lambda ledger: transitions.complete(ledger, STARTED, 1, None, Evidence()),
+    "claim": lambda ledger: moves.claim(ledger, QUEUED, ME, 30.0),
+    "claim with limits": lambda ledger: moves.claim_limited(ledger, LIMITED, ME, 30.0),
+    "keys of a claim": lambda ledger: moves.make_limit_keys(ledger, LIMITED),
+    "complete": lambda ledger: moves.complete(ledger, STARTED, 1, None, Evidence()),
     "renew a lease": lambda ledger: leases.renew(ledger, STARTED, 1, 30.0, leases.Progress()),
     "running": lambda ledger: leases.running(ledger, 5.0, 500),
-    "lines of slots": slot_counts.lines,
-    "release by a slot": lambda ledger: slots.release(ledger, "limit:a"),
-    "make way in a line": lambda ledger: slots.make_way(ledger, "limit:a", 2000, 2000),
-    "slots that are miscounted": lambda ledger: slot_counts.miscounted(ledger, 500),
-    "slots that go astray": lambda ledger: slot_counts.strays(ledger, 500),
-    "slots given back": lambda ledger: slots.give_back(ledger, SOME),
+    "lines of slots": limit_counts.lines,
+    "release by a slot": lambda ledger: moves.release_oldest(ledger, "limit:a"),
+    "make way in a line": lambda ledger: moves.make_way(ledger, "limit:a", 2000, 2000),
+    "slots that are miscounted": lambda ledger: limit_counts.miscounted(ledger, 500),
+    "slots that go astray": lambda ledger: limit_counts.leaked(ledger, 500),
+    "slots given back": lambda ledger: moves.give_back_slots(ledger, SOME),
     "release held": lambda ledger: pauses.release(ledger, "pause:queue:q1", 500),
-    "pushed until": lambda ledger: pushes.pushed_until(ledger, "q2", datetime.now(UTC), None, 5000),
-    "overdue": lambda ledger: suspects.overdue(ledger, "q2", 15.0, SOME[17], 500),
-    "recent": lambda ledger: suspects.recent(ledger, "q2", 1.0, 15.0, None, 500),
-    "promote due": lambda ledger: transitions.promote_due(ledger, 500),
-    "overdue to be started": lambda ledger: expiry.overdue(ledger, None, 500),
-    "overdue to be started, next": lambda ledger: expiry.overdue(
-        ledger, Overdue(SOME[5], False, datetime.now(UTC)), 500
+    "pushed until": lambda ledger: wakeups.pushed_until(ledger, "q2", datetime.now(UTC), None, 5000),
+    "overdue": lambda ledger: wakeups.overdue(ledger, "q2", 15.0, SOME[17], 500),
+    "recent": lambda ledger: wakeups.recent(ledger, "q2", 1.0, 15.0, None, 500),
+    "promote due": lambda ledger: moves.promote_due(ledger, 500),
+    "overdue to be started": lambda ledger: moves.expired(ledger, None, 500),
+    "overdue to be started, next": lambda ledger: moves.expired(
+        ledger, Expired(SOME[5], False, datetime.now(UTC)), 500
     ),
-    "expire": lambda ledger: expiry.expire(ledger, SOME, with_children=False),
+    "expire": lambda ledger: moves.expire(ledger, SOME, with_children=False),
     "unfinished of a key": lambda ledger: uniqueness.unfinished(ledger, "Echo:5"),
-    "rival": lambda ledger: uniqueness.rival(ledger, SOME[5]),
+    "rival": lambda ledger: uniqueness.conflicting(ledger, SOME[5]),
     "in window": lambda ledger: uniqueness.in_window(ledger, "Echo:5"),
-    "idempotency key": lambda ledger: idempotency.find(ledger, "python", "5"),
-    "prune keys": lambda ledger: idempotency.prune(ledger, 5.0, 500),
-    "standing": lambda ledger: leftovers.standing(ledger, SOME),
-    "lock idle": lambda ledger: leftovers.lock_idle(ledger, SOME),
-    "long ended": lambda ledger: leftovers.long_ended(ledger, SOME, 60.0),
-    "deferred between": dependencies.deferred_between,
-    "orphans": lambda ledger: dependencies.orphans(ledger, SOME[0], 1000),
+    "idempotency key": lambda ledger: uniqueness.find_key(ledger, "python", "5"),
+    "prune keys": lambda ledger: prune.prune_idempotency_keys(ledger, 5.0, 500),
+    "standing": lambda ledger: wakeups.standing(ledger, SOME),
+    "lock idle": lambda ledger: wakeups.lock_idle(ledger, SOME),
+    "long ended": lambda ledger: wakeups.long_ended(ledger, SOME, 60.0),
+    "deferred between": moves.deferred_between,
+    "orphans": lambda ledger: moves.stuck_children(ledger, SOME[0], 1000),
 }
 
 
@@ -175,7 +160,7 @@ def test_no_statement_reads_all_jobs(connections: Connections, name: str) -> Non
 def test_the_prepared_statements_of_a_run_do_neither(connections: Connections) -> None:
     """Whatever the parameters: the server plans them once for a connection that lives long."""
     with connections.engine.connect() as ledger:
-        transitions.for_work_horses(ledger.connection.dbapi_connection).prepare()
+        spare.for_work_horses(ledger.connection.dbapi_connection).prepare()
         ledger.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
         prepared = ledger.exec_driver_sql("SELECT name, cardinality(parameter_types) FROM pg_prepared_statements").all()
         assert {name for name, _ in prepared} == {"jobledger_claim", "jobledger_complete"}

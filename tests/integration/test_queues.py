@@ -20,10 +20,10 @@ from rq.job import Job
 
 from harness import Stack, eventually
 from jobledger import Connections
-from jobledger.connections import make_redis
+from jobledger.connections.redis import make_redis
+from jobledger.domain.records import Wake
 from jobledger.embedded import EmbeddedServers
 from jobledger.queues import head, push, reported_deaths, waiting, workers
-from jobledger.wake import Wake
 from sample_jobs import Echo, Failing, Fails
 
 

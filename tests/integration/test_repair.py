@@ -15,17 +15,16 @@ from sqlalchemy.orm import Session
 
 from harness import execute, one_value, row_of
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Reason, Settings, configure, queues
+from jobledger.domain.records import Runner, Wake
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import epochs, transitions
-from jobledger.ledger.rows import Runner
+from jobledger.ledger import moves, wakeups
 from jobledger.maintenance.clean import clean
-from jobledger.maintenance.epoch import find_late_workers, notice_epoch
-from jobledger.maintenance.orphans import release_orphans
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reconcile import MAX_LOST_WAKES, reconcile
+from jobledger.maintenance.redis_restarts import find_late_workers, notice_redis_restart
 from jobledger.maintenance.relay import PASS, relay, relay_unpushed
+from jobledger.maintenance.stuck_children import release_stuck_children
 from jobledger.queues.server import EPOCH_KEY
-from jobledger.wake import Wake
 from jobledger.worker import run_job
 from sample_jobs import Echo
 
@@ -51,7 +50,7 @@ def _empty(connections: Connections) -> None:
 @pytest.fixture
 def known(connections: Connections) -> None:
     """The ledger knows the Redis that is there."""
-    notice_epoch(connections)
+    notice_redis_restart(connections)
 
 
 @pytest.fixture
@@ -82,12 +81,12 @@ def test_an_emptied_redis_is_noticed_at_once_and_all_is_pushed_again(connections
     other = Echo.dispatch(queue="low")
     connections.redis.flushall()
 
-    assert notice_epoch(connections) == 301
+    assert notice_redis_restart(connections) == 301
     assert relay_unpushed(connections) == 301
 
     assert listed(connections) == ids(*handles)
     assert listed(connections, "low") == ids(other)
-    assert notice_epoch(connections) == 0
+    assert notice_redis_restart(connections) == 0
 
 
 @pytest.mark.usefixtures("known")
@@ -95,7 +94,7 @@ def test_what_an_emptied_redis_has_lost_is_nobody_s_fault(connections: Connectio
     Echo.dispatch_many([{}] * 3)
     connections.redis.flushall()
 
-    assert notice_epoch(connections) == 3
+    assert notice_redis_restart(connections) == 3
     assert one_value(connections, "SELECT count(*) FROM lost_wakes") == 0
 
 
@@ -107,7 +106,7 @@ def test_only_what_is_missing_is_pushed_again(connections: Connections) -> None:
     connections.redis.lrem(LIST, 0, str(held.id))
     connections.redis.delete(EPOCH_KEY)  # as after a restart from an old append-only file
 
-    assert notice_epoch(connections) == 1
+    assert notice_redis_restart(connections) == 1
     relay_unpushed(connections)
 
     assert listed(connections) == ids(kept, lost)
@@ -119,7 +118,7 @@ def test_a_redis_that_stays_is_left_alone(connections: Connections) -> None:
     Echo.dispatch()
     connections.redis.delete(LIST)
 
-    assert notice_epoch(connections) == 0
+    assert notice_redis_restart(connections) == 0
 
 
 def test_the_run_of_the_server_is_part_of_its_epoch(connections: Connections) -> None:
@@ -157,12 +156,12 @@ def test_a_redis_without_room_keeps_its_epoch(connections: Connections) -> None:
 @pytest.mark.usefixtures("known")
 def test_an_epoch_that_somebody_else_has_noted_stands(connections: Connections) -> None:
     with connections.transaction() as connection:
-        seen = epochs.known(connection)
+        seen = wakeups.known_redis(connection)
         assert seen is not None
-        assert epochs.note(connection, seen.epoch, "theirs")
-        assert not epochs.note(connection, seen.epoch, "mine")
-        assert epochs.known(connection) is not None
-        assert epochs.known(connection).epoch == "theirs"  # type: ignore[union-attr]
+        assert wakeups.note_redis(connection, seen.epoch, "theirs")
+        assert not wakeups.note_redis(connection, seen.epoch, "mine")
+        assert wakeups.known_redis(connection) is not None
+        assert wakeups.known_redis(connection).epoch == "theirs"  # type: ignore[union-attr]
 
 
 def test_a_redis_that_is_away_is_not_judged(connections: Connections, settings: Settings) -> None:
@@ -170,7 +169,7 @@ def test_a_redis_that_is_away_is_not_judged(connections: Connections, settings: 
     Echo.dispatch()
 
     with pytest.raises(redis.RedisError):
-        notice_epoch(away)
+        notice_redis_restart(away)
     away.close()
     assert one_value(connections, "SELECT count(*) FROM redis_epoch") == 0
 
@@ -186,7 +185,7 @@ def test_living_workers_are_found_again_after_a_flush(connections: Connections) 
     client.delete("rq:workers", "rq:workers:default")
     client.hset("rq:worker:dead", "death", "2026-01-01T00:00:00.000000Z")
     client.sadd("rq:worker:busy:executions", "an entry")  # no hash
-    notice_epoch(connections)
+    notice_redis_restart(connections)
 
     assert find_late_workers(connections) == 2
 
@@ -207,11 +206,11 @@ def test_workers_are_not_looked_for_for_ever(connections: Connections) -> None:
 def test_ten_thousand_jobs_are_pushed_again_in_few_passes(connections: Connections) -> None:
     for _ in range(10):
         Echo.dispatch_many([{}] * 1000)
-    notice_epoch(connections)
+    notice_redis_restart(connections)
     connections.maintenance_redis.flushall()
     began = time.monotonic()
 
-    assert notice_epoch(connections) == 10_000
+    assert notice_redis_restart(connections) == 10_000
     passes = [relay(connections) for _ in range(3)]
 
     assert passes == [PASS, PASS, 0]
@@ -334,7 +333,7 @@ def test_a_job_that_somebody_holds_keeps_nobody_from_waking_the_others(connectio
     with Session(connections.engine) as session:
         Echo.dispatch(after=held, session=session)
 
-        assert notice_epoch(connections) + reconcile(connections) == 1
+        assert notice_redis_restart(connections) + reconcile(connections) == 1
         assert relay_unpushed(connections) == 1
         assert listed(connections) == ids(free)
         session.rollback()
@@ -497,7 +496,7 @@ def test_each_queue_has_a_window_of_its_own(narrow: Connections) -> None:
 
 def claimed(connections: Connections, handle: JobHandle) -> None:
     with connections.transaction() as connection:
-        assert transitions.claim(connection, handle.id, Runner("w", "h", 1, "1"), 30)
+        assert moves.claim(connection, handle.id, Runner("w", "h", 1, "1"), 30)
 
 
 def ended_ago(connections: Connections, handle: JobHandle, seconds: float) -> None:
@@ -624,11 +623,11 @@ def test_a_job_whose_parents_have_all_ended_is_let_go(connections: Connections) 
         id=parent.id,
     )
 
-    assert release_orphans(connections) == 1
+    assert release_stuck_children(connections) == 1
 
     assert released.refresh().status is JobStatus.QUEUED
     assert waiting.refresh().status is JobStatus.DEFERRED
-    assert release_orphans(connections) == 0
+    assert release_stuck_children(connections) == 0
 
 
 def test_a_child_that_somebody_holds_keeps_none_from_being_let_go(connections: Connections) -> None:
@@ -641,11 +640,11 @@ def test_a_child_that_somebody_holds_keeps_none_from_being_let_go(connections: C
     with Session(connections.engine) as session:
         Echo.dispatch(after=held, session=session)
 
-        assert release_orphans(connections) == 1
+        assert release_stuck_children(connections) == 1
         assert (held.refresh().status, released.refresh().status) == (JobStatus.DEFERRED, JobStatus.QUEUED)
         session.rollback()
 
-    assert release_orphans(connections) == 1
+    assert release_stuck_children(connections) == 1
     assert held.refresh().status is JobStatus.CANCELED
 
 
@@ -659,6 +658,6 @@ def test_a_job_whose_parent_failed_is_canceled_with_all_that_waits_for_it(connec
         id=parent.id,
     )
 
-    assert release_orphans(connections) == 1
+    assert release_stuck_children(connections) == 1
     assert (child.refresh().status, grandchild.refresh().status) == (JobStatus.CANCELED, JobStatus.CANCELED)
     assert str(parent.id) in (child.reason or "")

@@ -36,13 +36,13 @@ from jobledger import (
     UnknownJobType,
     configure,
 )
-from jobledger.connections import default_connections
+from jobledger.connections.default import default_connections
+from jobledger.domain.endings import JobTimeout
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import transitions
+from jobledger.ledger import moves
 from jobledger.maintenance.relay import relay_due, relay_unpushed
 from jobledger.registry import registry
 from jobledger.worker import run_job
-from jobledger.worker.alarm import JobTimeout
 from sample_jobs import EFFECTS, Asks, Echo, Effect, Failing, Fails, Parent, Stubborn
 
 
@@ -1074,7 +1074,7 @@ def test_a_claim_that_has_waited_too_long_for_a_lock_is_tried_again(connections:
         connection.execute(sa.text(f'ALTER DATABASE "{name}" SET lock_timeout = 200'))
     connections.engine.dispose()
     tried = threading.Event()
-    step = transitions.claim
+    step = moves.claim
 
     def claim(*given: Any) -> Any:
         try:
@@ -1092,7 +1092,7 @@ def test_a_claim_that_has_waited_too_long_for_a_lock_is_tried_again(connections:
             assert tried.wait(20)
 
     with ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transitions, "claim", claim)
+        patch.setattr(moves, "claim", claim)
         holder = pool.submit(hold)
         assert locked.wait(20)
         assert run_job(str(job.id)) == "completed"

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 
 from harness import eventually, one_value
 from jobledger import Connections, JobHandle, JobStatus, Outcome, Settings
+from jobledger.domain.records import Runner
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import transitions
-from jobledger.ledger.rows import Runner
+from jobledger.ledger import moves
 from jobledger.scheduler.process import Chore, SchedulerProcess
 from jobledger.schedules import ScheduleBook, ticks
 from jobledger.schedules.ticks import Due, write_definitions
@@ -165,7 +165,7 @@ def test_a_job_whose_worker_has_vanished_is_queued_again(
     connections.redis.flushall()
     vanished = Connections(settings)
     with vanished.transaction() as connection:
-        assert transitions.claim(connection, job.id, Runner("gone", "here", 1, "1"), lease_seconds=0)
+        assert moves.claim(connection, job.id, Runner("gone", "here", 1, "1"), lease_seconds=0)
     vanished.close()
     change(
         connections,

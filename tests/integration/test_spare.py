@@ -13,11 +13,11 @@ import sqlalchemy as sa
 
 from harness import Stack, eventually, one_value
 from jobledger import Connections, JobStatus, Settings, configure
-from jobledger.connections import make_engine
+from jobledger.connections.postgres import make_engine
+from jobledger.domain.records import Evidence, Runner
 from jobledger.embedded import EmbeddedPostgres, EmbeddedServers
-from jobledger.ledger import transitions
+from jobledger.ledger import moves
 from jobledger.ledger.migrate import upgrade
-from jobledger.ledger.rows import Evidence, Runner
 from jobledger.worker.connection import RunConnection
 from jobledger.worker.spare import SpareConnection
 from sample_jobs import EFFECTS, Echo, Effect
@@ -106,7 +106,7 @@ def session_of_attempt(connections: Connections, job_id: UUID) -> int:
 
 def claim(job_id: UUID) -> Callable[[RunConnection], Any]:
     def work(connection: RunConnection) -> Any:
-        claimed = transitions.claim(connection.direct, job_id, ME, 30)
+        claimed = moves.claim(connection.direct, job_id, ME, 30)
         return claimed and claimed.attempt
 
     return work
@@ -115,7 +115,7 @@ def claim(job_id: UUID) -> Callable[[RunConnection], Any]:
 def claim_and_complete(job_id: UUID) -> Callable[[RunConnection], Any]:
     def work(connection: RunConnection) -> bool:
         claim(job_id)(connection)
-        return transitions.complete(connection.direct, job_id, 1, "5", Evidence()) is not None
+        return moves.complete(connection.direct, job_id, 1, "5", Evidence()) is not None
 
     return work
 

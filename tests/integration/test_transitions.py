@@ -15,16 +15,16 @@ from sqlalchemy.engine import Connection
 
 from harness import eventually, one_value
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Outcome, Reason, Retry, Unique
+from jobledger.domain.records import Evidence, NewJob, Runner
+from jobledger.domain.status import MOVES, TERMINAL, OnParentFailure
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import dependencies, expiry, insertion, leases, lost_wakes, transitions, uniqueness
-from jobledger.ledger.rows import Evidence, NewJob, Runner
-from jobledger.ledger.suspects import Suspect
+from jobledger.ledger import moves
+from jobledger.ledger.wakeups import Suspect
 from jobledger.maintenance.expire import expire
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import MAX_LOST_WAKES, reconcile
 from jobledger.maintenance.relay import relay_due
 from jobledger.registry import registry
-from jobledger.status import MOVES, TERMINAL, OnParentFailure
 from jobledger.worker import run_job
 from sample_jobs import Asking, Echo
 
@@ -69,25 +69,25 @@ def new_job(**values: Any) -> NewJob:
 
 def inserted(ledger: Connection, **values: Any) -> UUID:
     job = new_job(**values)
-    insertion.insert(ledger, [job])
+    moves.insert(ledger, [job])
     return job.id
 
 
 def claimed(ledger: Connection) -> UUID:
     job_id = inserted(ledger)
-    assert transitions.claim(ledger, job_id, ME, 30)
+    assert moves.claim(ledger, job_id, ME, 30)
     return job_id
 
 
 def completed(ledger: Connection) -> UUID:
     job_id = claimed(ledger)
-    assert transitions.complete(ledger, job_id, 1, "5", Evidence())
+    assert moves.complete(ledger, job_id, 1, "5", Evidence())
     return job_id
 
 
 def failed(ledger: Connection) -> UUID:
     job_id = claimed(ledger)
-    assert transitions.fail(ledger, job_id, 1, Outcome.ERROR, Reason.ERROR, {"errors": 1}, Evidence(), uuid4())
+    assert moves.fail(ledger, job_id, 1, Outcome.ERROR, Reason.ERROR, {"errors": 1}, Evidence(), uuid4())
     return job_id
 
 
@@ -104,8 +104,8 @@ JOB_IN: dict[JobStatus, Callable[[Connection], UUID]] = {
 
 def parent_of(ledger: Connection, child: UUID, mode: OnParentFailure = OnParentFailure.CANCEL) -> UUID:
     parent = inserted(ledger)
-    dependencies.adopt(ledger, [parent])
-    dependencies.link(ledger, [parent], {child: mode})
+    moves.lock_parents(ledger, [parent])
+    moves.link(ledger, [parent], {child: mode})
     return parent
 
 
@@ -127,87 +127,83 @@ class Move:
 
 def promote_due(ledger: Connection, job_id: UUID) -> None:
     make_due(ledger, job_id)
-    transitions.promote_due(ledger, 1_000_000)
+    moves.promote_due(ledger, 1_000_000)
 
 
 def release(ledger: Connection, job_id: UUID) -> None:
-    dependencies.release_children(ledger, parent_of(ledger, job_id))
+    moves.release_children(ledger, parent_of(ledger, job_id))
 
 
 def release_in_spite(ledger: Connection, job_id: UUID) -> None:
-    dependencies.release_in_spite(ledger, [parent_of(ledger, job_id, OnParentFailure.RUN)])
+    moves.release_in_spite(ledger, [parent_of(ledger, job_id, OnParentFailure.RUN)])
 
 
 def release_later(ledger: Connection, job_id: UUID) -> None:
     ledger.execute(sa.text("UPDATE job_statuses SET available_at = now() + '1h' WHERE id = :id"), {"id": job_id})
-    dependencies.release_children(ledger, parent_of(ledger, job_id))
+    moves.release_children(ledger, parent_of(ledger, job_id))
 
 
 def give_up(ledger: Connection, job_id: UUID) -> None:
     pushes = ledger.execute(sa.text("SELECT push_count FROM job_statuses WHERE id = :id"), {"id": job_id}).scalar_one()
-    lost_wakes.give_up(ledger, Suspect(job_id, pushes, 0, 4), uuid4())
+    moves.give_up(ledger, Suspect(job_id, pushes, 0, 4), uuid4())
 
 
 def expire_one(ledger: Connection, job_id: UUID) -> None:
     past = "UPDATE job_statuses SET expires_at = now() - interval '1 s' WHERE id = :id"
     ledger.execute(sa.text(past), {"id": job_id})
-    expiry.expire(ledger, [job_id], with_children=True)
+    moves.expire(ledger, [job_id], with_children=True)
 
 
 def put_off(ledger: Connection, job_id: UUID) -> None:
     if status_of(ledger, job_id) not in (DEFERRED, SCHEDULED):  # those stay where they are, with other content
-        uniqueness.replace_waiting(ledger, job_id, new_job(delay_seconds=9))
+        moves.replace_waiting(ledger, job_id, new_job(delay_seconds=9))
 
 
 MOVES_OF_FUNCTIONS = {
-    "claim": Move(frozenset({QUEUED}), STARTED, lambda ledger, job: transitions.claim(ledger, job, ME, 30)),
+    "claim": Move(frozenset({QUEUED}), STARTED, lambda ledger, job: moves.claim(ledger, job, ME, 30)),
     "complete": Move(
-        frozenset({STARTED}), COMPLETED, lambda ledger, job: transitions.complete(ledger, job, 1, "5", Evidence())
+        frozenset({STARTED}), COMPLETED, lambda ledger, job: moves.complete(ledger, job, 1, "5", Evidence())
     ),
     "reschedule": Move(
         frozenset({STARTED}),
         SCHEDULED,
-        lambda ledger, job: transitions.reschedule(ledger, job, 1, Outcome.ERROR, 5, {"errors": 1}, Evidence()),
+        lambda ledger, job: moves.reschedule(ledger, job, 1, Outcome.ERROR, 5, {"errors": 1}, Evidence()),
     ),
     "fail": Move(
         frozenset({STARTED}),
         FAILED,
-        lambda ledger, job: transitions.fail(
-            ledger, job, 1, Outcome.LOST, Reason.LOST, {"losses": 1}, Evidence(), uuid4()
-        ),
+        lambda ledger, job: moves.fail(ledger, job, 1, Outcome.LOST, Reason.LOST, {"losses": 1}, Evidence(), uuid4()),
     ),
     "hand_back": Move(
         frozenset({STARTED}),
         QUEUED,
-        lambda ledger, job: transitions.hand_back(ledger, job, 1, Outcome.HANDED_BACK, Evidence()),
+        lambda ledger, job: moves.hand_back(ledger, job, 1, Outcome.HANDED_BACK, Evidence()),
     ),
     "call_off": Move(
         frozenset({STARTED}),
         CANCELED,
-        lambda ledger, job: transitions.call_off(ledger, job, 1, Outcome.CANCELED, "canceled by itself", Evidence()),
+        lambda ledger, job: moves.cancel_running(ledger, job, 1, Outcome.CANCELED, "canceled by itself", Evidence()),
     ),
     "replace_waiting": Move(frozenset({QUEUED}), SCHEDULED, put_off),
     "expire": Move(frozenset({DEFERRED, SCHEDULED, QUEUED}), FAILED, expire_one),
     "give_up": Move(frozenset({QUEUED}), FAILED, give_up),
-    "release_orphans": Move(
-        frozenset({DEFERRED}), QUEUED, lambda ledger, job: dependencies.release_orphans(ledger, [job])
-    ),
+    "release_orphans": Move(frozenset({DEFERRED}), QUEUED, lambda ledger, job: moves.release_stuck(ledger, [job])),
     "promote_due": Move(frozenset({SCHEDULED}), QUEUED, promote_due),
     "release_children": Move(frozenset({DEFERRED}), QUEUED, release),
     "release_children, delayed": Move(frozenset({DEFERRED}), SCHEDULED, release_later),
     "release_in_spite": Move(frozenset({DEFERRED}), QUEUED, release_in_spite),
-    "run_held": Move(frozenset({DEFERRED}), QUEUED, dependencies.run_held),
+    "run_held": Move(frozenset({DEFERRED}), QUEUED, moves.run_deferred),
     "cancel_children": Move(
         frozenset({DEFERRED}),
         CANCELED,
-        lambda ledger, job: dependencies.cancel_children(ledger, [parent_of(ledger, job)], "failed"),
+        lambda ledger, job: moves.cancel_children(ledger, [parent_of(ledger, job)], "failed"),
     ),
     "cancel": Move(
         frozenset({DEFERRED, SCHEDULED, QUEUED}),
         CANCELED,
-        lambda ledger, job: transitions.cancel(ledger, job, "canceled by me"),
+        lambda ledger, job: moves.cancel(ledger, job, "canceled by me"),
     ),
-    "retry": Move(frozenset({FAILED, CANCELED}), QUEUED, transitions.retry),
+    "retry": Move(frozenset({FAILED, CANCELED}), QUEUED, moves.retry),
 }
 
 
@@ -271,11 +267,11 @@ def test_another_attempt_than_the_running_one_moves_nothing(ledger: Connection, 
     job_id = claimed(ledger)
     row, attempts = row_of(ledger, job_id), attempts_of(ledger, job_id)
     moves: dict[str, Callable[[], object]] = {
-        "complete": lambda: transitions.complete(ledger, job_id, attempt, None, Evidence()),
-        "reschedule": lambda: transitions.reschedule(ledger, job_id, attempt, Outcome.ERROR, 0, {}, Evidence()),
-        "hand_back": lambda: transitions.hand_back(ledger, job_id, attempt, Outcome.HANDED_BACK, Evidence()),
-        "call_off": lambda: transitions.call_off(ledger, job_id, attempt, Outcome.CANCELED, "canceled", Evidence()),
-        "fail": lambda: transitions.fail(ledger, job_id, attempt, Outcome.ERROR, Reason.ERROR, {}, Evidence(), uuid4()),
+        "complete": lambda: moves.complete(ledger, job_id, attempt, None, Evidence()),
+        "reschedule": lambda: moves.reschedule(ledger, job_id, attempt, Outcome.ERROR, 0, {}, Evidence()),
+        "hand_back": lambda: moves.hand_back(ledger, job_id, attempt, Outcome.HANDED_BACK, Evidence()),
+        "call_off": lambda: moves.cancel_running(ledger, job_id, attempt, Outcome.CANCELED, "canceled", Evidence()),
+        "fail": lambda: moves.fail(ledger, job_id, attempt, Outcome.ERROR, Reason.ERROR, {}, Evidence(), uuid4()),
     }
 
     assert not moves[name]()
@@ -285,13 +281,13 @@ def test_another_attempt_than_the_running_one_moves_nothing(ledger: Connection, 
 
 def test_the_end_of_an_earlier_attempt_moves_nothing_of_a_later_one(ledger: Connection) -> None:
     job_id = claimed(ledger)
-    transitions.reschedule(ledger, job_id, 1, Outcome.LOST, 0, {"losses": 1}, Evidence())
+    moves.reschedule(ledger, job_id, 1, Outcome.LOST, 0, {"losses": 1}, Evidence())
     promote_due(ledger, job_id)
-    assert transitions.claim(ledger, job_id, ME, 30)
+    assert moves.claim(ledger, job_id, ME, 30)
 
-    assert transitions.complete(ledger, job_id, 1, "5", Evidence()) is None
+    assert moves.complete(ledger, job_id, 1, "5", Evidence()) is None
     assert status_of(ledger, job_id) == STARTED
-    assert transitions.complete(ledger, job_id, 2, "5", Evidence())
+    assert moves.complete(ledger, job_id, 2, "5", Evidence())
 
 
 # -- what moves with a status
@@ -300,14 +296,14 @@ def test_the_end_of_an_earlier_attempt_moves_nothing_of_a_later_one(ledger: Conn
 def test_a_claim_is_taken_up_again_by_the_process_that_made_it_and_by_no_other(ledger: Connection) -> None:
     job_id = claimed(ledger)
 
-    again = leases.claim_again(ledger, job_id, ME, 30)
+    again = moves.claim_again(ledger, job_id, ME, 30)
     others = [replace(ME, pid=2), replace(ME, host="there"), replace(ME, worker="another")]
 
     assert again is not None
     assert (again.id, again.attempt) == (job_id, 1)
-    assert [leases.claim_again(ledger, job_id, other, 30) for other in others] == [None] * 3
-    transitions.complete(ledger, job_id, 1, None, Evidence())
-    assert leases.claim_again(ledger, job_id, ME, 30) is None
+    assert [moves.claim_again(ledger, job_id, other, 30) for other in others] == [None] * 3
+    moves.complete(ledger, job_id, 1, None, Evidence())
+    assert moves.claim_again(ledger, job_id, ME, 30) is None
 
 
 def test_a_job_that_is_handed_back_keeps_its_place_and_its_budgets(ledger: Connection) -> None:
@@ -317,7 +313,7 @@ def test_a_job_that_is_handed_back_keeps_its_place_and_its_budgets(ledger: Conne
     )
     before = row_of(ledger, job_id)
 
-    wake = transitions.hand_back(ledger, job_id, 1, Outcome.HANDED_BACK, Evidence(log_tail="half done"))
+    wake = moves.hand_back(ledger, job_id, 1, Outcome.HANDED_BACK, Evidence(log_tail="half done"))
 
     after = row_of(ledger, job_id)
     assert wake is not None
@@ -327,13 +323,13 @@ def test_a_job_that_is_handed_back_keeps_its_place_and_its_budgets(ledger: Conne
     assert after["pushed_at"] >= before["pushed_at"]
     (attempt,) = attempts_of(ledger, job_id)
     assert (attempt.outcome, attempt.log_tail) == ("handed_back", "half done")
-    assert transitions.claim(ledger, job_id, ME, 30).attempt == 2
+    assert moves.claim(ledger, job_id, ME, 30).attempt == 2
 
 
 def test_a_claim_opens_an_attempt_with_a_lease(ledger: Connection) -> None:
     job_id = inserted(ledger, payload='{"n": 5}', timeout_seconds=7)
 
-    claim = transitions.claim(ledger, job_id, ME, 30)
+    claim = moves.claim(ledger, job_id, ME, 30)
 
     assert claim is not None
     assert (claim.id, claim.attempt, claim.payload, claim.timeout_seconds) == (job_id, 1, {"n": 5}, 7)
@@ -349,9 +345,9 @@ def test_an_end_closes_the_attempt_with_its_evidence(ledger: Connection, name: s
     job_id = claimed(ledger)
     evidence = Evidence("ValueError", "no", "Traceback", "INFO hello", 1000, 1, 2, "half")
     ends: dict[str, Callable[[], object]] = {
-        "complete": lambda: transitions.complete(ledger, job_id, 1, None, evidence),
-        "reschedule": lambda: transitions.reschedule(ledger, job_id, 1, Outcome.ERROR, 0, {}, evidence),
-        "fail": lambda: transitions.fail(ledger, job_id, 1, Outcome.ERROR, Reason.ERROR, {}, evidence, uuid4()),
+        "complete": lambda: moves.complete(ledger, job_id, 1, None, evidence),
+        "reschedule": lambda: moves.reschedule(ledger, job_id, 1, Outcome.ERROR, 0, {}, evidence),
+        "fail": lambda: moves.fail(ledger, job_id, 1, Outcome.ERROR, Reason.ERROR, {}, evidence, uuid4()),
     }
 
     ends[name]()
@@ -368,7 +364,7 @@ def test_an_end_closes_the_attempt_with_its_evidence(ledger: Connection, name: s
 def test_an_end_spends_of_one_budget(ledger: Connection, counter: str) -> None:
     job_id = claimed(ledger)
 
-    transitions.reschedule(ledger, job_id, 1, Outcome.ERROR, 0, {counter: 1}, Evidence())
+    moves.reschedule(ledger, job_id, 1, Outcome.ERROR, 0, {counter: 1}, Evidence())
 
     row = row_of(ledger, job_id)
     assert {name for name in ("errors", "crashes", "losses") if row[name]} == {counter}
@@ -385,7 +381,7 @@ def test_a_queued_job_that_is_held_or_has_expired_is_not_claimed(ledger: Connect
     job_id = inserted(ledger)
     ledger.execute(sa.text(f"UPDATE job_statuses SET {change} WHERE id = :id"), {"id": job_id})
 
-    assert transitions.claim(ledger, job_id, ME, 30) is None
+    assert moves.claim(ledger, job_id, ME, 30) is None
     assert status_of(ledger, job_id) == QUEUED
     assert attempts_of(ledger, job_id) == []
 
@@ -394,17 +390,17 @@ def test_a_job_that_expires_later_is_claimed(ledger: Connection) -> None:
     job_id = inserted(ledger)
     ledger.execute(sa.text("UPDATE job_statuses SET expires_at = now() + '1 s' WHERE id = :id"), {"id": job_id})
 
-    assert transitions.claim(ledger, job_id, ME, 30) is not None
+    assert moves.claim(ledger, job_id, ME, 30) is not None
 
 
 def test_a_job_that_nobody_has_dispatched_is_not_claimed(ledger: Connection) -> None:
-    assert transitions.claim(ledger, uuid4(), ME, 30) is None
+    assert moves.claim(ledger, uuid4(), ME, 30) is None
 
 
 def test_of_two_deliveries_at_once_the_second_waits_and_then_finds_nothing(connections: Connections) -> None:
     job_id = Echo.dispatch().id
     with ThreadPoolExecutor(1) as other, connections.transaction() as first:
-        claim = transitions.claim(first, job_id, ME, 30)
+        claim = moves.claim(first, job_id, ME, 30)
         second = other.submit(_claim, connections, job_id)
         eventually(lambda: _somebody_waits_for(connections, first), what="the second delivery waits")
 
@@ -430,7 +426,7 @@ def test_of_many_deliveries_at_once_exactly_one_claims(connections: Connections)
 
 def _claim(connections: Connections, job_id: UUID) -> object:
     with connections.transaction() as connection:
-        return transitions.claim(connection, job_id, ME, 30)
+        return moves.claim(connection, job_id, ME, 30)
 
 
 def _somebody_waits_for(connections: Connections, holder: Connection) -> bool:
@@ -527,7 +523,7 @@ def test_whatever_happens_to_jobs_is_a_legal_move(
     stopped = Echo.dispatch()
     _claim(connections, stopped.id)
     with connections.transaction() as connection:
-        assert transitions.hand_back(connection, stopped.id, 1, Outcome.HANDED_BACK, Evidence())
+        assert moves.hand_back(connection, stopped.id, 1, Outcome.HANDED_BACK, Evidence())
     with connections.transaction() as connection:
         connection.exec_driver_sql("UPDATE job_attempts SET lease_expires_at = now() - interval '1 h'")
         connection.exec_driver_sql("INSERT INTO sweeps (name, swept_by, resumed_at) VALUES ('reap', 'me', 'epoch')")

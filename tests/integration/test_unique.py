@@ -17,19 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-import jobledger.admission
 from harness import Process, Stack, eventually, one_value
-from jobledger import (
-    AlreadyDispatched,
-    BaseJob,
-    Connections,
-    DispatchContended,
-    JobHandle,
-    JobStatus,
-    Retry,
-    Unique,
-)
-from jobledger.dispatch import dispatch
+from jobledger import AlreadyDispatched, BaseJob, Connections, DispatchContended, JobHandle, JobStatus, Retry, Unique
+from jobledger.dispatch.accept import dispatch
 from jobledger.embedded import EmbeddedServers
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.relay import relay, relay_due
@@ -377,7 +367,7 @@ def test_a_rival_is_waited_for(connections: Connections, note: str, job_class: t
 def test_a_rival_that_does_not_end_is_not_waited_for_for_ever(
     connections: Connections, note: str, job_class: type[BaseJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobledger.admission, "RIVAL_SECONDS", 1)
+    monkeypatch.setattr("jobledger.connections.locks.CONFLICT_SECONDS", 1)
     with Session(connections.engine) as rival, Session(connections.engine) as session:
         job_class.dispatch(note=note, session=rival)
         kept = Echo.dispatch(session=session)

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 from api_jobs import EmptyTable, UniqueImport
 from harness import Stack, eventually, one_value, stack
 from jobledger import Connections, JobHandle, control
+from jobledger.domain.records import Runner
+from jobledger.domain.status import PauseKind
 from jobledger.embedded import EmbeddedServers
-from jobledger.ledger import transitions
-from jobledger.ledger.rows import Runner
-from jobledger.status import PauseKind
+from jobledger.ledger import moves
 from jobledger.worker import run_job
 
 EMPTY_TABLE = {"job": "EmptyTable", "payload": {"schema": "public", "table_name": "daily_stats"}}
@@ -180,7 +180,7 @@ class TestCreatedJob:
     def test_tells_that_it_is_to_be_canceled_by_whom_and_why(self, api: httpx.Client, connections: Connections) -> None:
         job_id = api.post("/create-jobs/", json=EMPTY_TABLE).json()["job_id"]
         with connections.transaction() as connection:
-            transitions.claim(connection, UUID(job_id), Runner("worker", "host", 1, "1"), 30)
+            moves.claim(connection, UUID(job_id), Runner("worker", "host", 1, "1"), 30)
         assert (_status(api, job_id)["cancel_requested_at"], _status(api, job_id)["cancel_reason"]) == (None, None)
 
         JobHandle.fetch(job_id, connections).cancel("too large", by="ann")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Field, InstanceOf
 
 from jobledger import BaseJob, Connections, Settings
 from jobledger.registry import load_job_modules, registry
-from jobledger.web.api.catalog import dispatchable_jobs
+from jobledger.web.api.jobs import dispatchable_jobs
 from jobledger.web.app import create_app
 
 

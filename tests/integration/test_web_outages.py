@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from harness import Stack, eventually, stack
 from jobledger import Connections, Settings
-from jobledger.connections import make_engine
+from jobledger.connections.postgres import make_engine
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger.migrate import revisions, upgrade
 from jobledger.observe.health import Level, Schema, judge, look_at_ledger

@@ -15,12 +15,12 @@ from sqlalchemy.engine import Connection
 
 from harness import eventually, one_value
 from jobledger import BaseJob, Connections, JobHandle, JobStatus, Outcome, ParentNotFound, Reason
+from jobledger.domain.records import Evidence, Runner
 from jobledger.embedded import EmbeddedServers
-from jobledger.finish import GiveUp, Settled, complete, settle
-from jobledger.ledger import transitions
-from jobledger.ledger.rows import Evidence, Runner
+from jobledger.ledger import moves
+from jobledger.lifecycle.finish import Fail, Settled, complete, settle
+from jobledger.lifecycle.push import push_quietly
 from jobledger.maintenance.relay import relay, relay_due
-from jobledger.pushing import push_quietly
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
 
@@ -263,7 +263,7 @@ def test_a_delay_that_passed_while_the_parent_ran_is_over(connections: Connectio
 
 def claim(connections: Connections, handle: JobHandle) -> None:
     with connections.transaction() as connection:
-        assert transitions.claim(connection, handle.id, ME, 30)
+        assert moves.claim(connection, handle.id, ME, 30)
 
 
 def finish(connection: Connection, handle: JobHandle) -> Settled:
@@ -281,7 +281,7 @@ def finish_and_push(connections: Connections, handle: JobHandle) -> None:
 
 def fail_and_push(connections: Connections, handle: JobHandle) -> None:
     with connections.transaction() as connection:
-        settle(connection, handle.id, 1, Outcome.ERROR, GiveUp(Reason.ERROR, {"errors": 1}), Evidence())
+        settle(connection, handle.id, 1, Outcome.ERROR, Fail(Reason.ERROR, {"errors": 1}), Evidence())
 
 
 def waits_for(connections: Connections, holder: Connection) -> Callable[[], bool]:

@@ -4,8 +4,7 @@ import click
 
 from jobledger.cli.configuration import connect
 from jobledger.registry import load_job_modules
-from jobledger.web.app import create_app
-from jobledger.web.server import serve
+from jobledger.web.app import create_app, serve
 
 
 @click.command()

@@ -1,11 +1,15 @@
-"""What commands need before they begin: settings that make sense, the connections of the process, logs."""
+"""What commands need before they begin: settings that make sense, connections, logs, and the user's name."""
 
+import getpass
 import logging.config
+import os
+import socket
 from typing import Final
 
 import sqlalchemy as sa
 
-from jobledger.connections import Connections, configure, make_redis
+from jobledger.connections.default import Connections, configure
+from jobledger.connections.redis import make_redis
 from jobledger.errors import ConfigurationError
 from jobledger.observe.log import logging_config, set_up_logging
 from jobledger.settings import Settings
@@ -56,3 +60,12 @@ def wrong_urls(settings: Settings) -> list[str]:
         except ValueError as error:
             problems.append(f"JOBLEDGER_REDIS_URL: {error}")
     return problems
+
+
+def who() -> str:
+    """Who runs this command, as far as the machine knows."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as containers like to have
+        name = f"uid {os.getuid()}"
+    return f"{name}@{socket.gethostname()}"

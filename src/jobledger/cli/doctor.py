@@ -11,7 +11,7 @@ from jobledger.cli.exits import ExitCode
 from jobledger.cli.output import print_json, say, show_table
 from jobledger.cli.parameters import json_option
 from jobledger.ledger.migrate import revisions
-from jobledger.maintenance.doctor import Finding, Verdict, examine, repair
+from jobledger.maintenance.doctor import Finding, Severity, examine, repair
 from jobledger.settings import Settings
 
 
@@ -28,7 +28,7 @@ def doctor(context: click.Context, wants_repair: bool, as_json: bool) -> None:
     known = revisions()
     configured, findings = list(_configuration(connections.settings)), examine(connections, known)
     mended: Counter[str] = Counter()
-    if wants_repair and not any(one.verdict is Verdict.AWAY or _lacks_schema(one) for one in findings):
+    if wants_repair and not any(one.verdict is Severity.AWAY or _lacks_schema(one) for one in findings):
         mended, failed = repair(connections)
         findings = [*examine(connections, known), *failed]
     findings = [*configured, *findings]
@@ -46,18 +46,18 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
     """What `check` says of the job modules and their queues."""
     broken, classes = load_modules(settings), job_classes(settings)
     for problem in broken:
-        yield Finding("settings", Verdict.PROBLEM, problem, "Mend the module, or JOBLEDGER_JOB_MODULES.")
+        yield Finding("settings", Severity.PROBLEM, problem, "Mend the module, or JOBLEDGER_JOB_MODULES.")
     unheard = unheard_queues(settings, classes)
     for warning in unheard:
         yield Finding(
-            "settings", Verdict.WARNING, warning, "Add it to JOBLEDGER_QUEUES, or start workers that name it."
+            "settings", Severity.WARNING, warning, "Add it to JOBLEDGER_QUEUES, or start workers that name it."
         )
     if not (broken or unheard):
-        yield Finding("settings", Verdict.OK, f"{len(classes)} job types are defined here, all for JOBLEDGER_QUEUES")
+        yield Finding("settings", Severity.OK, f"{len(classes)} job types are defined here, all for JOBLEDGER_QUEUES")
 
 
 def _lacks_schema(finding: Finding) -> bool:
-    return finding.subject == "schema" and finding.verdict is Verdict.PROBLEM
+    return finding.subject == "schema" and finding.verdict is Severity.PROBLEM
 
 
 def _as_json(finding: Finding) -> dict[str, str]:
@@ -71,6 +71,6 @@ def _as_json(finding: Finding) -> dict[str, str]:
 
 def _exit_code(findings: list[Finding]) -> ExitCode:
     verdicts = {one.verdict for one in findings}
-    if Verdict.AWAY in verdicts:
+    if Severity.AWAY in verdicts:
         return ExitCode.AWAY
-    return ExitCode.FAILED if Verdict.PROBLEM in verdicts else ExitCode.DONE
+    return ExitCode.FAILED if Severity.PROBLEM in verdicts else ExitCode.DONE

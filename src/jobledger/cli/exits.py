@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from jobledger.cli.output import escaped, print_json
 from jobledger.cli.parameters import wants_json
-from jobledger.connections import is_connection_loss
+from jobledger.connections.postgres import is_connection_loss
 from jobledger.errors import ConfigurationError, DispatchRefused, LedgerUnavailable
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import socket
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,9 +19,9 @@ from jobledger.cli.configuration import connect
 from jobledger.cli.exits import ExitCode
 from jobledger.cli.output import print_json, say
 from jobledger.cli.parameters import DURATION, json_option
-from jobledger.connections import make_redis
+from jobledger.connections.redis import make_redis
 from jobledger.errors import LedgerUnavailable
-from jobledger.ledger import schedulers
+from jobledger.ledger import heartbeats
 from jobledger.queues import WorkerRecord, workers
 from jobledger.settings import load_settings
 
@@ -106,7 +105,7 @@ def scheduler(context: click.Context, pid: int | None, alive: bool, max_age: flo
         return
     try:
         with connect("jobledger-cli").transaction(ANSWER_SECONDS) as connection:
-            everyone = schedulers.everyone(connection)
+            everyone = heartbeats.list_schedulers(connection)
     except LedgerUnavailable as error:
         _say(context, False, str(error), as_json)
         return

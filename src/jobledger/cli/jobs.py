@@ -11,17 +11,16 @@ import click
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobledger import control
-from jobledger.cli.configuration import connect
+from jobledger.cli.configuration import connect, who
 from jobledger.cli.exits import ExitCode
 from jobledger.cli.output import confirm, escaped, print_json, progress, say, say_block, show_table
 from jobledger.cli.parameters import MOMENT, json_option
-from jobledger.cli.person import who
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
 from jobledger.control import Answer, Selection, Verdict
+from jobledger.domain.status import JobStatus
 from jobledger.errors import JobNotFound, LedgerUnavailable
 from jobledger.ledger import queries
 from jobledger.ledger.queries import AttemptRow, Filter
-from jobledger.status import JobStatus
 
 READ_SECONDS: Final = 15.0
 MANY: Final = 20

@@ -12,16 +12,10 @@ import click
 from jobledger.cli.configuration import connect
 from jobledger.cli.output import confirm, escaped, print_json, progress, say
 from jobledger.cli.parameters import DURATION, json_option
-from jobledger.connections import Connections, unavailable_as_error
+from jobledger.connections.default import Connections
+from jobledger.connections.postgres import unavailable_as_error
 from jobledger.errors import ConfigurationError, LedgerUnavailable
-from jobledger.ledger.migrate import (
-    OpenTransaction,
-    current_revision,
-    downgrade,
-    open_transactions,
-    revisions,
-    upgrade,
-)
+from jobledger.ledger.migrate import OpenTransaction, current_revision, downgrade, open_transactions, revisions, upgrade
 
 APPLICATION_NAME: Final = "jobledger-migrate"
 LOOK_SECONDS: Final = 5.0

@@ -6,8 +6,8 @@ from typing import Final
 import click
 from click.types import FuncParamType
 
+from jobledger.domain.options import queue_name, seconds
 from jobledger.errors import OptionError
-from jobledger.options import queue_name, seconds
 
 _JSON: Final = "jobledger.json"
 

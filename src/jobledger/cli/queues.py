@@ -7,18 +7,17 @@ from typing import Final
 import click
 
 from jobledger import control
-from jobledger.cli.configuration import connect
+from jobledger.cli.configuration import connect, who
 from jobledger.cli.exits import ExitCode
 from jobledger.cli.output import escaped, print_json, say, show_table
 from jobledger.cli.parameters import json_option
-from jobledger.cli.person import who
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
+from jobledger.domain.status import PauseKind
 from jobledger.errors import ConfigurationError
-from jobledger.ledger import queries
+from jobledger.ledger import queries, stats
 from jobledger.ledger.pauses import Pause
-from jobledger.ledger.queries import Load
+from jobledger.ledger.stats import Load
 from jobledger.registry import load_job_modules, registry
-from jobledger.status import PauseKind
 
 READ_SECONDS: Final = 15.0
 
@@ -42,8 +41,8 @@ def list_queues(as_json: bool) -> None:
         names[kind].append(name)
     with connections.transaction(READ_SECONDS) as connection:
         loads = [
-            *queries.loads_of_queues(connection, names[PauseKind.QUEUE]),
-            *queries.loads_of_types(connection, names[PauseKind.TYPE]),
+            *stats.loads_of_queues(connection, names[PauseKind.QUEUE]),
+            *stats.loads_of_types(connection, names[PauseKind.TYPE]),
         ]
     rows = [(one, pauses.get((one.kind, one.name))) for one in loads]
     if as_json:

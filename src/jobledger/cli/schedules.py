@@ -7,17 +7,16 @@ from typing import Any, Final
 
 import click
 
-from jobledger.cli.configuration import connect
+from jobledger.cli.configuration import connect, who
 from jobledger.cli.exits import ExitCode
 from jobledger.cli.output import print_json, progress, say, show_table
 from jobledger.cli.parameters import DURATION, json_option
-from jobledger.cli.person import who
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
+from jobledger.domain.tick import TickOutcome
 from jobledger.ledger.ticks import TickRow
 from jobledger.schedules import control
 from jobledger.schedules.control import Overview
 from jobledger.schedules.parse import moment, zone_name
-from jobledger.tick import TickOutcome
 
 NEXT_TIMES: Final = 5
 LOOK_SECONDS: Final = 0.5

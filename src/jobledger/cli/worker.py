@@ -12,7 +12,7 @@ import redis
 
 from jobledger.cli.configuration import connect
 from jobledger.cli.parameters import QUEUE
-from jobledger.connections import make_redis
+from jobledger.connections.redis import make_redis
 from jobledger.errors import ConfigurationError
 from jobledger.observe.log import get_logger
 from jobledger.registry import load_job_modules

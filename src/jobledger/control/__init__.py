@@ -4,8 +4,8 @@ from jobledger.control.answer import LONGEST_REASON, Answer, Verdict
 from jobledger.control.jobs import CANCEL_SECONDS, cancel, retry, wait_for_cancel
 from jobledger.control.many import Selection, cancel_selected, kinds, retry_selected, to_cancel, to_retry
 from jobledger.control.pauses import pause, paused, resume
+from jobledger.domain.status import PauseKind
 from jobledger.ledger.queries import Filter
-from jobledger.status import PauseKind
 
 __all__ = [
     "CANCEL_SECONDS",

@@ -5,8 +5,8 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from jobledger.payload import storable
-from jobledger.status import JobStatus
+from jobledger.domain.payload import storable
+from jobledger.domain.status import JobStatus
 
 DEADLINE_SECONDS: Final = 10.0
 """Longest transaction; after it Postgres counts as away."""

@@ -10,19 +10,18 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
-from jobledger import slots
-from jobledger.admission import waiting_for_rivals
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
+from jobledger.connections.locks import LockTimeout, transaction_waiting_for_locks, waiting_for_conflicts
 from jobledger.control.answer import DEADLINE_SECONDS, LOCK_SECONDS, Answer, Verdict, held, refusal, who_and_why
+from jobledger.domain.records import Wake
+from jobledger.domain.status import TERMINAL, JobStatus
 from jobledger.errors import DispatchContended
-from jobledger.finish import tell_descendants
-from jobledger.held_rows import RowsHeld, waiting_at_most
-from jobledger.ledger import cancel_requests, dependencies, queries, transitions, uniqueness
+from jobledger.ledger import moves, queries, uniqueness
 from jobledger.ledger.queries import Standing
+from jobledger.lifecycle import limits
+from jobledger.lifecycle.finish import propagate_end
+from jobledger.lifecycle.push import push_quietly
 from jobledger.observe.log import get_logger
-from jobledger.pushing import push_quietly
-from jobledger.status import TERMINAL, JobStatus
-from jobledger.wake import Wake
 
 log: Final = get_logger(__name__)
 
@@ -89,7 +88,7 @@ def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
     """
     try:
         return retry_if(connections, job_id, by, Terms(), LOCK_SECONDS)
-    except RowsHeld:
+    except LockTimeout:
         return answer_held(connections, job_id)
 
 
@@ -103,7 +102,7 @@ def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock
         RowsHeld: it was waited for in vain.
         LedgerUnavailable: Postgres is away.
     """
-    with waiting_at_most(connections, DEADLINE_SECONDS, lock_seconds) as connection:
+    with transaction_waiting_for_locks(connections, DEADLINE_SECONDS, lock_seconds) as connection:
         status, objection = _lock(connection, job_id, terms, _NO_RETRY)
         if objection is not None:
             return Answer(job_id, Verdict.REFUSED, status, objection)
@@ -112,7 +111,7 @@ def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock
             why = f"its parent {parent[0]} is {parent[1]}; retry it when that has ended"
             return Answer(job_id, Verdict.REFUSED, status, why)
         if status is JobStatus.DEFERRED and parent is None:
-            wake, rival = dependencies.run_held(connection, job_id), None
+            wake, rival = moves.run_deferred(connection, job_id), None
         else:
             wake, rival = _retry(connection, job_id, lock_seconds)
     if rival is not None:
@@ -131,14 +130,14 @@ def _retry(connection: Connection, job_id: UUID, lock_seconds: float) -> tuple[W
         RowsHeld: an equal job is being dispatched, and that was waited for in vain.
     """
     try:
-        with waiting_for_rivals(connection, lock_seconds):
-            return transitions.retry(connection, job_id), None
+        with waiting_for_conflicts(connection, lock_seconds):
+            return moves.retry(connection, job_id), None
     except DispatchContended as error:
-        raise RowsHeld(str(error)) from error
+        raise LockTimeout(str(error)) from error
     except IntegrityError as error:
         if not uniqueness.is_collision(error):
             raise
-    holder = uniqueness.rival(connection, job_id)
+    holder = uniqueness.conflicting(connection, job_id)
     return None, f"an equal job is there: {holder.id} is {holder.status}" if holder else "an equal job was there"
 
 
@@ -163,7 +162,7 @@ def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") ->
     """
     try:
         return cancel_if(connections, job_id, by, reason, Terms(), LOCK_SECONDS)
-    except RowsHeld:
+    except LockTimeout:
         return answer_held(connections, job_id)
 
 
@@ -180,20 +179,20 @@ def cancel_if(
         LedgerUnavailable: Postgres is away.
     """
     text = who_and_why(by, reason)
-    with waiting_at_most(connections, DEADLINE_SECONDS, lock_seconds) as connection:
+    with transaction_waiting_for_locks(connections, DEADLINE_SECONDS, lock_seconds) as connection:
         status, objection = _lock(connection, job_id, terms, _NO_CANCEL)
         if objection is not None:
             return Answer(job_id, Verdict.REFUSED, status, objection)
-        ended = transitions.cancel(connection, job_id, text)
-        wakes = tell_descendants(connection, job_id, "was canceled") if ended is not None and ended.has_children else []
-        requested = ended is None and cancel_requests.request(connection, job_id, text)
+        ended = moves.cancel(connection, job_id, text)
+        wakes = propagate_end(connection, job_id, "was canceled") if ended is not None and ended.has_children else []
+        requested = ended is None and moves.request_cancel(connection, job_id, text)
     if requested:
         log.info("To be canceled", job_id=str(job_id), by=by)
         return Answer(job_id, Verdict.REQUESTED, status, f"it runs, and is ended within {CANCEL_SECONDS:g} s")
     if ended is None:
         return refusal(job_id, status, _NO_CANCEL)
     push_quietly(connections, wakes)
-    slots.pass_on(connections, [job_id])
+    limits.pass_on(connections, [job_id])
     log.info("Canceled", job_id=str(job_id), was=status, by=by)
     return Answer(job_id, Verdict.DONE, JobStatus.CANCELED, f"canceled; it was {status}")
 

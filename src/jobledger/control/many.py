@@ -7,17 +7,17 @@ from functools import partial
 from typing import Final
 from uuid import UUID
 
-from jobledger import slots
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
+from jobledger.connections.locks import LockPatience, LockTimeout
 from jobledger.control.answer import BATCH, DEADLINE_SECONDS, Answer, Verdict, who_and_why
 from jobledger.control.jobs import Terms, answer_held, cancel_if, retry_if
+from jobledger.domain.status import UNFINISHED, JobStatus
 from jobledger.errors import OptionError
-from jobledger.held_rows import Patience, RowsHeld
-from jobledger.ledger import bulk, pushes, queries
+from jobledger.ledger import moves, queries, stats
 from jobledger.ledger.queries import Filter, Group
+from jobledger.lifecycle import limits
+from jobledger.lifecycle.push import push_quietly
 from jobledger.observe.log import get_logger
-from jobledger.pushing import push_quietly
-from jobledger.status import UNFINISHED, JobStatus
 
 log: Final = get_logger(__name__)
 
@@ -84,11 +84,11 @@ def cancel_selected(
     Raises:
         LedgerUnavailable: Postgres is away.
     """
-    terms, patience = Terms(selection.wanted.statuses), Patience()
+    terms, patience = Terms(selection.wanted.statuses), LockPatience()
     for ids in _batches(connections, selection, ended=False):
         with connections.transaction(DEADLINE_SECONDS) as connection:
-            done = bulk.cancel(connection, ids, terms.statuses, who_and_why(by, reason))
-        slots.pass_on(connections, list(done))
+            done = moves.cancel_many(connection, ids, terms.statuses, who_and_why(by, reason))
+        limits.pass_on(connections, list(done))
         yield [
             Answer(one, Verdict.DONE, JobStatus.CANCELED, "canceled")
             if one in done
@@ -104,10 +104,10 @@ def retry_selected(connections: Connections, selection: Selection, by: str) -> I
     Raises:
         LedgerUnavailable: Postgres is away.
     """
-    terms, patience = Terms(selection.wanted.statuses, selection.until), Patience()
+    terms, patience = Terms(selection.wanted.statuses, selection.until), LockPatience()
     for ids in _batches(connections, selection, ended=True):
         with connections.transaction(DEADLINE_SECONDS) as connection:
-            wakes = bulk.retry(connection, ids, terms.statuses, selection.until)
+            wakes = moves.retry_many(connection, ids, terms.statuses, selection.until)
         push_quietly(connections, wakes)
         done = {wake.id for wake in wakes}
         yield [
@@ -119,11 +119,13 @@ def retry_selected(connections: Connections, selection: Selection, by: str) -> I
     log.info("Queued again what was selected", count=selection.count, by=by)
 
 
-def _unless_held(connections: Connections, job_id: UUID, ask: Callable[[float], Answer], patience: Patience) -> Answer:
+def _unless_held(
+    connections: Connections, job_id: UUID, ask: Callable[[float], Answer], patience: LockPatience
+) -> Answer:
     """Ask for one job; if somebody holds it, that is the answer, and the next one is asked for."""
     try:
         return ask(patience.lock_seconds)
-    except RowsHeld:
+    except LockTimeout:
         patience.note_held()
         return answer_held(connections, job_id)
 
@@ -144,7 +146,7 @@ def _select(
         raise OptionError(f"Jobs that are {wrong[0]} cannot be selected; say {', '.join(sorted(allowed))}.")
     whole = replace(wanted, statuses=sorted(wanted.statuses or default))
     with connections.transaction(READ_SECONDS) as connection:
-        moment = until or pushes.now(connection)
+        moment = until or stats.now(connection)
         count = queries.count_selected(connection, whole, moment, ended=allowed == _RETRIED)
     return Selection(whole, moment, count)
 

@@ -2,15 +2,15 @@
 
 from typing import Final
 
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
 from jobledger.control.answer import BATCH, DEADLINE_SECONDS, LONGEST_REASON
+from jobledger.domain.options import queue_name
+from jobledger.domain.payload import storable
+from jobledger.domain.status import PauseKind
 from jobledger.errors import OptionError
 from jobledger.ledger import pauses
 from jobledger.ledger.pauses import Pause
 from jobledger.observe.log import get_logger
-from jobledger.options import queue_name
-from jobledger.payload import storable
-from jobledger.status import PauseKind
 
 log: Final = get_logger(__name__)
 
@@ -74,7 +74,7 @@ def paused(connections: Connections) -> list[Pause]:
         LedgerUnavailable: Postgres is away.
     """
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        return pauses.every(connection)
+        return pauses.list_all(connection)
 
 
 def _checked_name(kind: PauseKind, name: str) -> str:

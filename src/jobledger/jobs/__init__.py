@@ -1,7 +1,7 @@
 """The job classes that ship with the package; importing this registers them."""
 
-from jobledger.jobs.load_csv import LoadCsv
-from jobledger.jobs.on_failed import OnFailed
-from jobledger.jobs.truncate_table import TruncateTable
+from jobledger.etl.load_csv import LoadCsv
+from jobledger.etl.truncate_table import TruncateTable
+from jobledger.jobs.own import OnFailed
 
 __all__ = ["LoadCsv", "OnFailed", "TruncateTable"]

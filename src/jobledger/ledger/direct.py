@@ -13,13 +13,13 @@ import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobledger.errors import LedgerUnavailable
+from jobledger.connections.postgres import raise_if_lost
 
 _DIALECT: Final = sa.make_url("postgresql+psycopg2://").get_dialect()()
 
 
 class Rows(Protocol):
-    """The part of SQLAlchemy's result that the transitions use."""
+    """The part of SQLAlchemy's result that the moves use."""
 
     def one_or_none(self) -> Any: ...
     def __iter__(self) -> Iterator[Any]: ...
@@ -84,21 +84,7 @@ class DirectRows:
 
 
 Executor = Connection | Direct
-"""Whatever the transitions of a run are given."""
-
-
-def raise_if_lost(error: psycopg2.Error) -> None:
-    """Name a lost connection as the rest of the package does.
-
-    Raises:
-        LedgerUnavailable: the error says that the connection is gone.
-    """
-    state = error.pgcode or ""
-    gone = state.startswith(("08", "57P")) or (
-        not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-    )
-    if gone:
-        raise LedgerUnavailable(f"Postgres is away: {str(error).strip().splitlines()[0]}") from error
+"""The connections that the moves of a run take."""
 
 
 @cache

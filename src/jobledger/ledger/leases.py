@@ -10,9 +10,6 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobledger.ledger.direct import Executor
-from jobledger.ledger.rows import Claim, Runner
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -48,34 +45,6 @@ def renew(connection: Connection, job_id: UUID, attempt: int, lease_seconds: flo
         _RENEW, {"id": str(job_id), "attempt": attempt, "lease_seconds": lease_seconds, **asdict(progress)}
     ).one_or_none()
     return row is not None
-
-
-_CLAIM_AGAIN: Final = sa.text("""
-UPDATE job_attempts a
-   SET backend_pid = pg_backend_pid(), started_at = now(),
-       lease_expires_at = now() + make_interval(secs => :lease_seconds)
-  FROM job_statuses j
- WHERE j.id = CAST(:id AS uuid) AND j.status = 'started' AND a.job_id = j.id AND a.number = j.attempt
-   AND a.outcome IS NULL AND a.worker = :worker AND a.host = :host AND a.pid = :pid AND a.version = :version
-RETURNING j.id, j.attempt, j.job_type, j.queue, j.payload, j.timeout_seconds, j.max_attempts, j.errors, j.crashes,
-          j.losses, j.created_at, j.fire_at,
-          EXISTS (SELECT FROM job_limits l WHERE l.job_id = j.id) AS is_limited
-""")
-
-
-def claim_again(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
-    """Take up this delivery's own claim, whose answer was lost with the connection that it went over.
-
-    Nobody else can have made it: a process runs one delivery of a job at a time. The attempt goes on over this
-    connection, so that the reaper, if it must, ends this one's session.
-
-    Returns:
-        The claim; or None if the row is not started, or by somebody else.
-    """
-    row = connection.execute(
-        _CLAIM_AGAIN, {"id": str(job_id), **asdict(runner), "lease_seconds": lease_seconds}
-    ).one_or_none()
-    return Claim(**row._mapping) if row is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +146,15 @@ def lock_if_lost(connection: Connection, job_id: UUID, attempt: int, *, surely: 
     """
     found = connection.execute(_STILL_LOST, {"id": str(job_id), "attempt": attempt, "surely": surely})
     return found.one_or_none() is not None
+
+
+_CANCEL_REASON: Final = sa.text("""
+SELECT r.reason FROM job_statuses j JOIN cancel_requests r ON r.job_id = j.id
+ WHERE j.id = CAST(:id AS uuid) AND j.attempt = :attempt AND j.status = 'started' AND j.cancel_requested_at IS NOT NULL
+""")
+
+
+def cancel_reason(connection: Connection, job_id: UUID, attempt: int) -> str | None:
+    """Who wants this running attempt canceled, and why; None if nobody does."""
+    reason = connection.execute(_CANCEL_REASON, {"id": str(job_id), "attempt": attempt}).scalar_one_or_none()
+    return str(reason) if reason is not None else None

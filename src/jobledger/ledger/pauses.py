@@ -1,7 +1,7 @@
 """Queues and job types whose jobs are not started for now. No status moves here: a held job stays `queued`.
-
-Whoever meets a job of a paused queue or type, the relay or a claim, writes `held_by` into its row instead of pushing or
-starting it, and locks the pause until that is committed. So whoever ends the pause sees all that it holds.
+ A relay or a claim that meets a job of a paused queue or type writes `held_by` into its row instead of pushing or
+starting it, and locks the pause until that is committed. So the end of the pause sees all that it holds. Every look
+for what holds jobs begins with `HOLDERS`, whose rows have a `held_by` each.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,15 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobledger.ledger.holders import HOLDERS
-from jobledger.status import PauseKind
+from jobledger.domain.status import PauseKind
+
+HOLDERS: Final = """
+WITH RECURSIVE holders AS (  -- one step along the index from each to the next, however many jobs each holds
+    (SELECT held_by FROM job_statuses WHERE held_by IS NOT NULL ORDER BY held_by LIMIT 1)
+    UNION ALL
+    SELECT (SELECT j.held_by FROM job_statuses j WHERE j.held_by > h.held_by ORDER BY j.held_by LIMIT 1)
+      FROM holders h WHERE h.held_by IS NOT NULL
+)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,7 @@ def resume(connection: Connection, kind: PauseKind, name: str) -> Pause | None:
     return _pause(row) if row is not None else None
 
 
-def every(connection: Connection) -> list[Pause]:
+def list_all(connection: Connection) -> list[Pause]:
     """All pauses, by kind and name."""
     return [_pause(row) for row in connection.execute(_ALL)]
 

@@ -55,3 +55,91 @@ def prune_ticks(connection: Connection, seconds: float, limit: int) -> int:
         How many were deleted.
     """
     return connection.execute(_PRUNE_TICKS, {"seconds": seconds, "limit": limit}).rowcount
+
+
+_PRUNE_CANCEL_REQUESTS: Final = sa.text("""
+DELETE FROM cancel_requests
+ WHERE job_id IN (SELECT r.job_id FROM cancel_requests r
+                   WHERE r.requested_at < now() - make_interval(secs => :seconds)
+                     AND NOT EXISTS (SELECT FROM job_statuses j WHERE j.id = r.job_id AND j.finished_at IS NULL)
+                   ORDER BY r.requested_at LIMIT :limit FOR UPDATE OF r SKIP LOCKED)
+""")
+
+
+def prune_cancel_requests(connection: Connection, seconds: float, limit: int) -> int:
+    """Forget requests of long ago whose jobs have ended.
+
+    Returns:
+        How many were forgotten.
+    """
+    return connection.execute(_PRUNE_CANCEL_REQUESTS, {"seconds": seconds, "limit": limit}).rowcount
+
+
+# A job that waits for longer than that still has its key: sent again, it would be dispatched twice.
+_PRUNE_IDEMPOTENCY_KEYS: Final = sa.text("""
+DELETE FROM idempotency_keys
+ WHERE (scope, key) IN (SELECT scope, key FROM idempotency_keys k
+                         WHERE created_at < now() - make_interval(secs => :seconds)
+                           AND NOT EXISTS (SELECT FROM job_statuses j WHERE j.id = k.job_id AND j.finished_at IS NULL)
+                         ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+""")
+
+
+def prune_idempotency_keys(connection: Connection, seconds: float, limit: int) -> int:
+    """Forget keys that were taken long ago, unless their job has not ended.
+
+    Returns:
+        How many were forgotten.
+    """
+    return connection.execute(_PRUNE_IDEMPOTENCY_KEYS, {"seconds": seconds, "limit": limit}).rowcount
+
+
+_PRUNE_LOST_WAKES: Final = sa.text("""
+DELETE FROM lost_wakes
+ WHERE job_id IN (SELECT job_id FROM lost_wakes WHERE lost_at < now() - make_interval(secs => :seconds)
+                   ORDER BY lost_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+""")
+
+
+def prune_lost_wakes(connection: Connection, seconds: float, limit: int) -> int:
+    """Forget losses of long ago.
+
+    Returns:
+        How many were forgotten.
+    """
+    return connection.execute(_PRUNE_LOST_WAKES, {"seconds": seconds, "limit": limit}).rowcount
+
+
+_PRUNE_LIMIT_KEYS: Final = sa.text("""
+DELETE FROM limit_keys
+ WHERE (kind, key) IN (SELECT k.kind, k.key FROM limit_keys k
+                        WHERE k.used_at < now() - make_interval(secs => greatest(k.window_seconds, :seconds))
+                          AND k.taken = 0
+                          AND NOT EXISTS (SELECT FROM job_statuses j WHERE j.held_by = k.kind || ':' || k.key)
+                        ORDER BY k.used_at LIMIT :limit FOR UPDATE OF k SKIP LOCKED)
+""")
+
+
+def prune_limit_keys(connection: Connection, seconds: float, limit: int) -> int:
+    """Forget keys that nobody has used for long.
+
+    Returns:
+        How many.
+    """
+    return connection.execute(_PRUNE_LIMIT_KEYS, {"seconds": seconds, "limit": limit}).rowcount
+
+
+_PRUNE_UNIQUE_WINDOWS: Final = sa.text("""
+DELETE FROM unique_windows
+ WHERE unique_key IN (SELECT unique_key FROM unique_windows WHERE until < now()
+                       ORDER BY until LIMIT :limit FOR UPDATE SKIP LOCKED)
+""")
+
+
+def prune_unique_windows(connection: Connection, limit: int) -> int:
+    """Forget times that are over.
+
+    Returns:
+        How many.
+    """
+    return connection.execute(_PRUNE_UNIQUE_WINDOWS, {"limit": limit}).rowcount

@@ -9,8 +9,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobledger.ledger.models import job_attempts, job_statuses, who
-from jobledger.status import TERMINAL, JobStatus, Outcome, PauseKind
+from jobledger.domain.status import TERMINAL, JobStatus, Outcome, PauseKind
+from jobledger.ledger.models import control
+from jobledger.ledger.models.jobs import job_attempts, job_statuses
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +111,13 @@ class AttemptRow:
 
 
 # A request that an older version of the code has left behind is none, see `cancel_requests`.
-_REQUESTS: Final = who.cancel_requests.c
+_REQUESTS: Final = control.cancel_requests.c
 _JOB: Final = sa.select(
     *(job_statuses.c[name] for name in JobRow.__slots__ if name != "cancel_reason"),
     _REQUESTS.reason.label("cancel_reason"),
 ).outerjoin_from(
     job_statuses,
-    who.cancel_requests,
+    control.cancel_requests,
     sa.and_(_REQUESTS.job_id == job_statuses.c.id, _REQUESTS.requested_at == job_statuses.c.cancel_requested_at),
 )
 _ATTEMPT: Final = sa.select(*(job_attempts.c[name] for name in AttemptRow.__slots__))
@@ -294,83 +295,3 @@ def is_in_use(connection: Connection, kind: PauseKind, name: str) -> bool:
     """Whether there is any job, ended or not, in a queue or of a type."""
     column = job_statuses.c.queue if kind is PauseKind.QUEUE else job_statuses.c.job_type
     return bool(connection.execute(sa.select(sa.exists().where(column == name))).scalar_one())
-
-
-# One step along an index from each queue to the next, however many rows each has.
-_QUEUES: Final = """
-WITH RECURSIVE names AS (
-    (SELECT queue FROM job_statuses WHERE {0} ORDER BY queue LIMIT 1)
-    UNION ALL
-    SELECT (SELECT j.queue FROM job_statuses j WHERE {0} AND j.queue > names.queue ORDER BY j.queue LIMIT 1)
-      FROM names WHERE names.queue IS NOT NULL
-)
-SELECT queue FROM names WHERE queue IS NOT NULL
-"""
-_WITH_WORK: Final = sa.text(_QUEUES.format("status = 'queued' AND held_by IS NULL"))
-_WITH_UNPUSHED: Final = sa.text(_QUEUES.format("status = 'queued' AND held_by IS NULL AND pushed_at IS NULL"))
-
-
-def queues_with_work(connection: Connection) -> list[str]:
-    """Names of the queues that hold a job that may run now."""
-    return sorted(connection.execute(_WITH_WORK).scalars())
-
-
-def queues_with_unpushed(connection: Connection) -> list[str]:
-    """Names of the queues that hold a job that may run and is not in Redis."""
-    return sorted(connection.execute(_WITH_UNPUSHED).scalars())
-
-
-_COUNTS: Final = sa.text("SELECT status, count(*) AS jobs FROM job_statuses GROUP BY status")
-
-
-def counts_by_status(connection: Connection) -> dict[JobStatus, int]:
-    """How many jobs stand in each status; statuses without jobs are 0."""
-    found = {JobStatus(row.status): row.jobs for row in connection.execute(_COUNTS)}
-    return {status: found.get(status, 0) for status in JobStatus}
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What stands in a queue, or is of a type, and has not ended.
-
-    Attributes:
-        queued: may run now.
-        held: waits for the end of a pause.
-        oldest_queued_at: since when the oldest of those that may run has waited.
-    """
-
-    kind: PauseKind
-    name: str
-    queued: int
-    held: int
-    scheduled: int
-    running: int
-    oldest_queued_at: datetime | None
-
-
-# Jobs that have not ended are few beside those that have: the index of statuses finds them.
-_LOADS: Final = """
-SELECT n.name, count(*) FILTER (WHERE j.status = 'queued' AND j.held_by IS NULL) AS queued,
-       count(*) FILTER (WHERE j.held_by IS NOT NULL) AS held,
-       count(*) FILTER (WHERE j.status = 'scheduled') AS scheduled,
-       count(*) FILTER (WHERE j.status = 'started') AS running,
-       min(j.queued_at) FILTER (WHERE j.status = 'queued' AND j.held_by IS NULL) AS oldest_queued_at
-  FROM (SELECT unnest(CAST(:names AS text[])) AS name {also}) AS n
-  LEFT JOIN job_statuses j ON j.{column} = n.name AND j.status IN ('queued', 'scheduled', 'started')
- GROUP BY n.name ORDER BY n.name
-"""
-_ALSO_BUSY: Final = "UNION SELECT queue FROM job_statuses WHERE status IN ('queued', 'scheduled', 'started')"
-_LOADS_OF_QUEUES: Final = sa.text(_LOADS.format(column="queue", also=_ALSO_BUSY))
-_LOADS_OF_TYPES: Final = sa.text(_LOADS.format(column="job_type", also=""))
-
-
-def loads_of_queues(connection: Connection, names: Sequence[str]) -> list[Load]:
-    """What stands in these queues, and in any other that has something."""
-    rows = connection.execute(_LOADS_OF_QUEUES, {"names": list(names)})
-    return [Load(kind=PauseKind.QUEUE, **row._mapping) for row in rows]
-
-
-def loads_of_types(connection: Connection, names: Sequence[str]) -> list[Load]:
-    """What there is of these job types."""
-    rows = connection.execute(_LOADS_OF_TYPES, {"names": sorted(set(names))})
-    return [Load(kind=PauseKind.TYPE, **row._mapping) for row in rows]

@@ -69,7 +69,7 @@ def named(connection: Connection, names: Sequence[str]) -> dict[str, ScheduleRow
     return {row.name: ScheduleRow(**row._mapping) for row in rows}
 
 
-def everyone(connection: Connection) -> list[ScheduleRow]:
+def list_all(connection: Connection) -> list[ScheduleRow]:
     """All schedules, by name."""
     return [ScheduleRow(**row._mapping) for row in connection.execute(_ALL)]
 
@@ -151,7 +151,7 @@ def _parameters(one: NewDefinition) -> dict[str, Any]:
     }
 
 
-_SEE: Final = sa.text("""
+_HEARTBEAT: Final = sa.text("""
 UPDATE schedules SET seen_at = now()
  WHERE id IN (SELECT id FROM schedules WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
 """)
@@ -163,9 +163,9 @@ RETURNING name
 """)
 
 
-def see(connection: Connection, ids: Sequence[UUID]) -> None:
+def heartbeat(connection: Connection, ids: Sequence[UUID]) -> None:
     """Say that a running scheduler has these schedules' definitions."""
-    connection.execute(_SEE, {"ids": [str(one) for one in ids]})
+    connection.execute(_HEARTBEAT, {"ids": [str(one) for one in ids]})
 
 
 def mark_removed(connection: Connection, own: Sequence[str], unseen_seconds: float) -> list[str]:

@@ -10,8 +10,8 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobledger.domain.tick import Tick, TickKind, TickOutcome
 from jobledger.ledger.direct import Executor
-from jobledger.tick import Tick, TickKind, TickOutcome
 
 _TURN: Final = sa.text("""
 SELECT pg_try_advisory_xact_lock(1785686130, hashtext(:id)),

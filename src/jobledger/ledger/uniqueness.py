@@ -1,7 +1,6 @@
-"""Unique jobs: who is there already, and what a later dispatch changes about it.
-
-One of the writers of statuses, for the move of a job that is put off. That there is one unfinished job of a key is the
-work of an index; of one job within a time, of a row in `unique_windows`.
+"""Unique jobs and idempotency keys: the job that is there already.
+ One unfinished job of a unique key is the work of an index; one job within a time, of a row in `unique_windows`. A
+key of idempotency is a row, written in the dispatch's own transaction.
 """
 
 from dataclasses import dataclass
@@ -12,9 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
-from jobledger.ledger.rows import NewJob
-from jobledger.status import JobStatus
-from jobledger.wake import Accepted
+from jobledger.domain.status import JobStatus
 
 INDEX: Final = "uq_job_statuses_unique_key"
 
@@ -45,15 +42,15 @@ def look(connection: Connection, job_id: UUID) -> JobStatus | None:
     return JobStatus(word) if word is not None else None
 
 
-_RIVAL: Final = sa.text("""
+_CONFLICTING: Final = sa.text("""
 SELECT o.id, o.status FROM job_statuses j JOIN job_statuses o ON o.unique_key = j.unique_key AND o.finished_at IS NULL
  WHERE j.id = CAST(:id AS uuid) AND o.id <> j.id
 """)
 
 
-def rival(connection: Connection, job_id: UUID) -> Holder | None:
+def conflicting(connection: Connection, job_id: UUID) -> Holder | None:
     """The unfinished job that holds the key of this one, which has ended."""
-    row = connection.execute(_RIVAL, {"id": str(job_id)}).one_or_none()
+    row = connection.execute(_CONFLICTING, {"id": str(job_id)}).one_or_none()
     return Holder(row.id, JobStatus(row.status)) if row is not None else None
 
 
@@ -93,51 +90,49 @@ def open_window(connection: Connection, key: str, seconds: float, job_id: UUID) 
     return connection.execute(_OPEN_WINDOW, parameters).one_or_none() is not None
 
 
-_REPLACE: Final = sa.text("""
-UPDATE job_statuses j
-   SET payload = CAST(:payload AS jsonb), title = :title, owner = :owner, timeout_seconds = :timeout_seconds,
-       priority = :priority, max_attempts = :max_attempts, available_at = due.at,
-       expires_at = greatest(due.at, statement_timestamp())
-                    + make_interval(secs => CAST(:expires_in_seconds AS float8)),
-       status = CASE WHEN j.status = 'queued' AND due.at > statement_timestamp() THEN 'scheduled' ELSE j.status END,
-       held_by = CASE WHEN due.at <= statement_timestamp() THEN j.held_by END,
-       pushed_at = NULL, updated_at = statement_timestamp()
-  FROM (SELECT coalesce(to_timestamp(CAST(:available_at_epoch AS float8)),
-                        statement_timestamp() + make_interval(secs => :delay_seconds)) AS at) AS due
- WHERE j.id = CAST(:id AS uuid) AND j.status IN ('deferred', 'scheduled', 'queued') AND j.attempt = 0
-RETURNING j.id, j.status
-""")
-_CONTENT: Final = (
-    "payload", "title", "owner", "timeout_seconds", "priority", "max_attempts", "expires_in_seconds",
-    "available_at_epoch", "delay_seconds",
-)  # fmt: skip
-
-
-def replace_waiting(connection: Connection, job_id: UUID, row: NewJob) -> Accepted | None:
-    """Put the content of another row into a job that has never been started; it stays where it waits.
-
-    But queued -> scheduled if it may not run yet. A wake-up that is in Redis stays there, and starts nothing; the relay
-    pushes another one, with the new timeout.
-
-    Returns:
-        None if the job was started or has ended.
-    """
-    content = {name: getattr(row, name) for name in _CONTENT}
-    found = connection.execute(_REPLACE, {"id": str(job_id), **content}).one_or_none()
-    return Accepted(found.id, JobStatus(found.status), None, is_duplicate=True) if found is not None else None
-
-
-_PRUNE: Final = sa.text("""
-DELETE FROM unique_windows
- WHERE unique_key IN (SELECT unique_key FROM unique_windows WHERE until < now()
-                       ORDER BY until LIMIT :limit FOR UPDATE SKIP LOCKED)
+_TAKE_KEY: Final = sa.text("""
+INSERT INTO idempotency_keys (scope, key, payload_hash, job_id, created_at)
+VALUES (:scope, :key, :payload_hash, CAST(:job_id AS uuid), statement_timestamp())
+ON CONFLICT DO NOTHING RETURNING job_id
 """)
 
 
-def prune(connection: Connection, limit: int) -> int:
-    """Forget times that are over.
+def take_key(connection: Connection, scope: str, key: str, payload_hash: str, job_id: UUID) -> bool:
+    """Say that a key is this job's. Waits for whoever is taking it.
 
     Returns:
-        How many.
+        False if it was taken before.
     """
-    return connection.execute(_PRUNE, {"limit": limit}).rowcount
+    parameters = {"scope": scope, "key": key, "payload_hash": payload_hash, "job_id": str(job_id)}
+    return connection.execute(_TAKE_KEY, parameters).one_or_none() is not None
+
+
+_POINT_KEY_TO: Final = sa.text("""
+UPDATE idempotency_keys SET job_id = CAST(:job_id AS uuid) WHERE scope = :scope AND key = :key
+""")
+
+
+def point_key_to(connection: Connection, scope: str | None, key: str, job_id: UUID) -> None:
+    """Say that a key which was just taken is another job's: an equal one that was there already."""
+    connection.execute(_POINT_KEY_TO, {"scope": scope, "key": key, "job_id": str(job_id)})
+
+
+@dataclass(frozen=True, slots=True)
+class TakenKey:
+    """A key that was taken, and where its job stands; without a status, the job was pruned."""
+
+    job_id: UUID
+    payload_hash: str
+    status: JobStatus | None
+
+
+_FIND_KEY: Final = sa.text("""
+SELECT k.job_id, k.payload_hash, j.status
+  FROM idempotency_keys k LEFT JOIN job_statuses j ON j.id = k.job_id WHERE k.scope = :scope AND k.key = :key
+""")
+
+
+def find_key(connection: Connection, scope: str, key: str) -> TakenKey | None:
+    """What a key was taken for; None if it was not."""
+    row = connection.execute(_FIND_KEY, {"scope": scope, "key": key}).one_or_none()
+    return TakenKey(row.job_id, row.payload_hash, JobStatus(row.status) if row.status else None) if row else None

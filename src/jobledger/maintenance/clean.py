@@ -10,19 +10,19 @@ from typing import Final
 from uuid import UUID
 
 from jobledger import queues
-from jobledger.connections import Connections
-from jobledger.ledger import leftovers
+from jobledger.connections.default import Connections
+from jobledger.domain.status import JobStatus
+from jobledger.ledger import wakeups
 from jobledger.observe.log import get_logger
 from jobledger.queues import Slice
 from jobledger.queues.keys import intermediate_of, list_of
-from jobledger.status import JobStatus
 
 log: Final = get_logger(__name__)
 
 LIMIT: Final = 5000
 """Entries of each list that one look sees."""
 
-ORPHAN_SECONDS: Final = 60.0
+STALE_SECONDS: Final = 60.0
 """A wake-up is pushed after its row is committed, so one without a row has lost it; after this for certain."""
 
 ENDED_SECONDS: Final = 60.0
@@ -57,9 +57,9 @@ def _clean_list(connections: Connections, found: Slice) -> Counter[str]:
         return Counter()
     client = connections.maintenance_redis
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        standing = leftovers.standing(connection, times)
+        standing = wakeups.standing(connection, times)
     needless = [one for one, (status, is_held, _) in standing.items() if status is not JobStatus.QUEUED or is_held]
-    orphans = queues.ours_of(client, [one for one in times if one not in standing], ORPHAN_SECONDS)
+    orphans = queues.ours_of(client, [one for one in times if one not in standing], STALE_SECONDS)
     gone = set(queues.remove(client, found, orphans, orphans))
     if gone:
         log.warning("Wake-ups without a row", count=len(gone), first=[str(one) for one in sorted(gone)[:MOST_NAMED]])
@@ -75,7 +75,7 @@ def _clean_list(connections: Connections, found: Slice) -> Counter[str]:
 
 def _clean_intermediate(connections: Connections, found: Slice) -> Counter[str]:
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        ended = leftovers.long_ended(connection, set(found.ids), 0.0) if found.ids else set()
+        ended = wakeups.long_ended(connection, set(found.ids), 0.0) if found.ids else set()
     gone = queues.remove(connections.maintenance_redis, found, ended, ())
     return Counter({"taken, and ended": len(gone)})
 
@@ -88,7 +88,7 @@ def _remove_idle(connections: Connections, found: Slice, ids: list[UUID]) -> int
     if not ids:
         return 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        idle = leftovers.lock_idle(connection, ids)
+        idle = wakeups.lock_idle(connection, ids)
         with_hash = {one for one, status in idle.items() if status is not JobStatus.STARTED}
         return len(queues.remove(connections.maintenance_redis, found, list(idle), with_hash))
 
@@ -99,7 +99,7 @@ def _clean_begun(connections: Connections, queue: str, limit: int) -> int:
     if not begun:
         return 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        ended = leftovers.long_ended(connection, {one.job_id for one in begun}, ENDED_SECONDS)
+        ended = wakeups.long_ended(connection, {one.job_id for one in begun}, ENDED_SECONDS)
     entries = [one for one in begun if one.job_id in ended]
     queues.remove_begun(client, queue, entries)
     return len(entries)

@@ -11,18 +11,18 @@ import redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobledger import queues
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
 from jobledger.errors import LedgerUnavailable
-from jobledger.ledger import census, queries, schedulers, sweeps
-from jobledger.ledger.census import PostgresFacts
+from jobledger.ledger import heartbeats, stats
+from jobledger.ledger.stats import PostgresFacts
 from jobledger.maintenance.clean import clean
-from jobledger.maintenance.epoch import find_late_workers, notice_epoch
 from jobledger.maintenance.expire import expire
-from jobledger.maintenance.orphans import release_orphans
+from jobledger.maintenance.limits import maintain_limits
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import reconcile
+from jobledger.maintenance.redis_restarts import find_late_workers, notice_redis_restart
 from jobledger.maintenance.relay import relay
-from jobledger.maintenance.tend_slots import tend_slots
+from jobledger.maintenance.stuck_children import release_stuck_children
 from jobledger.observe import conservation
 from jobledger.observe.conservation import MOST_ENTRIES, Conservation
 from jobledger.observe.health import Schema, look_at_ledger, stale_sweep
@@ -42,7 +42,7 @@ MOST_COUNTED: Final = 1000
 MOST_ROUNDS: Final = 20
 
 
-class Verdict(StrEnum):
+class Severity(StrEnum):
     """What a look came to."""
 
     OK = "ok"
@@ -63,7 +63,7 @@ class Finding:
     """
 
     subject: str
-    verdict: Verdict
+    verdict: Severity
     message: str
     remedy: str = ""
 
@@ -81,10 +81,10 @@ def examine(connections: Connections, known_revisions: tuple[str, ...]) -> list[
     skew = _Skew()
     found = [*_guarded("postgres", lambda: _postgres(connections, known_revisions, skew))]
     found += _guarded("redis", lambda: _redis(connections, skew))
-    if any(one.verdict is Verdict.AWAY for one in found):
+    if any(one.verdict is Severity.AWAY for one in found):
         return found
     found += skew.findings()
-    if any(one.subject == "schema" and one.verdict is Verdict.PROBLEM for one in found):
+    if any(one.subject == "schema" and one.verdict is Severity.PROBLEM for one in found):
         return found
     looks = {"redis writes": _writes, "repair": _repair, "workers": _workers, "conservation": _conservation}
     for subject, look in looks.items():
@@ -102,13 +102,13 @@ def _guarded(subject: str, look: Callable[[], Iterator[Finding]]) -> list[Findin
 def _explained(subject: str, error: Exception) -> Finding:
     match error:
         case LedgerUnavailable():
-            return Finding("postgres", Verdict.AWAY, str(error), "Start it, or mend JOBLEDGER_DATABASE_URL.")
+            return Finding("postgres", Severity.AWAY, str(error), "Start it, or mend JOBLEDGER_DATABASE_URL.")
         case redis.ResponseError():
             return _refused(subject, error)
         case redis.RedisError():
-            return Finding("redis", Verdict.AWAY, f"Redis is away: {error}", "Start it, or mend JOBLEDGER_REDIS_URL.")
+            return Finding("redis", Severity.AWAY, f"Redis is away: {error}", "Start it, or mend JOBLEDGER_REDIS_URL.")
         case _:
-            return Finding(subject, Verdict.PROBLEM, f"Postgres says: {str(error).splitlines()[0]}", "See its log.")
+            return Finding(subject, Severity.PROBLEM, f"Postgres says: {str(error).splitlines()[0]}", "See its log.")
 
 
 def _refused(subject: str, error: redis.ResponseError) -> Finding:
@@ -116,7 +116,7 @@ def _refused(subject: str, error: redis.ResponseError) -> Finding:
     words = f"Redis refuses: {error}"
     match error:
         case redis.exceptions.NoPermissionError() if subject == "redis":  # jobs run without what this look asks for
-            return Finding(subject, Verdict.WARNING, words, "Allow its user INFO and TIME.")
+            return Finding(subject, Severity.WARNING, words, "Allow its user INFO and TIME.")
         case redis.exceptions.NoPermissionError():
             remedy = "Allow its user the keys jobledger:* and rq:*, and the commands that use them."
         case redis.ReadOnlyError():
@@ -127,7 +127,7 @@ def _refused(subject: str, error: redis.ResponseError) -> Finding:
             remedy = "Somebody else writes to jobledger:* or rq:*; give them, or us, another database of Redis."
         case _:
             remedy = "See the log of Redis."
-    return Finding(subject, Verdict.PROBLEM, words, remedy)
+    return Finding(subject, Severity.PROBLEM, words, remedy)
 
 
 class _Skew:
@@ -143,38 +143,40 @@ class _Skew:
         for server, seconds in self._seconds.items():
             if abs(seconds) > MOST_SKEW_SECONDS:
                 words = f"The clock of {server} is {seconds:+.1f} s from that of this host."
-                yield Finding("clocks", Verdict.WARNING, words, "Run NTP on all hosts; the ledger's is Postgres's.")
+                yield Finding("clocks", Severity.WARNING, words, "Run NTP on all hosts; the ledger's is Postgres's.")
                 return
-        yield Finding("clocks", Verdict.OK, f"within {MOST_SKEW_SECONDS:g} s of each other")
+        yield Finding("clocks", Severity.OK, f"within {MOST_SKEW_SECONDS:g} s of each other")
 
 
 def _postgres(connections: Connections, known_revisions: tuple[str, ...], skew: _Skew) -> Iterator[Finding]:
     state = look_at_ledger(connections, known_revisions)
     asked_at = time.time()
     with connections.transaction(LOOK_SECONDS) as connection:
-        facts = census.facts(connection)
+        facts = stats.facts(connection)
     skew.note("Postgres", facts.epoch_seconds, asked_at)
     words = f"revision {state.revision}"
     match state.schema:
         case Schema.CURRENT:
-            yield Finding("schema", Verdict.OK, words)
+            yield Finding("schema", Severity.OK, words)
         case Schema.NEWER:
-            yield Finding("schema", Verdict.OK, f"{words}, newer than this code, which works with it")
+            yield Finding("schema", Severity.OK, f"{words}, newer than this code, which works with it")
         case _:
-            yield Finding("schema", Verdict.PROBLEM, f"{words} is {state.schema}", "Run `python -m jobledger migrate`.")
+            yield Finding(
+                "schema", Severity.PROBLEM, f"{words} is {state.schema}", "Run `python -m jobledger migrate`."
+            )
     yield from _judge_postgres(facts)
 
 
 def _judge_postgres(facts: PostgresFacts) -> Iterator[Finding]:
     if facts.version < LEAST_POSTGRES:
-        yield Finding("postgres", Verdict.PROBLEM, f"version {facts.version}", "Use Postgres 14 or newer.")
+        yield Finding("postgres", Severity.PROBLEM, f"version {facts.version}", "Use Postgres 14 or newer.")
         return
     unsafe = [name for name in ("fsync", "synchronous_commit") if getattr(facts, name) == "off"]
     if unsafe:
         words = f"{' and '.join(unsafe)} off: accepted jobs are lost if its machine fails"
-        yield Finding("postgres", Verdict.WARNING, words, "Switch on what is off.")
+        yield Finding("postgres", Severity.WARNING, words, "Switch on what is off.")
     else:
-        yield Finding("postgres", Verdict.OK, f"version {facts.version // 10_000}")
+        yield Finding("postgres", Severity.OK, f"version {facts.version // 10_000}")
 
 
 def _redis(connections: Connections, skew: _Skew) -> Iterator[Finding]:
@@ -190,40 +192,40 @@ def judge_redis(facts: RedisFacts) -> Iterator[Finding]:
     """What to say of what Redis says of itself."""
     version = tuple(int(part) for part in facts.version.split(".")[:2] if part.isdigit())
     if version < LEAST_REDIS:
-        yield Finding("redis", Verdict.PROBLEM, f"version {facts.version or '?'}", "Use Redis 6.2 or newer.")
+        yield Finding("redis", Severity.PROBLEM, f"version {facts.version or '?'}", "Use Redis 6.2 or newer.")
     elif facts.eviction != "noeviction":
         words = f"maxmemory-policy is {facts.eviction!r}: wake-ups may be dropped"
-        yield Finding("redis", Verdict.PROBLEM, words, "Set maxmemory-policy noeviction.")
+        yield Finding("redis", Severity.PROBLEM, words, "Set maxmemory-policy noeviction.")
     elif facts.is_replica:
         words = "It is a replica: it takes no writes, or its primary never sees them."
-        yield Finding("redis", Verdict.PROBLEM, words, "Have JOBLEDGER_REDIS_URL name the primary.")
+        yield Finding("redis", Severity.PROBLEM, words, "Have JOBLEDGER_REDIS_URL name the primary.")
     else:
-        yield Finding("redis", Verdict.OK, f"version {facts.version}")
+        yield Finding("redis", Severity.OK, f"version {facts.version}")
     if facts.limit_bytes and facts.memory_bytes > MOST_MEMORY * facts.limit_bytes:
         words = f"{facts.memory_bytes >> 20} of {facts.limit_bytes >> 20} MiB are used"
-        yield Finding("redis memory", Verdict.WARNING, words, "Raise maxmemory, or lower JOBLEDGER_QUEUE_WINDOW.")
+        yield Finding("redis memory", Severity.WARNING, words, "Raise maxmemory, or lower JOBLEDGER_QUEUE_WINDOW.")
     if not facts.has_aof:
         kept = "keeps only snapshots over a restart: what came after the last one"
         words = f"It {kept if facts.has_snapshots else 'keeps nothing over a restart: all that waits'} is pushed again."
-        yield Finding("redis persistence", Verdict.WARNING, words, "Set appendonly yes.")
+        yield Finding("redis persistence", Severity.WARNING, words, "Set appendonly yes.")
 
 
 def _writes(connections: Connections) -> Iterator[Finding]:
     queues.try_write(connections.maintenance_redis)
-    yield Finding("redis writes", Verdict.OK, "it takes writes")
+    yield Finding("redis writes", Severity.OK, "it takes writes")
 
 
 def _repair(connections: Connections) -> Iterator[Finding]:
     with connections.transaction(LOOK_SECONDS) as connection:
-        ages = sweeps.ages_seconds(connection)
-        seen = [one for one in schedulers.everyone(connection) if one.seen_seconds_ago <= SEEN_SECONDS]
+        ages = heartbeats.ages_seconds(connection)
+        seen = [one for one in heartbeats.list_schedulers(connection) if one.seen_seconds_ago <= SEEN_SECONDS]
     name = stale_sweep(connections, ages)
     if name is None:
-        yield Finding("repair", Verdict.OK, "somebody relays, reaps and reconciles")
+        yield Finding("repair", Severity.OK, "somebody relays, reaps and reconciles")
         return
     words = f"nobody does `{name}`; last done {f'{ages[name]:.0f} s ago' if name in ages else 'never'}"
     remedy = f"See the log of the scheduler {seen[0].name}." if seen else "Run `python -m jobledger scheduler`."
-    yield Finding("repair", Verdict.PROBLEM, words, remedy)
+    yield Finding("repair", Severity.PROBLEM, words, remedy)
 
 
 def _workers(connections: Connections) -> Iterator[Finding]:
@@ -231,25 +233,23 @@ def _workers(connections: Connections) -> Iterator[Finding]:
     heard = {name for one in found for name in one.queues}
     nameless = sum(not one.queues for one in found)
     with connections.transaction(LOOK_SECONDS) as connection:
-        waiting = {
-            name: census.queued_in(connection, name, MOST_COUNTED) for name in queries.queues_with_work(connection)
-        }
+        waiting = {name: stats.queued_in(connection, name, MOST_COUNTED) for name in stats.queues_with_work(connection)}
     deaf = {name: count for name, count in waiting.items() if name not in heard}
     counts = ", ".join(f"{name} ({count}{'+' if count == MOST_COUNTED else ''})" for name, count in deaf.items())
     idle = ", ".join(name for name in connections.settings.queues if name not in heard)
     if deaf and nameless:
         words = f"Jobs wait in {counts}; {nameless} workers do not say which queues they take from."
         remedy = "Redis was emptied since they started. Restart them, if that shall be seen; they work."
-        yield Finding("workers", Verdict.WARNING, words, remedy)
+        yield Finding("workers", Severity.WARNING, words, remedy)
     elif deaf:
         remedy = "Start workers with these queues, or add them to JOBLEDGER_QUEUES."
-        yield Finding("workers", Verdict.PROBLEM, f"Jobs wait in {counts}, and no worker takes them.", remedy)
+        yield Finding("workers", Severity.PROBLEM, f"Jobs wait in {counts}, and no worker takes them.", remedy)
     elif idle and not nameless:
         words = f"{len(found)} live; none takes from {idle}, where no job waits yet."
         remedy = "Start workers with these queues, or take them out of JOBLEDGER_QUEUES."
-        yield Finding("workers", Verdict.WARNING, words, remedy)
+        yield Finding("workers", Severity.WARNING, words, remedy)
     else:
-        yield Finding("workers", Verdict.OK, f"{len(found)} live; no job waits in a queue of nobody's")
+        yield Finding("workers", Severity.OK, f"{len(found)} live; no job waits in a queue of nobody's")
 
 
 def _conservation(connections: Connections) -> Iterator[Finding]:
@@ -273,14 +273,14 @@ def judge_conservation(counted: Conservation) -> Iterator[Finding]:
     for name, words in _DRIFTS.items():
         if number := getattr(counted, name):
             remedy = "Schedulers mend it within a minute; or say --repair."
-            yield Finding("conservation", Verdict.PROBLEM, f"{number} {words}", remedy)
+            yield Finding("conservation", Severity.PROBLEM, f"{number} {words}", remedy)
     if not counted.is_exact:
         words = f"A list has more than {MOST_ENTRIES} entries: only a part was looked at."
-        yield Finding("conservation", Verdict.WARNING, words, "Lower JOBLEDGER_QUEUE_WINDOW.")
+        yield Finding("conservation", Severity.WARNING, words, "Lower JOBLEDGER_QUEUE_WINDOW.")
     elif not counted.drift:
         places = ("listed", "on_the_way", "held", "scheduled", "deferred", "running")
         total = sum(getattr(counted, name) for name in places)
-        yield Finding("conservation", Verdict.OK, f"{total} unfinished jobs, each in one place")
+        yield Finding("conservation", Severity.OK, f"{total} unfinished jobs, each in one place")
 
 
 def repair(connections: Connections) -> tuple[Counter[str], list[Finding]]:
@@ -304,13 +304,13 @@ def repair(connections: Connections) -> tuple[Counter[str], list[Finding]]:
 
 def _do_chores(connections: Connections, failed: list[Finding]) -> Counter[str]:
     chores: dict[str, Callable[[], int | Counter[str]]] = {
-        "wake-ups that an emptied or other Redis does not have": lambda: notice_epoch(connections),
+        "wake-ups that an emptied or other Redis does not have": lambda: notice_redis_restart(connections),
         "workers that Redis had forgotten": lambda: find_late_workers(connections),
         "attempts that nobody ran any more": lambda: reap(connections, is_sweep=False),
         "jobs that were not started in time": lambda: expire(connections),
         "wake-ups that were lost": lambda: reconcile(connections, is_sweep=False),
-        "jobs that waited for nobody": lambda: release_orphans(connections),
-        "slots that stood free, or were miscounted": lambda: tend_slots(connections),
+        "jobs that waited for nobody": lambda: release_stuck_children(connections),
+        "slots that stood free, or were miscounted": lambda: maintain_limits(connections),
         "wake-ups that were pushed": lambda: relay(connections, is_sweep=False),
         "entries of Redis": lambda: clean(connections, MOST_ENTRIES),
     }
@@ -321,7 +321,7 @@ def _do_chores(connections: Connections, failed: list[Finding]) -> Counter[str]:
         except (LedgerUnavailable, redis.RedisError, SQLAlchemyError) as error:
             finding = _explained("mending", error)
             failed.append(replace(finding, message=f"Not mended, {what}: {finding.message}"))
-            if finding.verdict is Verdict.AWAY:
+            if finding.verdict is Severity.AWAY:
                 break
             continue
         done += Counter({what: count} if isinstance(count, int) else {f"{what}: {key}": n for key, n in count.items()})

@@ -6,12 +6,12 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from jobledger import finish, slots
-from jobledger.connections import Connections
-from jobledger.ledger import expiry
+from jobledger.connections.default import Connections
+from jobledger.domain.records import Wake
+from jobledger.ledger import moves
+from jobledger.lifecycle import finish, limits
+from jobledger.lifecycle.push import push_quietly
 from jobledger.maintenance.one_by_one import OneByOne
-from jobledger.pushing import push_quietly
-from jobledger.wake import Wake
 
 BATCH: Final = 500
 PASS: Final = 5000
@@ -35,7 +35,7 @@ def expire(connections: Connections) -> int:
     total, looked_at, last = 0, 0, None
     while looked_at < PASS:
         with connections.transaction(DEADLINE_SECONDS) as connection:
-            found = expiry.overdue(connection, last, BATCH)
+            found = moves.expired(connection, last, BATCH)
         total += _expire_childless(connections, [one.id for one in found if not one.has_children])
         total += sum(_expire_parent(connections, each, one.id) for one in found if one.has_children)
         looked_at += len(found)
@@ -50,9 +50,9 @@ def _expire_childless(connections: Connections, ids: Sequence[UUID]) -> int:
     if not ids:
         return 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        failed = expiry.expire(connection, ids, with_children=False)
+        failed = moves.expire(connection, ids, with_children=False)
     push_quietly(connections, [one.callback for one in failed if one.callback is not None])
-    slots.pass_on(connections, ids)
+    limits.pass_on(connections, ids)
     return len(failed)
 
 
@@ -62,12 +62,12 @@ def _expire_parent(connections: Connections, each: OneByOne, job_id: UUID) -> in
     if wakes is None:
         return 0
     push_quietly(connections, wakes)
-    slots.pass_on(connections, [job_id])
+    limits.pass_on(connections, [job_id])
     return 1
 
 
 def _expire_family(connection: Connection, job_id: UUID) -> list[Wake] | None:
-    failed = expiry.expire(connection, [job_id], with_children=True)
+    failed = moves.expire(connection, [job_id], with_children=True)
     if not failed:
         return None
-    return [*(one.callback for one in failed if one.callback is not None), *finish.tell_descendants(connection, job_id)]
+    return [*(one.callback for one in failed if one.callback is not None), *finish.propagate_end(connection, job_id)]

@@ -7,8 +7,8 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobledger.connections import Connections
-from jobledger.held_rows import Patience, RowsHeld, waiting_at_most
+from jobledger.connections.default import Connections
+from jobledger.connections.locks import LockPatience, LockTimeout, transaction_waiting_for_locks
 from jobledger.observe.log import get_logger
 
 log: Final = get_logger(__name__)
@@ -30,7 +30,7 @@ class OneByOne:
     def __init__(self, connections: Connections, deadline_seconds: float) -> None:
         self._connections = connections
         self._deadline_seconds = deadline_seconds
-        self._patience = Patience()
+        self._patience = LockPatience()
         self._error: SQLAlchemyError | None = None
 
     def do(self, job_id: UUID, action: Callable[[Connection], T]) -> T | None:
@@ -45,9 +45,11 @@ class OneByOne:
             SQLAlchemyError: the same, it lacks room.
         """
         try:
-            with waiting_at_most(self._connections, self._deadline_seconds, self._patience.lock_seconds) as connection:
+            with transaction_waiting_for_locks(
+                self._connections, self._deadline_seconds, self._patience.lock_seconds
+            ) as connection:
                 done = action(connection)
-        except RowsHeld as held:
+        except LockTimeout as held:
             self._patience.note_held()
             words = "Left for the next pass: another transaction holds it, or a job that waits for it"
             log.warning(words, job_id=str(job_id), error=str(held))

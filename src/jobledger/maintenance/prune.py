@@ -5,9 +5,17 @@ from typing import Final
 
 from sqlalchemy.engine import Connection
 
-from jobledger.connections import Connections
-from jobledger.ledger import cancel_requests, idempotency, lost_wakes, slot_counts, uniqueness
-from jobledger.ledger.prune import prune_finished, prune_ticks
+from jobledger.connections.default import Connections
+from jobledger.ledger import limit_counts
+from jobledger.ledger.prune import (
+    prune_cancel_requests,
+    prune_finished,
+    prune_idempotency_keys,
+    prune_limit_keys,
+    prune_lost_wakes,
+    prune_ticks,
+    prune_unique_windows,
+)
 
 BATCH: Final = 1000
 HOUR_SECONDS: Final = 3600.0
@@ -38,13 +46,13 @@ def prune(connections: Connections) -> int:
     completed, failed = settings.keep_completed_days * DAY_SECONDS, settings.keep_failed_days * DAY_SECONDS
     jobs = _in_batches(connections, lambda connection: prune_finished(connection, completed, failed, BATCH))
     kept = settings.keep_ticks_days * DAY_SECONDS
-    jobs += _in_batches(connections, lambda connection: lost_wakes.prune(connection, LOSSES_SECONDS, BATCH))
-    jobs += _in_batches(connections, lambda connection: uniqueness.prune(connection, BATCH))
-    jobs += _in_batches(connections, lambda connection: cancel_requests.prune(connection, REQUESTS_SECONDS, BATCH))
-    jobs += _in_batches(connections, lambda connection: slot_counts.prune(connection, KEYS_SECONDS, BATCH))
-    jobs += _in_batches(connections, lambda connection: slot_counts.forget(connection, BATCH, only_slots=False))
+    jobs += _in_batches(connections, lambda connection: prune_lost_wakes(connection, LOSSES_SECONDS, BATCH))
+    jobs += _in_batches(connections, lambda connection: prune_unique_windows(connection, BATCH))
+    jobs += _in_batches(connections, lambda connection: prune_cancel_requests(connection, REQUESTS_SECONDS, BATCH))
+    jobs += _in_batches(connections, lambda connection: prune_limit_keys(connection, KEYS_SECONDS, BATCH))
+    jobs += _in_batches(connections, lambda connection: limit_counts.forget(connection, BATCH, only_slots=False))
     keys_kept = settings.keep_idempotency_keys_hours * HOUR_SECONDS
-    jobs += _in_batches(connections, lambda connection: idempotency.prune(connection, keys_kept, BATCH))
+    jobs += _in_batches(connections, lambda connection: prune_idempotency_keys(connection, keys_kept, BATCH))
     return jobs + _in_batches(connections, lambda connection: prune_ticks(connection, kept, BATCH))
 
 

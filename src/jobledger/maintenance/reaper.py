@@ -17,19 +17,20 @@ from uuid import UUID
 import redis
 from sqlalchemy.engine import Connection
 
-from jobledger import finish, queues, slots
-from jobledger.connections import Connections
+from jobledger import queues
+from jobledger.connections.default import Connections
+from jobledger.domain.records import Evidence
+from jobledger.domain.status import Outcome
 from jobledger.failpoints import Failpoint, reach
-from jobledger.finish import Settled
-from jobledger.ledger import leases, sweeps
+from jobledger.ledger import heartbeats, leases
 from jobledger.ledger.leases import Running
-from jobledger.ledger.rows import Evidence
+from jobledger.lifecycle import finish, limits
+from jobledger.lifecycle.finish import Settled
+from jobledger.lifecycle.push import push_quietly
 from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.observe.log import get_logger
 from jobledger.process import this_process
-from jobledger.pushing import push_quietly
 from jobledger.queues import Death
-from jobledger.status import Outcome
 
 log: Final = get_logger(__name__)
 
@@ -65,7 +66,7 @@ def reap(connections: Connections, *, is_sweep: bool = True) -> int:
     with connections.transaction(DEADLINE_SECONDS) as connection:
         gap_seconds = max(GAP_SECONDS, 3 * connections.settings.sweep_seconds)
         by = this_process() if is_sweep else None
-        settled = sweeps.record(connection, sweeps.REAP, by, gap_seconds, lease_seconds)
+        settled = heartbeats.record(connection, heartbeats.REAP, by, gap_seconds, lease_seconds)
         running = leases.running(connection, CANCEL_SECONDS, BATCH)
     deaths = _deaths(connections, running)
     each = OneByOne(connections, DEADLINE_SECONDS)
@@ -75,7 +76,7 @@ def reap(connections: Connections, *, is_sweep: bool = True) -> int:
         if death is not None and death.worker == one.worker:
             outcome = Outcome.CRASHED if death.process_died else Outcome.LOST
             reaped += _end(connections, each, one, outcome, death.report, surely=True)
-            slots.pass_on(connections, [one.id])
+            limits.pass_on(connections, [one.id])
         elif one.cancel_overdue:
             reaped += _end_and_kill(connections, each, one, Outcome.CANCELED, DID_NOT_END, surely=True)
         elif one.lease_stale and settled:
@@ -106,7 +107,7 @@ def _end_and_kill(
             queues.kill_horse(connections.maintenance_redis, one.worker, one.id)
         except redis.RedisError as error:
             log.warning("Redis is away: the process of the attempt may run on", job_id=str(one.id), error=str(error))
-        slots.pass_on(connections, [one.id])
+        limits.pass_on(connections, [one.id])
     return ended
 
 

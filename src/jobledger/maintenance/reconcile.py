@@ -7,7 +7,7 @@ job as `undispatchable`. Five, because a worker that is broken loses one every f
 that is not may take the next.
 
 A loss does not count if it was not the wake-up's: Postgres was away or had no room, says the run; or it has started,
-or nobody has compared, within the last moments; or Redis is another one (`epoch`).
+or nobody has compared, within the last moments; or Redis is another one (`redis_restarts`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,17 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 from uuid6 import uuid7
 
-from jobledger import finish, queues
-from jobledger.connections import Connections
-from jobledger.ledger import lost_wakes, queries, suspects, sweeps
-from jobledger.ledger.suspects import Suspect
+from jobledger import queues
+from jobledger.connections.default import Connections
+from jobledger.domain.records import Wake
+from jobledger.ledger import heartbeats, moves, stats, wakeups
+from jobledger.ledger.wakeups import Suspect
+from jobledger.lifecycle import finish
+from jobledger.lifecycle.push import push_quietly
 from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.observe.log import get_logger
 from jobledger.process import this_process
-from jobledger.pushing import push_quietly
 from jobledger.queues import Death
-from jobledger.wake import Wake
 
 log: Final = get_logger(__name__)
 
@@ -74,8 +75,8 @@ def reconcile(
     gap_seconds = max(GAP_SECONDS, 3 * connections.settings.sweep_seconds)
     with connections.transaction(DEADLINE_SECONDS) as connection:
         by = this_process() if is_sweep else None
-        settled = sweeps.record(connection, sweeps.RECONCILE, by, gap_seconds, settled_seconds)
-        names = queries.queues_with_work(connection)
+        settled = heartbeats.record(connection, heartbeats.RECONCILE, by, gap_seconds, settled_seconds)
+        names = stats.queues_with_work(connection)
     each = OneByOne(connections, DEADLINE_SECONDS)
     lost = sum(_reconcile_queue(connections, each, name, grace_seconds, settled) for name in names)
     each.end()
@@ -86,8 +87,8 @@ def _reconcile_queue(connections: Connections, each: OneByOne, queue: str, grace
     client = connections.maintenance_redis
     head = queues.head(client, queue)
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        overdue = suspects.overdue(connection, queue, grace_seconds, head, BATCH)
-        recent = suspects.recent(connection, queue, REPORT_GRACE_SECONDS, grace_seconds, head, BATCH)
+        overdue = wakeups.overdue(connection, queue, grace_seconds, head, BATCH)
+        recent = wakeups.recent(connection, queue, REPORT_GRACE_SECONDS, grace_seconds, head, BATCH)
     if not (overdue or recent):
         return 0
     deaths = queues.reported_deaths(client, [one.id for one in (*overdue, *recent)])
@@ -115,7 +116,7 @@ def _mark(
     if not marked:
         return ended
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        return ended + lost_wakes.record(connection, marked)
+        return ended + wakeups.record_lost(connection, marked)
 
 
 def _give_up(connections: Connections, each: OneByOne, one: Suspect, death: Death | None) -> int:
@@ -129,8 +130,8 @@ def _give_up(connections: Connections, each: OneByOne, one: Suspect, death: Deat
 
 
 def _end_family(connection: Connection, one: Suspect) -> list[Wake] | None:
-    failed = lost_wakes.give_up(connection, one, UUID(int=uuid7().int))
+    failed = moves.give_up(connection, one, UUID(int=uuid7().int))
     if failed is None:
         return None
-    wakes = finish.tell_descendants(connection, one.id) if failed.has_children else []
+    wakes = finish.propagate_end(connection, one.id) if failed.has_children else []
     return [failed.callback, *wakes] if failed.callback else wakes

@@ -8,9 +8,9 @@ as they were, and at worst a wake-up is delivered twice, which the claim absorbs
 from typing import Final
 
 from jobledger import queues
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
 from jobledger.failpoints import Failpoint, reach
-from jobledger.ledger import pauses, pushes, queries, sweeps, transitions
+from jobledger.ledger import heartbeats, moves, pauses, stats, wakeups
 from jobledger.process import this_process
 
 BATCH: Final = 500
@@ -55,7 +55,7 @@ def relay_due(connections: Connections) -> int:
     total = 0
     while total < PASS:
         with connections.transaction(DEADLINE_SECONDS) as connection:
-            queued = transitions.promote_due(connection, BATCH)
+            queued = moves.promote_due(connection, BATCH)
         total += queued
         if queued < BATCH:
             break
@@ -103,7 +103,7 @@ def relay_unpushed(connections: Connections, *, is_sweep: bool = True) -> int:
         redis.RedisError: Redis is away; nothing changed.
     """
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        names = queries.queues_with_unpushed(connection)
+        names = stats.queues_with_unpushed(connection)
     left, total = PASS, 0
     while names and left > 0:
         for name in list(names):
@@ -114,7 +114,7 @@ def relay_unpushed(connections: Connections, *, is_sweep: bool = True) -> int:
                 names.remove(name)
     if is_sweep:
         with connections.transaction(DEADLINE_SECONDS) as connection:
-            sweeps.record(connection, sweeps.RELAY, this_process(), GAP_SECONDS, GAP_SECONDS)
+            heartbeats.record(connection, heartbeats.RELAY, this_process(), GAP_SECONDS, GAP_SECONDS)
     return total
 
 
@@ -124,7 +124,7 @@ def _push_batch(connections: Connections, queue: str, limit: int) -> tuple[int, 
     if room <= 0:
         return 0, 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        wakes, held = pushes.take_unpushed(connection, queue, room)
+        wakes, held = wakeups.take_unpushed(connection, queue, room)
         queues.push(client, wakes)
         reach(Failpoint.AFTER_RELAY_PUSH)
     return len(wakes), held

@@ -7,9 +7,9 @@ from math import inf
 from typing import Final
 
 from jobledger import queues
-from jobledger.connections import Connections
-from jobledger.ledger import migrate, sweeps
-from jobledger.ledger.sweeps import Counted
+from jobledger.connections.default import Connections
+from jobledger.ledger import heartbeats, migrate
+from jobledger.ledger.heartbeats import Counted
 
 LOOK_SECONDS: Final = 1.2
 """Longest look at Postgres."""
@@ -76,17 +76,17 @@ def look_at_ledger(connections: Connections, known_revisions: tuple[str, ...]) -
     with connections.transaction(LOOK_SECONDS) as connection:
         revision = migrate.current_revision(connection)
         schema = _compare(revision, known_revisions)
-        ages = sweeps.ages_seconds(connection) if schema.is_usable else {}
-        counted = sweeps.last_count(connection) if schema.is_usable else None
+        ages = heartbeats.ages_seconds(connection) if schema.is_usable else {}
+        counted = heartbeats.last_count(connection) if schema.is_usable else None
     swept = stale_sweep(connections, ages) is None
-    return LedgerState(schema, revision, ages.get(sweeps.REAP), sweeps=swept, counted=counted)
+    return LedgerState(schema, revision, ages.get(heartbeats.REAP), sweeps=swept, counted=counted)
 
 
 def stale_sweep(connections: Connections, ages_seconds: Mapping[str, float]) -> str | None:
     """The first chore of repair that nobody does, by how long ago each was done; None if all are done."""
     settings = connections.settings
-    pauses = {sweeps.RELAY: settings.relay_seconds, sweeps.REAP: settings.sweep_seconds}
-    pauses[sweeps.RECONCILE] = settings.sweep_seconds
+    pauses = {heartbeats.RELAY: settings.relay_seconds, heartbeats.REAP: settings.sweep_seconds}
+    pauses[heartbeats.RECONCILE] = settings.sweep_seconds
     for name, pause in pauses.items():
         if ages_seconds.get(name, inf) > max(STALE_SECONDS, STALE_SWEEPS * pause):
             return name

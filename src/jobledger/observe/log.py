@@ -4,7 +4,6 @@ Every record of a process, ours and those of libraries, goes through one formatt
 """
 
 import contextlib
-import logging
 import logging.config
 import sys
 import threading
@@ -18,8 +17,7 @@ import structlog
 from structlog.stdlib import BoundLogger, ProcessorFormatter
 
 from jobledger.observe.log_lines import Event, LineFormatter, event_text, represented
-from jobledger.observe.log_run import current_run
-from jobledger.observe.log_tail import LogTail
+from jobledger.observe.log_run import LogTail, current_run
 from jobledger.settings import Settings
 
 JOB_LOGGER: Final = "jobledger.job"

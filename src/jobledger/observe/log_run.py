@@ -1,17 +1,44 @@
-"""The attempt that runs here: each log line says it, whoever wrote the line.
-
-A work-horse is a process for one attempt, so the attempt is set for the whole of it: for all threads, and until the
-process ends, so that RQ's last lines say it too. A process that lives on (RQ's SimpleWorker) sets it for the context
-(`contextvars`) of the run and takes it back: coroutines and `asyncio.to_thread` see it there, other threads that the
-job starts do not.
+"""The attempt that runs here: each log line names it, and its last lines are kept with it in the ledger.
+ A work-horse is a process for one attempt, so the attempt is set for the whole of it: for all threads, and until
+the process ends, so that RQ's last lines say it too. A process that lives on (RQ's SimpleWorker) sets it for the
+context (`contextvars`) of the run and takes it back: coroutines and `asyncio.to_thread` see it there, other threads
+that the job starts do not.
 """
 
+import threading
 import time
+from collections import deque
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Final, Self
 
-from jobledger.observe.log_tail import LogTail
+from jobledger.domain.payload import storable
+
+LOG_TAIL_BYTES: Final = 64 * 1024
+"""What is kept of the log lines of one attempt; the oldest lines go first."""
+
+
+class LogTail:
+    """The last lines that an attempt logged. Any thread may append."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def append(self, line: str) -> None:
+        """Keep a line, and forget the oldest ones over the limit."""
+        line = storable(line)[-LOG_TAIL_BYTES:]
+        with self._lock:
+            self._lines.append(line)
+            self._bytes += len(line.encode()) + 1
+            while self._bytes > LOG_TAIL_BYTES and len(self._lines) > 1:
+                self._bytes -= len(self._lines.popleft().encode()) + 1
+
+    def text(self) -> str | None:
+        """The lines, as one text; None if there are none."""
+        return "\n".join(tuple(self._lines)) or None
+
 
 RUNNING: Final = "started"
 

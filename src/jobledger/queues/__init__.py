@@ -13,18 +13,9 @@ server       what the Redis server says of itself
 """
 
 from jobledger.queues.keys import RUN_JOB
-from jobledger.queues.leftovers import (
-    Begun,
-    Slice,
-    ours_of,
-    read_begun,
-    read_slice,
-    remove,
-    remove_begun,
-    remove_doubles,
-)
 from jobledger.queues.reports import Death, reported_deaths
 from jobledger.queues.server import RedisFacts, facts, read_epoch, try_write
+from jobledger.queues.stale import Begun, Slice, ours_of, read_begun, read_slice, remove, remove_begun, remove_doubles
 from jobledger.queues.wakes import head, length, names, push, waiting
 from jobledger.queues.window import Window, window_of
 from jobledger.queues.workers import WorkerRecord, kill_horse, put_back_workers, workers

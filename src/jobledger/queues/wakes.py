@@ -11,8 +11,8 @@ import redis
 from rq import Queue
 from rq.job import Job, JobStatus
 
+from jobledger.domain.records import Wake
 from jobledger.queues import keys
-from jobledger.wake import Wake
 
 RQ_GRACE_SECONDS: Final = 30
 """RQ's own timeout comes after ours, and its worker kills the process 60 s after that (rq 3.0 worker_classes.py:88)."""

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 import redis
 
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
 from jobledger.queues.wakes import length
 
 LOOK_SECONDS: Final = 1.0

@@ -19,20 +19,20 @@ from typing import Final
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
 from jobledger.errors import LedgerUnavailable
-from jobledger.ledger import schedulers, schedules
+from jobledger.ledger import heartbeats, schedules
 from jobledger.ledger.schedules import UNSEEN_SECONDS
 from jobledger.maintenance.clean import clean
-from jobledger.maintenance.count import COUNT_SECONDS, count_places
-from jobledger.maintenance.epoch import find_late_workers, notice_epoch
 from jobledger.maintenance.expire import expire
-from jobledger.maintenance.orphans import release_orphans
+from jobledger.maintenance.limits import maintain_limits
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import reconcile
+from jobledger.maintenance.redis_restarts import find_late_workers, notice_redis_restart
 from jobledger.maintenance.relay import relay
-from jobledger.maintenance.tend_slots import tend_slots
+from jobledger.maintenance.stuck_children import release_stuck_children
+from jobledger.observe.conservation import COUNT_SECONDS, count_places
 from jobledger.observe.log import get_logger
 from jobledger.schedules import ticks
 from jobledger.schedules.book import ScheduleBook
@@ -127,7 +127,7 @@ class SchedulerProcess:
         stay = settings.relay_seconds * STAY_SHARE
         chores: list[tuple[str, Callable[[], object], float]] = [
             ("relay", lambda: relay(self._connections), settings.relay_seconds),
-            ("slots", lambda: tend_slots(self._connections, stay, self._stopping), settings.relay_seconds),
+            ("slots", lambda: maintain_limits(self._connections, stay, self._stopping), settings.relay_seconds),
             ("expire", lambda: expire(self._connections), settings.relay_seconds),
             ("reap", lambda: reap(self._connections), settings.sweep_seconds),
             ("reconcile", self._reconcile, settings.sweep_seconds),
@@ -161,7 +161,7 @@ class SchedulerProcess:
         self._firing.shutdown(wait=False, cancel_futures=True)
         _, stuck = wait([one for one in self._busy.values() if not one.cancelled()], STOP_SECONDS)
         with contextlib.suppress(LedgerUnavailable), self._connections.transaction(DEADLINE_SECONDS) as connection:
-            schedulers.forget(connection, ticks.this_scheduler())
+            heartbeats.forget_scheduler(connection, ticks.this_scheduler())
         log.info("Scheduler stopped", pid=os.getpid(), stuck=len(stuck))
         return not stuck
 
@@ -192,18 +192,20 @@ class SchedulerProcess:
                 chore.modify(next_run_time=datetime.now(UTC))
 
     def _reconcile(self) -> int:
-        return notice_epoch(self._connections) + reconcile(self._connections)
+        return notice_redis_restart(self._connections) + reconcile(self._connections)
 
     def _clean(self) -> int:
         found = find_late_workers(self._connections) + clean(self._connections).total()
-        return found + release_orphans(self._connections)  # the last one: it raises after its work
+        return found + release_stuck_children(self._connections)  # the last one: it raises after its work
 
     def _say_present(self) -> None:
         if time.monotonic() - self._looked_at > LONGEST_GAP_SECONDS:
             return  # whoever watches over this process shall see that it does not get to its work
         settings = self._connections.settings
         with self._connections.transaction(DEADLINE_SECONDS) as connection:
-            schedulers.see(connection, ticks.this_scheduler(), socket.gethostname(), os.getpid(), settings.code_version)
+            heartbeats.heartbeat(
+                connection, ticks.this_scheduler(), socket.gethostname(), os.getpid(), settings.code_version
+            )
             if self._in_touch_seconds() > REMOVED_SECONDS:
                 for name in schedules.mark_removed(connection, [one.name for one in self._book], REMOVED_SECONDS):
                     log.warning("Removed: no running scheduler defines it", schedule=name)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final, TypeVar
 
+from jobledger.domain.options import Duration, seconds
+from jobledger.domain.tick import Tick
 from jobledger.errors import OptionError, ScheduleError
-from jobledger.options import Duration, seconds
 from jobledger.schedules import parse
 from jobledger.schedules import target as targets
 from jobledger.schedules.definition import CatchUp, Definition, Overlap, When
-from jobledger.tick import Tick
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 

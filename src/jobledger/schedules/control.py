@@ -9,15 +9,15 @@ from zoneinfo import ZoneInfo
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
+from jobledger.domain.tick import TickKind
 from jobledger.errors import ScheduleError, ScheduleNotFound
-from jobledger.ledger import schedulers, ticks
+from jobledger.ledger import heartbeats, ticks
 from jobledger.ledger import schedules as rows
 from jobledger.ledger.schedules import ScheduleRow
 from jobledger.ledger.ticks import TickRow
 from jobledger.schedules.ticks import keep_what_has_come, read
 from jobledger.schedules.triggers import INSTANT, between, previous
-from jobledger.tick import TickKind
 
 DEADLINE_SECONDS: Final = 10.0
 LOCK_NOT_AVAILABLE: Final = "55P03"
@@ -58,7 +58,7 @@ def overviews(connections: Connections, count: int = 1) -> list[Overview]:
     with connections.transaction(DEADLINE_SECONDS) as connection:
         last = ticks.last_of_each(connection)
         now = rows.now(connection)
-        return [_overview(row, now, count, last.get(row.name)) for row in rows.everyone(connection)]
+        return [_overview(row, now, count, last.get(row.name)) for row in rows.list_all(connection)]
 
 
 def overview(connections: Connections, name: str, count: int = 5) -> Overview:
@@ -219,13 +219,13 @@ def is_anybody_firing(connections: Connections) -> bool:
         LedgerUnavailable: Postgres is away.
     """
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        return any(one.seen_seconds_ago < GONE_SECONDS for one in schedulers.everyone(connection))
+        return any(one.seen_seconds_ago < GONE_SECONDS for one in heartbeats.list_schedulers(connection))
 
 
 def _row(connection: Connection, name: str) -> ScheduleRow:
     row = rows.named(connection, [name]).get(name)
     if row is None:
-        known = ", ".join(repr(one.name) for one in rows.everyone(connection)[:20]) or "none"
+        known = ", ".join(repr(one.name) for one in rows.list_all(connection)[:20]) or "none"
         raise ScheduleNotFound(f"There is no schedule {name!r}; there are: {known}.")
     return row
 

@@ -7,14 +7,9 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+from jobledger.domain.options import Duration, seconds
 from jobledger.errors import OptionError, ScheduleError
-from jobledger.options import Duration, seconds
-from jobledger.schedules.definition import (
-    LONGEST_INTERVAL_SECONDS,
-    LONGEST_TEXT,
-    SHORTEST_INTERVAL_SECONDS,
-    When,
-)
+from jobledger.schedules.definition import LONGEST_INTERVAL_SECONDS, LONGEST_TEXT, SHORTEST_INTERVAL_SECONDS, When
 from jobledger.schedules.triggers import INSTANT, in_words
 from jobledger.schedules.wall_clock import moment_of
 from jobledger.settings import zone_names

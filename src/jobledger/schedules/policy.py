@@ -12,7 +12,7 @@ MOST_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Ruling:
     """What is to be done about a schedule now.
 
     Attributes:
@@ -32,7 +32,7 @@ def judge(
     now: datetime,
     grace_seconds: float,
     most: int = MOST_AT_ONCE,
-) -> Verdict:
+) -> Ruling:
     """Decide about the fire times after `decided_until` up to `now`.
 
     A fire time is on time for `grace_seconds`, in which a busy or restarting scheduler may come to it; then it is
@@ -49,7 +49,7 @@ def judge(
     """
     first = trigger.next_after(decided_until)
     if first is None or first > now:
-        return Verdict()
+        return Ruling()
     oldest = decided_until
     if max_lateness_seconds is not None:
         oldest = max(oldest, now - timedelta(seconds=max_lateness_seconds) - INSTANT)
@@ -62,5 +62,5 @@ def judge(
             latest = last_between(trigger, oldest, missed_until)
             fire = (latest,) if latest is not None else ()
     if not fire:
-        return Verdict(given_up_until=missed_until)
-    return Verdict(fire, fire[0] - INSTANT if first < fire[0] else None)
+        return Ruling(given_up_until=missed_until)
+    return Ruling(fire, fire[0] - INSTANT if first < fire[0] else None)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, Protocol, runtime_checkable
 
+from jobledger.domain.options import RESERVED_NAMES, SPOKEN_OPTIONS, seconds
+from jobledger.domain.payload import Payload
 from jobledger.errors import DispatchRefused, ScheduleError
-from jobledger.options import RESERVED_NAMES, SPOKEN_OPTIONS, seconds
-from jobledger.payload import Payload
 
 _NOT_ASYNC: Final = "A schedule calls an ordinary function, which dispatches jobs; what is `async` belongs into a job."
 

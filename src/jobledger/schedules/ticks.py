@@ -19,8 +19,11 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 from uuid6 import uuid7
 
-from jobledger.connections import Connections, unavailable_as_error
-from jobledger.dispatch import joining_tick
+from jobledger.connections.default import Connections
+from jobledger.connections.postgres import unavailable_as_error
+from jobledger.dispatch.accept import joining_tick
+from jobledger.domain.payload import storable
+from jobledger.domain.tick import Tick, TickKind, TickOutcome
 from jobledger.errors import LedgerUnavailable, ScheduleError
 from jobledger.failpoints import Failpoint, reach
 from jobledger.ledger import schedules as rows
@@ -28,12 +31,10 @@ from jobledger.ledger import ticks
 from jobledger.ledger.schedules import NewDefinition, ScheduleRow
 from jobledger.ledger.ticks import NewTick, WaitingTick
 from jobledger.observe.log import get_logger
-from jobledger.payload import storable
 from jobledger.schedules.book import Schedule
 from jobledger.schedules.definition import Definition, Overlap
 from jobledger.schedules.policy import MOST_AT_ONCE, judge
 from jobledger.schedules.triggers import Trigger, previous
-from jobledger.tick import Tick, TickKind, TickOutcome
 
 log: Final = get_logger(__name__)
 
@@ -193,7 +194,7 @@ def _defined(
             changed = True
     seen = [row.id for row in found.values() if _is_own(row, own) and row.seen_seconds_ago > SEE_SECONDS]
     if seen:
-        rows.see(connection, seen)
+        rows.heartbeat(connection, seen)
     return rows.named(connection, names) if changed else found
 
 

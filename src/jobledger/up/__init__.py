@@ -16,7 +16,6 @@ All of it is one thread: the kernel ends a child when the *thread* that started 
 threads may inherit a lock that nobody will ever release.
 """
 
-from jobledger.up.plan import Plan
-from jobledger.up.system import up
+from jobledger.up.system import Plan, up
 
 __all__ = ["Plan", "up"]

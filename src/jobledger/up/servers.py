@@ -8,7 +8,8 @@ from pathlib import Path
 import redis
 from pydantic import SecretStr
 
-from jobledger.connections import make_engine, make_redis, unavailable_as_error
+from jobledger.connections.postgres import make_engine, unavailable_as_error
+from jobledger.connections.redis import make_redis
 from jobledger.embedded import EmbeddedPostgres, EmbeddedRedis
 from jobledger.errors import ConfigurationError
 from jobledger.ledger.migrate import upgrade

@@ -1,24 +1,87 @@
 """The whole of `up`: prepare, start, wait until all answers, stay, stop in order."""
 
 import contextlib
+import http.client
 import shutil
+import socket
 import sys
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, cast
 
+import redis
+
+from jobledger.connections.redis import make_redis
 from jobledger.errors import ConfigurationError, JobledgerError
 from jobledger.settings import Settings
 from jobledger.up.addresses import LOOPBACK, Addresses
-from jobledger.up.checks import answers, registered
 from jobledger.up.directory import taken, urls_file
 from jobledger.up.output import Output
-from jobledger.up.plan import Plan
 from jobledger.up.ports import choose_port
 from jobledger.up.program import Program
 from jobledger.up.servers import prepare_servers
 from jobledger.up.signals import StopSignals
 from jobledger.up.supervisor import GaveUp, Supervisor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `up` is asked to do.
+
+    Attributes:
+        workers: how many stock `rq worker` processes.
+        directory: for the data of the embedded servers, `up.pid` and `urls.env`.
+        log_file: takes the output of the processes, which is not shown then.
+        command: run once, when everything is ready.
+        exits: stop when the command has ended.
+    """
+
+    workers: int = 2
+    directory: Path = Path(".jobledger")
+    log_file: Path | None = None
+    command: tuple[str, ...] = ()
+    exits: bool = False
+
+    @property
+    def urls_file(self) -> Path:
+        """Where another shell learns the URLs, while this one runs."""
+        return self.directory / "urls.env"
+
+    def code_after(self, signal_number: int) -> int:
+        """The exit code after a signal: nobody may take a command for done that was cut short."""
+        return 128 + signal_number if self.exits else 0
+
+
+_ANSWER_SECONDS: Final = 2.0
+_WORKERS_KEY: Final = "rq:workers"  # rq 3.0 worker_registration.py:18
+
+
+def answers(host: str, port: int, path: str) -> bool:
+    """Whether GET gives 200. No proxy is asked, whatever the environment says."""
+    connection = http.client.HTTPConnection(host, port, timeout=_ANSWER_SECONDS)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def registered(url: str, pids: Iterable[int | None]) -> bool:
+    """Whether RQ knows workers with all these process ids on this host."""
+    try:
+        with make_redis(url, _ANSWER_SECONDS) as client:
+            keys = cast("set[bytes]", client.smembers(_WORKERS_KEY))
+            found = [client.hmget(key, "pid", "hostname") for key in map(bytes.decode, keys)]
+    except redis.RedisError:
+        return False
+    here = socket.gethostname().encode()
+    known = {int(pid) for pid, host in cast("list[list[bytes | None]]", found) if pid and host == here}
+    return set(pids) <= known
+
 
 READY_SECONDS: Final = 120.0
 """A slow machine under load may need much of it; what is not ready then never will be."""

@@ -1,17 +1,21 @@
-"""Puts the HTTP side together; the only place that does."""
+"""Puts the HTTP side together, and serves it."""
 
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Final
 
+import uvicorn
 from fastapi import FastAPI
 
 from jobledger import __version__
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
 from jobledger.web import errors
-from jobledger.web.api.docs import add_docs
 from jobledger.web.api.health import health_router
 from jobledger.web.api.jobs import jobs_router
+from jobledger.web.api.openapi import add_docs
 from jobledger.web.threads import BoundedThreads
 
 DEADLINE_SECONDS: Final = 1.7
@@ -57,3 +61,21 @@ def create_app(connections: Connections) -> FastAPI:
     app.include_router(health_router(connections))
     add_docs(app)
     return app
+
+
+GRACE_SECONDS: Final = 5
+"""What requests in flight get at the end; none takes longer than 2 s."""
+
+
+def serve(app: FastAPI, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is in flight."""
+    # uvicorn sends itself the signal again when it has stopped; that is no error then.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    uvicorn.run(
+        app, host=host, port=port, log_config=None, timeout_graceful_shutdown=GRACE_SECONDS, server_header=False
+    )
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(0)

@@ -1,6 +1,6 @@
 """What a worker runs. `jobledger.worker.run_job` is the callable of every wake-up; its name never changes."""
 
-from jobledger.worker.patient_redis import ResilientRedis
-from jobledger.worker.run import run_job
+from jobledger.worker.redis import ResilientRedis
+from jobledger.worker.work_horse import run_job
 
 __all__ = ["ResilientRedis", "run_job"]

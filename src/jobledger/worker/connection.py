@@ -12,12 +12,12 @@ import sqlalchemy as sa
 from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE
 from sqlalchemy.engine import Connection
 
-from jobledger.connections import Connections
-from jobledger.deadlines import shut
+from jobledger.connections.deadlines import shut
+from jobledger.connections.default import Connections
+from jobledger.connections.postgres import raise_if_lost
 from jobledger.failpoints import Failpoint, is_planned, reach_with_commit_sent
-from jobledger.ledger import transitions
-from jobledger.ledger.direct import Direct, DirectRows, raise_if_lost
-from jobledger.worker.spare import SpareConnection
+from jobledger.ledger.direct import Direct, DirectRows
+from jobledger.worker.spare import SpareConnection, for_work_horses
 
 
 class RunConnection:
@@ -41,7 +41,7 @@ class RunConnection:
             self._spare = None
             self._pooled = connections.raw_connection()
             self.raw = self._pooled.dbapi_connection
-        self.direct = Direct(self.raw) if self._spare is None else transitions.for_work_horses(self.raw)
+        self.direct = Direct(self.raw) if self._spare is None else for_work_horses(self.raw)
 
     @property
     def committing(self) -> Direct:
@@ -96,7 +96,7 @@ class RunConnection:
         """The same connection as SQLAlchemy has it, in one transaction with the finishing statement."""
         if self._session_connection is None:
             self.begin()
-            self._session_connection = self._connections.adopt(self.raw)
+            self._session_connection = self._connections.wrap(self.raw)
             self._session_connection.begin()
         return self._session_connection
 

@@ -8,17 +8,17 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session
 
-from jobledger.held_wakes import HeldWakes, hold_wakes
+from jobledger.dispatch.after_commit import AfterCommit, after_commit_of
+from jobledger.domain.payload import storable
+from jobledger.domain.records import Claim
+from jobledger.domain.tick import Tick
 from jobledger.ledger import ticks
 from jobledger.ledger.leases import Progress
-from jobledger.ledger.rows import Claim
 from jobledger.observe.log import get_job_logger
-from jobledger.observe.log_tail import LogTail
-from jobledger.payload import storable
-from jobledger.tick import Tick
-from jobledger.worker.alarm import Alarm
+from jobledger.observe.log_run import LogTail
 from jobledger.worker.connection import RunConnection
-from jobledger.worker.lease import Lease
+from jobledger.worker.interrupts import Alarm
+from jobledger.worker.leases import Lease
 
 LARGEST_PROGRESS: Final = 2**63 - 1
 LONGEST_LIMIT_MILLISECONDS: Final = 2**31 - 1  # the largest that Postgres' timeouts take
@@ -37,7 +37,7 @@ class RunContext:
     _payload: dict[str, Any] | None = None
     _log: structlog.stdlib.BoundLogger | None = None
     _session: Session | None = None
-    _held: HeldWakes | None = None
+    _held: AfterCommit | None = None
     _tick: Tick | None = None
 
     def on_behalf_of(self, job_id: UUID, payload: dict[str, Any]) -> "RunContext":
@@ -96,7 +96,7 @@ class RunContext:
             left = min(max(1, int(self._alarm.left_seconds * 1000)), LONGEST_LIMIT_MILLISECONDS)
             connection.execute(_LIMITS, {"milliseconds": str(left)})
             self._session = Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
-            self._held = hold_wakes(self._session, until_commit=False)
+            self._held = after_commit_of(self._session, until_commit=False)
         return self._session
 
     @property

@@ -1,26 +1,21 @@
 """What an exception that ended an attempt means, and what is kept of it."""
 
+import resource
 import traceback
 from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError
 
+from jobledger.connections.postgres import LOCK_NOT_AVAILABLE, NO_ROOM, QUERY_CANCELED, TRY_AGAIN, sql_state
+from jobledger.domain.endings import Cancel, GiveUp, HandedBack, JobCanceled, JobTimeout, Signal, Snooze
+from jobledger.domain.payload import storable
+from jobledger.domain.records import Evidence
+from jobledger.domain.status import Outcome
 from jobledger.errors import LedgerUnavailable, UnknownJobType
 from jobledger.ledger.leases import Progress
-from jobledger.ledger.rows import Evidence
-from jobledger.payload import storable
-from jobledger.signals import Cancel, GiveUp, Signal, Snooze
-from jobledger.status import Outcome
-from jobledger.worker.alarm import Alarm, HandedBack, JobCanceled, JobTimeout
-from jobledger.worker.process import peak_memory_bytes
+from jobledger.worker.interrupts import Alarm
 
 TEXT_LIMIT: Final = 100_000
-QUERY_CANCELED: Final = "57014"
-LOCK_NOT_AVAILABLE: Final = "55P03"
-NO_ROOM: Final = ("53100", "58030")
-"""Disk full, I/O error: the ledger's server is in trouble, whichever statement of the run met it."""
-
-TRY_AGAIN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)  # serialization failure, deadlock, lock timeout
 
 _ASKED_FOR: Final[dict[type[Signal], Outcome]] = {
     Snooze: Outcome.SNOOZED,
@@ -69,12 +64,6 @@ def _came_over(error: BaseException) -> Any:
     return getattr(getattr(getattr(error, "orig", error), "cursor", None), "connection", None)
 
 
-def sql_state(error: BaseException) -> str | None:
-    """The SQLSTATE of an error of the database, as the driver or SQLAlchemy raised it."""
-    state = getattr(getattr(error, "orig", error), "pgcode", None)
-    return state if isinstance(state, str) else None
-
-
 def evidence_of(error: BaseException | None, progress: Progress, log_tail: str | None, *, traced: bool) -> Evidence:
     """What is kept of an attempt.
 
@@ -113,3 +102,8 @@ def _in_text(error: BaseException) -> str:
 def _trace(error: BaseException) -> str:
     """The traceback, also of an exception that cannot be printed."""
     return "".join(traceback.format_exception(error))
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB, getrusage(2)

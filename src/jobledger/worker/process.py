@@ -1,15 +1,14 @@
 """The process that runs a job: who it is, and that it dies with its parent."""
 
 import os
-import resource
 import signal
 import socket
 
 from rq import get_current_job
 
 from jobledger import process
-from jobledger.ledger.rows import Runner
-from jobledger.worker.stop import NOBODY
+from jobledger.domain.records import Runner
+from jobledger.worker.stop import NO_WORKER
 
 
 def is_work_horse(job_id: str) -> bool:
@@ -29,13 +28,8 @@ def this_runner(code_version: str) -> Runner:
     """Who claims, for the attempt's row."""
     job = get_current_job()
     return Runner(
-        worker=(job.worker_name if job is not None else None) or NOBODY,
+        worker=(job.worker_name if job is not None else None) or NO_WORKER,
         host=socket.gethostname(),
         pid=os.getpid(),
         version=code_version,
     )
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB, getrusage(2)

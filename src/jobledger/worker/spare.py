@@ -18,14 +18,18 @@ import select
 import time
 from contextlib import suppress
 from typing import Any, Final
+from uuid import UUID
 
 import psycopg2
 from sqlalchemy.exc import DBAPIError
 
-from jobledger.connections import Connections
-from jobledger.deadlines import shut
+from jobledger.connections.deadlines import shut
+from jobledger.connections.default import Connections
+from jobledger.domain.records import Evidence, Runner
 from jobledger.errors import LedgerUnavailable
-from jobledger.ledger import transitions
+from jobledger.ledger.direct import Direct
+from jobledger.ledger.moves.claim import CLAIM, claim
+from jobledger.ledger.moves.finish import COMPLETE, complete
 from jobledger.observe.log import get_logger
 
 log: Final = get_logger(__name__)
@@ -97,8 +101,8 @@ class SpareConnection:
         pooled.detach()
         try:
             raw.autocommit = True
-            transitions.rehearse(transitions.for_work_horses(raw))
-            self._connections.adopt(raw)  # SQLAlchemy learns the ways of this server, once for all work-horses
+            warm_up(for_work_horses(raw))
+            self._connections.wrap(raw)  # SQLAlchemy learns the ways of this server, once for all work-horses
         except BaseException:
             raw.close()
             raise
@@ -129,3 +133,23 @@ _worker: Final = _Worker()
 def spare_of_this_worker() -> SpareConnection | None:
     """The spare connection, if this process was forked by a worker that keeps one."""
     return _worker.spare
+
+
+def for_work_horses(raw: Any) -> Direct:
+    """A psycopg2 connection for the two statements of a run that are executed for every job.
+
+    On connections that live long they are worth preparing: see `rehearse`.
+    """
+    return Direct(raw, {CLAIM: "jobledger_claim", COMPLETE: "jobledger_complete"})
+
+
+def warm_up(connection: Direct) -> None:
+    """Prepare what a run will do, and do it for a job that cannot be: what it takes is then ready.
+
+    Raises:
+        psycopg2.Error: the schema is not there yet.
+    """
+    connection.prepare()
+    nobody = UUID(int=0)
+    claim(connection, nobody, Runner("", "", 0, ""), 0.0)
+    complete(connection, nobody, 0, None, Evidence())

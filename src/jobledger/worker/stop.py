@@ -13,7 +13,7 @@ from typing import Final
 
 import redis
 
-from jobledger.connections import make_redis
+from jobledger.connections.redis import make_redis
 from jobledger.observe.log import get_logger
 from jobledger.settings import Settings
 
@@ -23,7 +23,7 @@ WORKER_KEY: Final = "rq:worker:{}"  # rq 3.0 worker/base.py:118
 REQUESTED_FIELD: Final = "shutdown_requested_date"  # rq 3.0 worker/base.py:1045
 TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S.%fZ"  # rq 3.0 utils.py, utcformat
 ANSWER_SECONDS: Final = 0.5
-NOBODY: Final = "none"
+NO_WORKER: Final = "none"
 """The worker's name of a run without one."""
 
 
@@ -60,7 +60,7 @@ class StopRequest:
 
     def look(self) -> None:
         """In the lease's thread: ask Redis. No answer is no sign of anything."""
-        if self.is_requested or self._worker == NOBODY:
+        if self.is_requested or self._worker == NO_WORKER:
             return
         try:
             if self._client is None:

@@ -9,13 +9,7 @@ from jobledger.cli import main
 from jobledger.cli.exits import ExitCode
 from jobledger.cli.migrate import will_not_heal
 from jobledger.cli.parameters import duration, queue
-from jobledger.errors import (
-    ConfigurationError,
-    JobNotFound,
-    LedgerUnavailable,
-    OptionError,
-    ScheduleError,
-)
+from jobledger.errors import ConfigurationError, JobNotFound, LedgerUnavailable, OptionError, ScheduleError
 
 CONTEXT = click.Context(main)
 

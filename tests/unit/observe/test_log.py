@@ -12,8 +12,7 @@ from rq.exceptions import StopRequested
 
 from jobledger.observe.log import LineHandler, TailHandler, get_job_logger, get_logger, logging_config
 from jobledger.observe.log_lines import LineFormatter
-from jobledger.observe.log_run import LoggedRun
-from jobledger.observe.log_tail import LogTail
+from jobledger.observe.log_run import LoggedRun, LogTail
 from jobledger.settings import Settings
 
 

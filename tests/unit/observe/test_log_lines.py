@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from jobledger.observe.log import LineHandler, get_logger
 from jobledger.observe.log_lines import LineFormatter, labelled_json, without_passwords
-from jobledger.observe.log_run import LoggedRun
-from jobledger.observe.log_tail import LogTail
+from jobledger.observe.log_run import LoggedRun, LogTail
 
 JOB_ID = "0192e5a0-0000-7000-8000-00000000000a"
 HOSTILE = (

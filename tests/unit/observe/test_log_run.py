@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from jobledger.observe import log_run
-from jobledger.observe.log_run import LoggedRun, current_run
-from jobledger.observe.log_tail import LogTail
+from jobledger.observe.log_run import LoggedRun, LogTail, current_run
 
 
 def a_run(*, whole_process: bool = False) -> LoggedRun:

@@ -2,7 +2,7 @@
 
 import threading
 
-from jobledger.observe.log_tail import LOG_TAIL_BYTES, LogTail
+from jobledger.observe.log_run import LOG_TAIL_BYTES, LogTail
 
 
 def test_nothing_logged_is_nothing_kept() -> None:

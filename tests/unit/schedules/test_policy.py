@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fire_times import CREATED, SECOND, cron, fields, moment
 from jobledger.schedules.definition import CatchUp
-from jobledger.schedules.policy import MOST_AT_ONCE, Verdict, judge
+from jobledger.schedules.policy import MOST_AT_ONCE, Ruling, judge
 from jobledger.schedules.triggers import INSTANT, Interval, Once, Trigger, between, last_between
 
 SKIP, LATEST, ALL = CatchUp.SKIP, CatchUp.LATEST, CatchUp.ALL
@@ -95,8 +95,8 @@ def test_what_is_given_up_is_given_up_at_once_and_for_good(catch_up: CatchUp) ->
 
     found = judge(once, catch_up, GRACE, at("09:00:00"), now, GRACE)
 
-    assert found == Verdict((), at("10:00:00"))
-    assert judge(once, catch_up, GRACE, at("10:00:00"), now, GRACE) == Verdict()
+    assert found == Ruling((), at("10:00:00"))
+    assert judge(once, catch_up, GRACE, at("10:00:00"), now, GRACE) == Ruling()
 
 
 def test_one_look_fires_no_more_than_so_many() -> None:
@@ -148,7 +148,7 @@ class Looks:
     fired: list[tuple[datetime, datetime]] = field(default_factory=list)
     looked: list[datetime] = field(default_factory=list)
 
-    def look(self, now: datetime, most: int) -> Verdict:
+    def look(self, now: datetime, most: int) -> Ruling:
         before = self.decided
         verdict = judge(self.trigger, self.catch_up, self.max_lateness, before, now, self.grace)
         for fire_at in verdict.fire[:most]:

@@ -8,7 +8,7 @@ import pytest
 from psycopg2 import errorcodes, errors
 from sqlalchemy.exc import OperationalError
 
-from jobledger.status import Outcome
+from jobledger.domain.status import Outcome
 from jobledger.worker.outcome import classify
 
 OURS = SimpleNamespace(closed=0)

@@ -3,8 +3,8 @@
 Only `ledger` and the migrations see these modules. A test holds them equal to what the migrations build.
 """
 
-from jobledger.ledger.models import clock, upkeep, who
+from jobledger.ledger.models import control, schedules
 from jobledger.ledger.models.columns import metadata
 from jobledger.ledger.models.jobs import job_attempts, job_statuses
 
-__all__ = ["clock", "job_attempts", "job_statuses", "metadata", "upkeep", "who"]
+__all__ = ["control", "job_attempts", "job_statuses", "metadata", "schedules"]

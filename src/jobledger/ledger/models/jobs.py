@@ -5,8 +5,8 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from jobledger.domain.status import TERMINAL, JobStatus, OnParentFailure, Outcome, Reason
 from jobledger.ledger.models.columns import count, metadata, moment, words
-from jobledger.status import TERMINAL, JobStatus, OnParentFailure, Outcome, Reason
 
 job_statuses: Final = sa.Table(
     "job_statuses",

@@ -6,7 +6,7 @@ from typing import Final
 import redis
 from fastapi import APIRouter, Response
 
-from jobledger.connections import Connections
+from jobledger.connections.default import Connections
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger.migrate import revisions
 from jobledger.observe.health import LedgerState, Level, judge, look_at_ledger, look_at_redis

@@ -1,4 +1,4 @@
-"""Create jobs, and follow them."""
+"""Create jobs, and follow them. Only classes with `api_dispatchable` exist for the API."""
 
 import time
 from collections.abc import Callable
@@ -8,14 +8,15 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, HTTPException, Response
 from pydantic import ValidationError
 
-from jobledger.admission import Request
-from jobledger.connections import Connections
-from jobledger.dispatch import dispatch
-from jobledger.errors import DispatchRefused, JobNotFound, OptionError
+from jobledger.connections.default import Connections
+from jobledger.dispatch.accept import dispatch
+from jobledger.dispatch.admission import Request
+from jobledger.domain.options import LONGEST_KEY
+from jobledger.errors import DispatchRefused, JobNotFound, OptionError, UnknownJobType
+from jobledger.job.definition import BaseJob
 from jobledger.ledger import queries
-from jobledger.options import LONGEST_KEY
+from jobledger.registry import registry
 from jobledger.web.api.body import parse_json, read_body
-from jobledger.web.api.catalog import find_job
 from jobledger.web.api.schemas import Created, CreateJob, ErrorBody, JobState
 from jobledger.web.errors import explain, status_of
 from jobledger.web.threads import BoundedThreads
@@ -171,3 +172,20 @@ def _read(connections: Connections, job_id: UUID) -> JobState:
     if row is None:
         raise JobNotFound(f"There is no job {job_id}: it was never created, or its row was pruned.")
     return JobState.of(row, attempts)
+
+
+def dispatchable_jobs() -> dict[str, type[BaseJob]]:
+    """The loaded classes with `api_dispatchable = True`, by job type, in its order."""
+    return {job_class.job_type: job_class for job_class in registry if job_class.api_dispatchable}
+
+
+def find_job(job_type: str) -> type[BaseJob]:
+    """The class of a type.
+
+    Raises:
+        UnknownJobType: there is none, or it is not for the API; the message says the same for both.
+    """
+    jobs = dispatchable_jobs()
+    if job_type not in jobs:
+        raise UnknownJobType(f"There is no job {job_type[:200]!r}. Available: {', '.join(jobs) or 'none'}.")
+    return jobs[job_type]

@@ -1,19 +1,25 @@
-"""The OpenAPI document: FastAPI's own, with a typed request for each job that the API may create."""
+"""The OpenAPI document, with a typed request for each job that the API may create; and `/docs`, its page.
+
+The page is Swagger UI, all of it served from here.
+"""
 
 import inspect
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.json_schema import models_json_schema
 
-from jobledger.job import BaseJob
+from jobledger.job.definition import BaseJob
 from jobledger.web.api.examples import example_of
-from jobledger.web.api.jobs import MAX_JOBS
+from jobledger.web.api.jobs import MAX_JOBS, dispatchable_jobs
 from jobledger.web.api.schemas import CreateJob
 
 Json = dict[str, Any]
@@ -129,3 +135,38 @@ def _json(content: Json) -> Json:
 def _component(job_type: str) -> str:
     """A name that OpenAPI allows for a component."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", job_type)
+
+
+_STATIC: Final = Path(__file__).resolve().parent.parent / "static"
+
+_POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",  # the style sheet's icons
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+
+
+def add_docs(app: FastAPI) -> None:
+    """Give an app its document and the page that shows it; call this after the routes were added."""
+    document: dict[str, Any] = build_document(app, dispatchable_jobs())
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/openapi.json")
+    async def openapi() -> JSONResponse:
+        return JSONResponse(document)
+
+    @router.get("/docs")
+    async def docs() -> FileResponse:
+        return FileResponse(
+            _STATIC / "docs.html", headers={"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
+        )
+
+    app.include_router(router)
+    app.mount("/static", StaticFiles(directory=_STATIC))

@@ -6,9 +6,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from jobledger.domain.status import JobStatus, OnParentFailure, Outcome
 from jobledger.ledger.queries import AttemptRow, JobRow
 from jobledger.observe.health import Level, Schema
-from jobledger.status import JobStatus, OnParentFailure, Outcome
 
 # `jobledger.options` checks these, in words that fit; here they only need to be described.
 _Queue = Annotated[Any, WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"})]

@@ -1,0 +1,1 @@
+"""From the call of `dispatch()` to the committed row and its wake-up."""

@@ -1,0 +1,228 @@
+"""The one door in: validate, write the row, and push its wake-up after the commit.
+
+The row is written in the caller's transaction, in that of a schedule's tick, or in one of its own. The push follows
+the commit; if Redis is away, or the list is full (`queues.window`), the row says so, and the relay pushes it in its
+turn.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, scoped_session
+from uuid6 import uuid7
+
+from jobledger.connections.default import Connections, default_connections
+from jobledger.connections.locks import CONFLICT_SECONDS
+from jobledger.dispatch.admission import Request, admit
+from jobledger.dispatch.after_commit import after_commit_of
+from jobledger.domain.options import DEFAULT_PRIORITY
+from jobledger.domain.records import Accepted, NewJob, Wake
+from jobledger.domain.status import JobStatus
+from jobledger.errors import OptionError
+from jobledger.lifecycle import limits
+from jobledger.lifecycle.push import DEADLINE_SECONDS, ask_for_room, push, push_quietly
+from jobledger.observe.log import get_logger
+
+log: Final = get_logger(__name__)
+
+ANSWER_SECONDS: Final = 0.5
+"""What is left of `within_seconds` for all that is not waiting."""
+
+SHORTEST_SECONDS: Final = 0.05
+"""For a transaction that comes too late: it is given up, and not before it has begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tick:
+    """A schedule's tick whose transaction the dispatches inside it join."""
+
+    session: Session
+    schedule: str
+    schedule_id: UUID
+    fire_at: datetime
+    jitter_seconds: float
+
+
+_tick: ContextVar[_Tick | None] = ContextVar("jobledger_tick", default=None)
+
+
+@contextmanager
+def joining_tick(
+    session: Session, schedule: str, schedule_id: UUID, fire_at: datetime, jitter_seconds: float = 0.0
+) -> Iterator[None]:
+    """Let every dispatch inside that names no session join this one, marked with the schedule and its fire time.
+
+    An equal job of a unique class that is there already is given back, never an error.
+
+    Args:
+        schedule: its name, for the log.
+        jitter_seconds: each job waits a random time up to this, so that many do not begin at the same moment.
+    """
+    token = _tick.set(_Tick(session, schedule, schedule_id, fire_at, jitter_seconds))
+    try:
+        yield
+    finally:
+        _tick.reset(token)
+
+
+def dispatch(
+    requests: Sequence[Request],
+    session: Session | scoped_session[Session] | None = None,
+    into: Connections | None = None,
+    within_seconds: float | None = None,
+) -> list[Accepted]:
+    """Write rows, in one statement, and push the wake-ups of those that may run.
+
+    Args:
+        requests: what to dispatch; all with the same `after` parents.
+        session: the caller's transaction; None for a tick's, if inside one, or an own one.
+        into: which servers; None for the process's default.
+        within_seconds: from now on, until when the rows must be committed without a session, for a caller who is
+            waited for. One that dispatches the same is waited for half a second less, so that there is time to say
+            so. The push comes on top. None for as long as it may take.
+
+    Returns:
+        What became of each, in the order of the requests.
+
+    Raises:
+        ParentNotFound: a parent is not in the ledger; nothing was written.
+        IdempotencyConflict: the key was used for something else; nothing was written.
+        DispatchContended: somebody who dispatches the same does not come to an end; nothing was written.
+        LedgerUnavailable: Postgres is away; without a session this means that it is unknown whether the jobs
+            were accepted if the connection was lost during the commit.
+    """
+    begun = time.monotonic()
+    connections = into or default_connections()
+    _ = connections.redis  # a wrong setting must say so before anything is written
+    tick = _tick.get()
+    if session is None and tick is not None:
+        session = tick.session
+    if isinstance(session, scoped_session):
+        session = session()
+    if session is not None and not isinstance(session, Session):
+        raise OptionError(
+            f"session= is a {type(session).__name__}: say a SQLAlchemy Session, or `await X.adispatch(…)` with an "
+            "AsyncSession."
+        )
+    rows = [_new_job(request, connections, tick) for request in requests]
+    asks_first = not any(request.options.after for request in requests)  # children may wait for long
+    if asks_first:
+        rows = _ask_for_room(connections, rows)
+    wakes = {
+        row.id: Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) for row in rows if row.pushed
+    }
+    if session is None:
+        deadline, patience = _limits(requests, within_seconds, time.monotonic() - begun)
+        with connections.transaction(deadline) as connection:
+            accepted = admit(connection, rows, requests, patience)
+        (push if asks_first else push_quietly)(connections, _due(accepted, wakes))
+        limits.release_new(connections, _keys(accepted, rows))
+        return accepted
+    accepted = admit(session.connection(), rows, [_giving_back(one) for one in requests] if tick else requests)
+    if tick is not None:
+        _say_what_was_there(tick, requests, accepted)
+    held = after_commit_of(session, until_commit=True)
+    held.add(session, connections, _due(accepted, wakes), _keys(accepted, rows), has_room=asks_first)
+    return accepted
+
+
+def _limits(
+    requests: Sequence[Request], within_seconds: float | None, spent_seconds: float
+) -> tuple[float, float | None]:
+    """How long a transaction of our own may take, and how long a rival is waited for in it, in seconds."""
+    if within_seconds is not None:
+        left = max(within_seconds - spent_seconds, SHORTEST_SECONDS)
+        return left, max(left - ANSWER_SECONDS, 0.0)
+    waits = any(request.may_be_known for request in requests)
+    return DEADLINE_SECONDS + CONFLICT_SECONDS * waits, None
+
+
+def _giving_back(request: Request) -> Request:
+    """In a tick an equal job is given back, also where the class wants an error: one job that is there must keep
+    neither the fire time nor what else the tick dispatches from being."""
+    unique = request.unique
+    if unique is None or unique.on_conflict != "error":
+        return request
+    return replace(request, unique=unique.giving_back())
+
+
+def _say_what_was_there(tick: _Tick, requests: Sequence[Request], accepted: Sequence[Accepted]) -> None:
+    for request, one in zip(requests, accepted, strict=True):
+        if one.is_duplicate and request.unique is not None and request.unique.on_conflict == "error":
+            log.info(
+                "Not dispatched: an equal job is there",
+                schedule=tick.schedule,
+                fire_at=tick.fire_at.isoformat(),
+                job_type=request.job_type,
+                job_id=str(one.id),
+            )
+
+
+def _due(accepted: Sequence[Accepted], wakes: Mapping[UUID, Wake]) -> list[Wake]:
+    """The wake-ups of new jobs that may run now; what is known already was pushed when it was new."""
+    return [
+        wakes[one.id] for one in accepted if one.status is JobStatus.QUEUED and not one.is_duplicate and one.id in wakes
+    ]
+
+
+def _keys(accepted: Sequence[Accepted], rows: Sequence[NewJob]) -> list[str]:
+    """By what the new jobs are held that may run as soon as there is a slot."""
+    held_by = {row.id: row.held_by for row in rows if row.held_by is not None}
+    return [held_by[one.id] for one in accepted if one.status is JobStatus.QUEUED and one.id in held_by]
+
+
+async def dispatch_async(
+    requests: Sequence[Request], session: AsyncSession, into: Connections | None = None
+) -> list[Accepted]:
+    """The same in the transaction of an AsyncSession."""
+    return await session.run_sync(lambda sync_session: dispatch(requests, sync_session, into))
+
+
+def _new_job(request: Request, connections: Connections, tick: _Tick | None) -> NewJob:
+    options = request.options
+    return NewJob(
+        id=UUID(int=uuid7().int),
+        job_type=request.job_type,
+        queue=options.chosen_queue,
+        priority=options.priority or DEFAULT_PRIORITY,
+        payload=request.payload,
+        title=options.title,
+        owner=options.owner,
+        timeout_seconds=options.timeout_seconds or connections.settings.default_timeout_seconds,
+        max_attempts=options.max_attempts or 1,
+        has_on_failed=request.has_on_failed,
+        delay_seconds=options.delay_seconds + (random.uniform(0, tick.jitter_seconds) if tick else 0.0),  # noqa: S311
+        available_at_epoch=options.available_at_epoch,
+        expires_in_seconds=options.expires_in_seconds,
+        schedule_id=tick.schedule_id if tick else None,
+        fire_at_epoch=tick.fire_at.timestamp() if tick else None,
+        idempotency_scope=options.idempotency_scope if options.idempotency_key is not None else None,
+        idempotency_key=options.idempotency_key,
+        applied_limits=request.applied_limits,
+        pushed=not request.applied_limits,
+    )
+
+
+def _ask_for_room(connections: Connections, rows: list[NewJob]) -> list[NewJob]:
+    """Before anything is written: which of the rows will be pushed, if they are queued at once."""
+    now = time.time()  # only to leave out what will surely wait: the database decides
+    soon = [row for row in rows if row.pushed and row.delay_seconds <= 0 and (row.available_at_epoch or 0) <= now]
+    room = ask_for_room(connections, Counter(row.queue for row in soon))
+    if all(room[name] >= count for name, count in Counter(row.queue for row in soon).items()):
+        return rows
+    asked = {row.id for row in soon}
+    fitted = []
+    for row in rows:
+        fits = row.id not in asked or room[row.queue] > 0
+        room[row.queue] -= row.id in asked
+        fitted.append(row if fits else replace(row, pushed=False))
+    return fitted

@@ -1,0 +1,1 @@
+"""The job classes for tables and files that ship with the package."""

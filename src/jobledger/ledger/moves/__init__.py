@@ -1,0 +1,80 @@
+"""The moves of a job: the only writers of `job_statuses.status`, one guarded statement for each.
+
+A guard names the status that it expects and, for a run, the fence (`attempt`). No row back is an answer: another
+process moved the job first. Time is the database's; inside a transaction that began long ago it is the statement's.
+Nothing here commits: the caller owns the transaction. The statements run on a caller's connection of any driver, so
+each parameter is cast to its type.
+
+insert      nothing -> queued, scheduled, deferred, canceled
+claim       queued -> started
+limits      the same for jobs with limits, and their release
+finish      started -> completed, scheduled, queued, failed, canceled
+children    deferred -> queued, scheduled, canceled
+waiting     scheduled -> queued; not started in time, or by no wake-up -> failed
+control     what a person asks for: retry, cancel
+"""
+
+from jobledger.ledger.moves.children import (
+    cancel_children,
+    deferred_between,
+    link,
+    lock_children,
+    lock_parents,
+    release_children,
+    release_in_spite,
+    release_stuck,
+    stuck_children,
+)
+from jobledger.ledger.moves.claim import claim, claim_again
+from jobledger.ledger.moves.control import cancel, cancel_many, request_cancel, retry, retry_many, run_deferred
+from jobledger.ledger.moves.finish import cancel_running, complete, fail, hand_back, reschedule
+from jobledger.ledger.moves.insert import insert, replace_waiting
+from jobledger.ledger.moves.limits import (
+    claim_limited,
+    give_back_slots,
+    make_limit_keys,
+    make_way,
+    release_oldest,
+    replace_limits,
+    set_limits,
+)
+from jobledger.ledger.moves.waiting import Expired, expire, expired, give_up, promote_due
+
+__all__ = [
+    "Expired",
+    "cancel",
+    "cancel_children",
+    "cancel_many",
+    "cancel_running",
+    "claim",
+    "claim_again",
+    "claim_limited",
+    "complete",
+    "deferred_between",
+    "expire",
+    "expired",
+    "fail",
+    "give_back_slots",
+    "give_up",
+    "hand_back",
+    "insert",
+    "link",
+    "lock_children",
+    "lock_parents",
+    "make_limit_keys",
+    "make_way",
+    "promote_due",
+    "release_children",
+    "release_in_spite",
+    "release_oldest",
+    "release_stuck",
+    "replace_limits",
+    "replace_waiting",
+    "request_cancel",
+    "reschedule",
+    "retry",
+    "retry_many",
+    "run_deferred",
+    "set_limits",
+    "stuck_children",
+]

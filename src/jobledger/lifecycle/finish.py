@@ -1,0 +1,253 @@
+"""The only end of an attempt: what it came to -> what becomes of the job. Used by the worker and by the reaper.
+
+Deciding (`decide`) is pure; doing (`settle`) is one guarded statement, and a second one if the job has children.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+from uuid import UUID
+
+from sqlalchemy.engine import Connection
+from uuid6 import uuid7
+
+from jobledger.domain.endings import RetryIn, Snooze
+from jobledger.domain.payload import storable
+from jobledger.domain.records import Evidence, Wake
+from jobledger.domain.retry import Retry
+from jobledger.domain.status import JobStatus, Outcome, Reason
+from jobledger.ledger import moves
+from jobledger.ledger.direct import Executor
+
+MAX_CRASHES: Final = 3
+MAX_LOSSES: Final = 20
+CRASH_BACKOFF: Final = Retry(MAX_CRASHES, backoff="fixed", base=1)
+LOSS_BACKOFF: Final = Retry(MAX_LOSSES, backoff="exponential", base=2, cap=60)
+"""A lost attempt is not the job's fault: it runs again at once. But if it has lived to say what took it, such as a full
+disk or a connection, and that was not the first one, that gets time to pass."""
+
+UNKNOWN_TYPE_WAIT_SECONDS: Final = 30.0
+UNKNOWN_TYPE_LIMIT_SECONDS: Final = 3600.0
+
+
+class Budgets(Protocol):
+    """What of a row decides whether an attempt may be followed by another."""
+
+    @property
+    def max_attempts(self) -> int: ...
+    @property
+    def errors(self) -> int: ...
+    @property
+    def crashes(self) -> int: ...
+    @property
+    def losses(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Another attempt after a wait."""
+
+    wait_seconds: float
+    spent: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """Another worker may run it now, as if this one had not begun: nothing is spent, and it keeps its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The job has failed for good."""
+
+    reason: Reason
+    spent: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRunning:
+    """The job is canceled."""
+
+    reason: str
+
+
+Decision = Again | HandBack | Fail | CancelRunning
+
+CANCELED_ITSELF: Final = "canceled by itself"
+CANCELED_ON_REQUEST: Final = "canceled on request"
+"""If nothing more is known: who and why stands with the request."""
+
+LONGEST_REASON: Final = 1000
+"""Characters that are kept of why a job canceled itself."""
+
+
+def decide(
+    outcome: Outcome,
+    budgets: Budgets,
+    retry: Retry = Retry(),  # noqa: B008 - frozen
+    error: BaseException | None = None,
+    unknown_for_seconds: float = 0.0,
+    *,
+    server_restarted: bool = False,
+) -> Decision:
+    """What follows an attempt that did not complete. Pure.
+
+    Args:
+        outcome: how the attempt ended.
+        budgets: the counters of the row, before this attempt is counted.
+        retry: the class's policy; it decides about errors and timeouts only.
+        error: what was raised.
+        unknown_for_seconds: for how long no worker has known the job's type.
+        server_restarted: Postgres has started since the attempt began; what is lost then is nobody's fault.
+    """
+    match outcome:
+        case Outcome.ERROR | Outcome.TIMEOUT:
+            spent = {"errors": 1}
+            failures = budgets.errors + 1
+            if failures >= budgets.max_attempts or (error is not None and not retry.allows(error)):
+                return Fail(Reason(outcome.value), spent)
+            if isinstance(error, RetryIn):
+                return Again(error.wait_seconds, spent)
+            return Again(retry.jittered(retry.wait_seconds(failures)), spent)
+        case Outcome.SNOOZED:
+            return Again(error.wait_seconds if isinstance(error, Snooze) else 0.0)
+        case Outcome.CANCELED:
+            return CancelRunning(f"{CANCELED_ITSELF}: {error}" if error is not None and str(error) else CANCELED_ITSELF)
+        case Outcome.GAVE_UP:
+            return Fail(Reason.ERROR, {"errors": 1})
+        case Outcome.CRASHED:
+            spent = {"crashes": 1}
+            crashes = budgets.crashes + 1
+            if crashes >= MAX_CRASHES:
+                return Fail(Reason.CRASHED, spent)
+            return Again(CRASH_BACKOFF.jittered(CRASH_BACKOFF.wait_seconds(crashes)), spent)
+        case Outcome.LOST:
+            if server_restarted:
+                return Again(0.0)
+            spent = {"losses": 1}
+            if budgets.losses + 1 >= MAX_LOSSES:
+                return Fail(Reason.LOST, spent)
+            if error is None or budgets.losses == 0:
+                return Again(0.0, spent)
+            return Again(LOSS_BACKOFF.jittered(LOSS_BACKOFF.wait_seconds(budgets.losses)), spent)
+        case Outcome.HANDED_BACK:
+            return HandBack()
+        case Outcome.UNKNOWN_TYPE:
+            if unknown_for_seconds >= UNKNOWN_TYPE_LIMIT_SECONDS:
+                return Fail(Reason.UNDISPATCHABLE)
+            return Again(UNKNOWN_TYPE_WAIT_SECONDS)
+        case Outcome.COMPLETED:
+            raise ValueError("A completed attempt is followed by nothing; see complete().")
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of the job.
+
+    Attributes:
+        wakes: jobs that may run now, to be pushed after the commit.
+        wait_seconds: for a scheduled job, until its next attempt.
+    """
+
+    status: JobStatus
+    wakes: Sequence[Wake] = ()
+    wait_seconds: float | None = None
+
+
+def complete(
+    connection: Executor, job_id: UUID, attempt: int, result: str | None, evidence: Evidence
+) -> Settled | None:
+    """Write `completed` in the transaction of the job's effects, and release its children.
+
+    Returns:
+        None if the attempt was fenced out: the caller rolls everything back.
+    """
+    ended = moves.complete(connection, job_id, attempt, result, evidence)
+    if ended is None:
+        return None
+    wakes = moves.release_children(connection, job_id) if ended.has_children else []
+    return Settled(JobStatus.COMPLETED, wakes)
+
+
+def complete_alone(
+    connection: Executor, job_id: UUID, attempt: int, result: str | None, evidence: Evidence
+) -> Settled | None:
+    """The same in one statement that is a transaction of its own, for a job without effects of its own.
+
+    Returns:
+        None if the job has children, which `complete` will release, or if the attempt was fenced out.
+    """
+    ended = moves.complete(connection, job_id, attempt, result, evidence, only_childless=True)
+    return Settled(JobStatus.COMPLETED) if ended is not None else None
+
+
+def settle(
+    connection: Connection,
+    job_id: UUID,
+    attempt: int,
+    outcome: Outcome,
+    decision: Decision,
+    evidence: Evidence,
+) -> Settled | None:
+    """Write the end of an attempt that did not complete, as decided.
+
+    A job that somebody wants canceled is canceled, whatever was decided: it has not completed.
+
+    Returns:
+        None if the attempt was fenced out: somebody else has written its end.
+    """
+    if isinstance(decision, CancelRunning):
+        return _cancel_running(connection, job_id, attempt, outcome, decision.reason, evidence)
+    settled = _settle_unless_requested(connection, job_id, attempt, outcome, decision, evidence)
+    return settled or _cancel_running(connection, job_id, attempt, outcome, CANCELED_ON_REQUEST, evidence)
+
+
+def _settle_unless_requested(
+    connection: Connection,
+    job_id: UUID,
+    attempt: int,
+    outcome: Outcome,
+    decision: Again | HandBack | Fail,
+    evidence: Evidence,
+) -> Settled | None:
+    if isinstance(decision, HandBack):
+        wake = moves.hand_back(connection, job_id, attempt, outcome, evidence)
+        return Settled(JobStatus.QUEUED, [wake]) if wake is not None else None
+    if isinstance(decision, Again):
+        moved = moves.reschedule(connection, job_id, attempt, outcome, decision.wait_seconds, decision.spent, evidence)
+        return Settled(JobStatus.SCHEDULED, wait_seconds=decision.wait_seconds) if moved else None
+    callback_id = UUID(int=uuid7().int)
+    failed = moves.fail(connection, job_id, attempt, outcome, decision.reason, decision.spent, evidence, callback_id)
+    if failed is None:
+        return None
+    wakes = propagate_end(connection, job_id) if failed.has_children else []
+    return Settled(JobStatus.FAILED, [failed.callback, *wakes] if failed.callback else wakes)
+
+
+def _cancel_running(
+    connection: Connection, job_id: UUID, attempt: int, outcome: Outcome, reason: str, evidence: Evidence
+) -> Settled | None:
+    ended = moves.cancel_running(connection, job_id, attempt, outcome, storable(reason)[:LONGEST_REASON], evidence)
+    if ended is None:
+        return None
+    return Settled(JobStatus.CANCELED, propagate_end(connection, job_id, "was canceled") if ended.has_children else ())
+
+
+def propagate_end(connection: Connection, job_id: UUID, how: str = "failed") -> list[Wake]:
+    """Tell those that wait for this job, directly or through others, that it did not complete.
+
+    Generation by generation they are canceled, released or left waiting, as their `on_parent_failure` says.
+
+    Args:
+        how: what this job did, for the reason of its children: "failed" or "was canceled".
+
+    Returns:
+        Those that may run now, to be pushed after the commit.
+    """
+    generation, wakes = [job_id], list[Wake]()
+    while generation:
+        moves.lock_children(connection, generation)
+        canceled = moves.cancel_children(connection, generation, how)
+        wakes += moves.release_in_spite(connection, generation)
+        generation, how = canceled, "was canceled"
+    return wakes

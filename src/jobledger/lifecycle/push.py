@@ -1,0 +1,80 @@
+"""Pushes that follow a commit: as many as have room, and never an error. What is not pushed is left to the relay."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import redis
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobledger import queues
+from jobledger.connections.default import Connections
+from jobledger.domain.records import Wake
+from jobledger.errors import LedgerUnavailable
+from jobledger.failpoints import Failpoint, reach
+from jobledger.ledger import wakeups
+from jobledger.observe.log import get_logger
+
+log: Final = get_logger(__name__)
+
+DEADLINE_SECONDS: Final = 1.5
+"""A dispatch in a transaction of its own answers within this, also when Postgres is frozen."""
+
+
+def ask_for_room(connections: Connections, wanted: Mapping[str, int]) -> Counter[str]:
+    """How many wake-ups of each queue may be pushed now; none if Redis is away."""
+    room: Counter[str] = Counter()
+    window = queues.window_of(connections)
+    try:
+        for name, count in wanted.items():
+            room[name] = window.grant(connections.redis, name, count)
+    except redis.RedisError as error:
+        log.warning("Redis is away: the relay will push", error=str(error))
+    return room
+
+
+def push_quietly(connections: Connections, wakes: Sequence[Wake]) -> bool:
+    """Push what has room; and write into the rows of the rest that it was not pushed, so that the relay does it.
+
+    Args:
+        connections: the servers.
+        wakes: of rows that are committed, and say that they were pushed.
+
+    Returns:
+        Whether Redis took all. Nothing is raised: the jobs are accepted, and repair will wake them.
+    """
+    if not wakes:
+        return True
+    room = ask_for_room(connections, Counter(wake.queue for wake in wakes))
+    fitting: list[Wake] = []
+    rest: list[Wake] = []
+    for wake in wakes:
+        (fitting if room[wake.queue] > 0 else rest).append(wake)
+        room[wake.queue] -= 1
+    _note_unpushed(connections, rest)
+    return push(connections, fitting) and not rest
+
+
+def push(connections: Connections, wakes: Sequence[Wake]) -> bool:
+    """Push what is known to have room; if Redis is away, the same as `push_quietly`."""
+    if not wakes:
+        return True
+    reach(Failpoint.BEFORE_PUSH)
+    try:
+        queues.push(connections.redis, wakes)
+    except redis.RedisError as error:
+        log.warning("Redis is away: the relay will push", wakes=len(wakes), error=str(error))
+        queues.window_of(connections).close()
+        _note_unpushed(connections, wakes)
+        return False
+    return True
+
+
+def _note_unpushed(connections: Connections, wakes: Sequence[Wake]) -> None:
+    if not wakes:
+        return
+    try:
+        with connections.transaction(DEADLINE_SECONDS) as connection:
+            wakeups.unpush(connection, [(wake.id, wake.push_count) for wake in wakes])
+    except (LedgerUnavailable, SQLAlchemyError) as unwritten:  # accepted all the same; the reconciler will see
+        log.warning("Not noted as not pushed", wakes=len(wakes), error=str(unwritten))
