@@ -1,5 +1,6 @@
 """Bounded waits for locks: a transaction that another process leaves open stops no other work.
- A row is locked by the transaction that changes it, until its end. A session with a dispatch in it that waits for a
+
+A row is locked by the transaction that changes it, until its end. A session with a dispatch in it that waits for a
 job, `after=`, locks that job's row until it commits, which may be any time later.
 """
 

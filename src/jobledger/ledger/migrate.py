@@ -1,5 +1,6 @@
 """Brings the database's schema to this version of the code, with Alembic.
- Also what migrations do to tables that are in use: no step locks others out for long, and each may be done again.
+
+Also what migrations do to tables that are in use: no step locks others out for long, and each may be done again.
 Each step commits what came before it in its migration, and is committed itself.
 """
 

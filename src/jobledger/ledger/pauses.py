@@ -1,5 +1,6 @@
 """Queues and job types whose jobs are not started for now. No status moves here: a held job stays `queued`.
- A relay or a claim that meets a job of a paused queue or type writes `held_by` into its row instead of pushing or
+
+A relay or a claim that meets a job of a paused queue or type writes `held_by` into its row instead of pushing or
 starting it, and locks the pause until that is committed. So the end of the pause sees all that it holds. Every look
 for what holds jobs begins with `HOLDERS`, whose rows have a `held_by` each.
 """

@@ -1,5 +1,6 @@
 """Unique jobs and idempotency keys: the job that is there already.
- One unfinished job of a unique key is the work of an index; one job within a time, of a row in `unique_windows`. A
+
+One unfinished job of a unique key is the work of an index; one job within a time, of a row in `unique_windows`. A
 key of idempotency is a row, written in the dispatch's own transaction.
 """
 

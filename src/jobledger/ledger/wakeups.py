@@ -1,5 +1,6 @@
 """Which queued jobs are in Redis, as far as is known: `pushed_at`, `push_count`, `held_by`. No status moves here.
- Also: wake-ups that were lost on their way to a claim, counted for the row's present `attempt` (a claim starts the
+
+Also: wake-ups that were lost on their way to a claim, counted for the row's present `attempt` (a claim starts the
 count anew); and which Redis the ledger knows, the last one of which all that it had lost was noted.
 """
 

@@ -1,5 +1,6 @@
 """Whether every unfinished job is in exactly one place, and nothing in Redis is without a job.
- Pure counts, for health checks, metrics and `doctor`. Things move while they are counted: what looks wrong is
+
+Pure counts, for health checks, metrics and `doctor`. Things move while they are counted: what looks wrong is
 looked at a second time, a moment later. About once a minute a scheduler counts, and writes down what it found: with
 50,000 wake-ups in Redis, and as many jobs that wait for room there, this takes less than a second of one core.
 """

@@ -1,5 +1,6 @@
 """The attempt that runs here: each log line names it, and its last lines are kept with it in the ledger.
- A work-horse is a process for one attempt, so the attempt is set for the whole of it: for all threads, and until
+
+A work-horse is a process for one attempt, so the attempt is set for the whole of it: for all threads, and until
 the process ends, so that RQ's last lines say it too. A process that lives on (RQ's SimpleWorker) sets it for the
 context (`contextvars`) of the run and takes it back: coroutines and `asyncio.to_thread` see it there, other threads
 that the job starts do not.

@@ -1,5 +1,6 @@
 """Keys, windows, requests, pauses and limits; and what repair remembers between its sweeps.
- No foreign keys to jobs: adding one would wait for every transaction that has written to `job_statuses`, such as a
+
+No foreign keys to jobs: adding one would wait for every transaction that has written to `job_statuses`, such as a
 long job's; and a key outlives its job.
 """
 

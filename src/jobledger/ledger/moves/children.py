@@ -1,5 +1,6 @@
 """Jobs that wait for others: linked at dispatch, released by the last parent, canceled or kept if one fails.
- Rows are locked in the order of their ids, parents before children, so that families that move at once cannot
+
+Rows are locked in the order of their ids, parents before children, so that families that move at once cannot
 deadlock.
 """
 

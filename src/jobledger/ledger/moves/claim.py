@@ -1,5 +1,6 @@
 """queued -> started: the claim, the first statement of every delivery.
- What claims have in common, see `limits` too: the parts `PAUSE`; then `claimed`, which sets `START` for a row that
+
+What claims have in common, see `limits` too: the parts `PAUSE`; then `claimed`, which sets `START` for a row that
 is `CLAIMABLE` while there is no row in `pause`, and gives back `CLAIMED_COLUMNS`; then `OPENED`.
 """
 

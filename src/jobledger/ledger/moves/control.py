@@ -1,5 +1,6 @@
 """What a person asks for: retry and cancel, of one job and of many; a request to cancel a running one.
- Of many jobs, what is locked or needs more than its own row is left to the single way: parents, unique jobs, what
+
+Of many jobs, what is locked or needs more than its own row is left to the single way: parents, unique jobs, what
 runs. A statement that takes many locks and waits for none cannot deadlock.
 
 A statement that queues an ended job again has a part `moved`, which sets `QUEUE_AGAIN` and gives back

@@ -1,5 +1,6 @@
 """started -> completed, scheduled, queued, failed or canceled: the end of an attempt.
- The attempt's row is closed in the statement that moves the job, under the same fence. A statement that fails a job
+
+The attempt's row is closed in the statement that moves the job, under the same fence. A statement that fails a job
 also inserts the job that calls `on_failed`: it has a part `moved`, which gives back `FAILED_COLUMNS` and a
 `callback_id`, the id of that job if there will be one; then `CALLBACK`; and it ends with `FAILED`. Its parameter
 `callback_type` is `ON_FAILED_TYPE`.
