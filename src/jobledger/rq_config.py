@@ -12,6 +12,7 @@ from jobledger.jobs.own import WarmUp
 from jobledger.observe.log import logging_config, set_up_logging
 from jobledger.registry import load_job_modules
 from jobledger.settings import load_settings
+from jobledger.worker.keeping import keep_leases
 from jobledger.worker.redis import with_endurance
 from jobledger.worker.spare import SpareConnection
 from jobledger.worker.warm_up import warm_up
@@ -20,6 +21,7 @@ _settings = load_settings()
 set_up_logging(_settings)
 load_job_modules(_settings.job_modules)
 _connections = configure(_settings)
+keep_leases(_connections)
 warm_up(_connections, WarmUp.job_type, {"number": 1})
 SpareConnection(_connections).keep_ready()
 gc.collect()

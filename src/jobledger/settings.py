@@ -92,6 +92,11 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is no time zone of the IANA database, such as Europe/Prague")
         return value
 
+    def as_environment(self) -> dict[str, str]:
+        """The environment variables that give another process the same settings, secrets included."""
+        said = {name: getattr(self, name) for name in type(self).model_fields}
+        return {f"JOBLEDGER_{name.upper()}": _as_text(value) for name, value in said.items() if value is not None}
+
     @property
     def zone(self) -> ZoneInfo:
         """The default time zone of schedules."""
@@ -121,6 +126,12 @@ class Settings(BaseSettings):
         if self.redis_url is None:
             raise ConfigurationError("JOBLEDGER_REDIS_URL is not set; say redis://:password@host:6379/0.")
         return self.redis_url.get_secret_value()
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 @cache

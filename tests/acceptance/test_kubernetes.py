@@ -7,7 +7,8 @@ import yaml
 
 from harness import REPOSITORY
 from jobledger import Settings
-from jobledger.worker.leases import HARD_STOP_SECONDS, INTERRUPT_GRACE_SECONDS
+from jobledger.worker.leases import INTERRUPT_GRACE_SECONDS
+from jobledger.worker.takeover import HARD_STOP_SECONDS
 from unrun import command_problem
 
 MANIFESTS = sorted((REPOSITORY / "deploy" / "kubernetes").iterdir())

@@ -10,8 +10,9 @@ import pytest
 
 from harness import REPOSITORY
 from jobledger import Settings
-from jobledger.worker.leases import HARD_STOP_SECONDS, INTERRUPT_GRACE_SECONDS
+from jobledger.worker.leases import INTERRUPT_GRACE_SECONDS
 from jobledger.worker.redis import STOPPING_PATIENCE_SECONDS
+from jobledger.worker.takeover import HARD_STOP_SECONDS
 
 UNITS = sorted((REPOSITORY / "deploy" / "systemd").iterdir())
 DRAIN_SECONDS = Settings.model_fields["drain_seconds"].default

@@ -179,7 +179,7 @@ MOVES_OF_FUNCTIONS = {
         QUEUED,
         lambda ledger, job: moves.hand_back(ledger, job, 1, Outcome.HANDED_BACK, Evidence()),
     ),
-    "call_off": Move(
+    "cancel_running": Move(
         frozenset({STARTED}),
         CANCELED,
         lambda ledger, job: moves.cancel_running(ledger, job, 1, Outcome.CANCELED, "canceled by itself", Evidence()),
@@ -262,19 +262,21 @@ def test_the_functions_make_every_legal_move_and_none_besides() -> None:
 
 
 @pytest.mark.parametrize("attempt", [0, 2])
-@pytest.mark.parametrize("name", ["complete", "reschedule", "fail", "hand_back", "call_off"])
+@pytest.mark.parametrize("name", ["complete", "reschedule", "fail", "hand_back", "cancel_running"])
 def test_another_attempt_than_the_running_one_moves_nothing(ledger: Connection, name: str, attempt: int) -> None:
     job_id = claimed(ledger)
     row, attempts = row_of(ledger, job_id), attempts_of(ledger, job_id)
-    moves: dict[str, Callable[[], object]] = {
+    named: dict[str, Callable[[], object]] = {
         "complete": lambda: moves.complete(ledger, job_id, attempt, None, Evidence()),
         "reschedule": lambda: moves.reschedule(ledger, job_id, attempt, Outcome.ERROR, 0, {}, Evidence()),
         "hand_back": lambda: moves.hand_back(ledger, job_id, attempt, Outcome.HANDED_BACK, Evidence()),
-        "call_off": lambda: moves.cancel_running(ledger, job_id, attempt, Outcome.CANCELED, "canceled", Evidence()),
+        "cancel_running": lambda: moves.cancel_running(
+            ledger, job_id, attempt, Outcome.CANCELED, "canceled", Evidence()
+        ),
         "fail": lambda: moves.fail(ledger, job_id, attempt, Outcome.ERROR, Reason.ERROR, {}, Evidence(), uuid4()),
     }
 
-    assert not moves[name]()
+    assert not named[name]()
     assert row_of(ledger, job_id) == row
     assert attempts_of(ledger, job_id) == attempts
 
@@ -293,17 +295,17 @@ def test_the_end_of_an_earlier_attempt_moves_nothing_of_a_later_one(ledger: Conn
 # -- what moves with a status
 
 
-def test_a_claim_is_taken_up_again_by_the_process_that_made_it_and_by_no_other(ledger: Connection) -> None:
-    job_id = claimed(ledger)
+def test_a_claim_is_taken_up_again_by_the_delivery_that_made_it_and_by_no_other(ledger: Connection) -> None:
+    job_id, mine = inserted(ledger), replace(ME, token=uuid4())
+    assert moves.claim(ledger, job_id, mine, 30)
 
-    again = moves.claim_again(ledger, job_id, ME, 30)
-    others = [replace(ME, pid=2), replace(ME, host="there"), replace(ME, worker="another")]
+    again = moves.claim_again(ledger, job_id, mine, 30)
 
     assert again is not None
     assert (again.id, again.attempt) == (job_id, 1)
-    assert [moves.claim_again(ledger, job_id, other, 30) for other in others] == [None] * 3
+    assert [moves.claim_again(ledger, job_id, other, 30) for other in (ME, replace(ME, token=uuid4()))] == [None] * 2
     moves.complete(ledger, job_id, 1, None, Evidence())
-    assert moves.claim_again(ledger, job_id, ME, 30) is None
+    assert moves.claim_again(ledger, job_id, mine, 30) is None
 
 
 def test_a_job_that_is_handed_back_keeps_its_place_and_its_budgets(ledger: Connection) -> None:

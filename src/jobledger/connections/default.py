@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import PoolProxiedConnection
 
 from jobledger.connections.deadlines import within
-from jobledger.connections.postgres import _first_line, _replace_ended, make_engine, unavailable_as_error
+from jobledger.connections.postgres import first_line, make_engine, replace_ended, unavailable_as_error
 from jobledger.connections.redis import MAINTENANCE_REDIS_DEADLINE_SECONDS, CircuitBreaker, make_redis
 from jobledger.errors import LedgerUnavailable
 from jobledger.settings import Settings, load_settings
@@ -55,7 +55,7 @@ class Connections:
             if self._engine is None:
                 url = self.settings.require_database_url()
                 self._engine = make_engine(url, self.application_name, pool_timeout=POOL_TIMEOUT_SECONDS)
-                sa.event.listen(self._engine, "checkout", _replace_ended)
+                sa.event.listen(self._engine, "checkout", replace_ended)
             return self._engine
 
     @property
@@ -107,9 +107,9 @@ class Connections:
             try:
                 return self.engine.raw_connection()
             except psycopg2.OperationalError as error:  # here SQLAlchemy passes the driver's own error on
-                raise LedgerUnavailable(f"Postgres is away: {_first_line(error)}") from error
+                raise LedgerUnavailable(f"Postgres is away: {first_line(error)}") from error
 
-    def wrap(self, raw: Any) -> Connection:
+    def wrap(self, raw: Any, connection_class: type[Connection] = Connection) -> Connection:
         """A driver's connection as SQLAlchemy has it, on an engine that opens none of its own.
 
         Whoever made the connection closes it.
@@ -122,8 +122,8 @@ class Connections:
                 )
                 sa.event.listen(self._wrapping, "do_connect", lambda *_: self._wrapped)
             self._wrapped = raw
-            connection = self._wrapping.connect()
-            connection.detach()
+            connection = connection_class(self._wrapping)
+            Connection.detach(connection)
             return connection
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ def make_engine(url: str, application_name: str, **options: Any) -> Engine:
     )
 
 
-def _replace_ended(dbapi_connection: Any, *_: object) -> None:
+def replace_ended(dbapi_connection: Any, *_: object) -> None:
     """Have the pool connect anew if the server has ended a connection while it was idle: then there is something to
     read, the end of the stream. So the first transaction after a restart of Postgres works; it costs no round trip.
     """
@@ -65,10 +65,10 @@ def unavailable_as_error() -> Iterator[None]:
         yield
     except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
         if is_connection_loss(error):
-            raise LedgerUnavailable(f"Postgres is away: {_first_line(error)}") from error
+            raise LedgerUnavailable(f"Postgres is away: {first_line(error)}") from error
         raise
     except sa.exc.TimeoutError as error:  # no free connection in the pool
-        raise LedgerUnavailable(f"Postgres is busy or away: {_first_line(error)}") from error
+        raise LedgerUnavailable(f"Postgres is busy or away: {first_line(error)}") from error
 
 
 def is_connection_loss(error: BaseException) -> bool:
@@ -84,7 +84,8 @@ def is_connection_loss(error: BaseException) -> bool:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What the database says is wrong, without its hints."""
     return str(getattr(error, "orig", None) or error).strip().split("\n")[0]
 
 

@@ -85,13 +85,39 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Backend:
+    """A session of Postgres. A pid is given again, so the start belongs to its identity.
+
+    Attributes:
+        pid: of the server's process.
+        started_at: `backend_start` of pg_stat_activity.
+    """
+
+    pid: int
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Runner:
-    """Who claims: kept with the attempt."""
+    """The process that claims; kept with the attempt.
+
+    Attributes:
+        worker: RQ's name of the worker.
+        isolated: the process was made for this attempt alone, so that its death is the job's.
+        token: of this delivery: a claim whose answer was lost is known by it.
+        has_session: the session that claims is the one that the job uses, and is noted with the claim. Otherwise, as
+            where one session claims for many, an attempt notes its own when it opens it.
+        backend: that session, if the process knows it; None to have Postgres say.
+    """
 
     worker: str
     host: str
     pid: int
     version: str
+    isolated: bool = True
+    token: UUID | None = None
+    has_session: bool = True
+    backend: Backend | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,9 +77,8 @@ class Retry:
 
     def allows(self, error: BaseException) -> bool:
         """Whether this kind of error may be retried at all; one that asks for a retry may."""
-        if isinstance(error, RetryIn):
-            return True
-        return isinstance(error, self.on) and not isinstance(error, self.give_up_on)
+        kind = type(error)  # not the instance, whose `__class__` may be a user's code
+        return issubclass(kind, RetryIn) or (issubclass(kind, self.on) and not issubclass(kind, self.give_up_on))
 
     def wait_seconds(self, retry_number: int) -> float:
         """The wait before the n-th retry (1 is the first), in seconds, before jitter."""

@@ -9,7 +9,7 @@ from uuid import UUID
 from jobledger import control
 from jobledger.connections.default import Connections, default_connections
 from jobledger.control import Answer, Verdict
-from jobledger.domain.status import JobStatus
+from jobledger.domain.status import TERMINAL, JobStatus
 from jobledger.errors import JobNotFound, OptionError, WaitTimeout
 from jobledger.ledger import queries
 from jobledger.ledger.queries import AttemptRow, JobRow
@@ -138,7 +138,9 @@ class JobHandle:
 
     def _seen(self, answer: Answer) -> Answer:
         if answer.status is not None:
-            self._row, self.status = None, answer.status  # what is known of the row is out of date
+            if answer.status is not self.status or answer.status not in TERMINAL:
+                self._row = None  # what is known of it is out of date
+            self.status = answer.status
         return answer
 
     def wait(self, timeout: float = 60) -> Self:

@@ -1,14 +1,19 @@
-"""Signs of life of running attempts, and who has stopped giving them.
+"""Signs of life of running attempts, the sessions that they use, and attempts that give no sign any more.
 
 The lease stands in the attempt's row, in no index: renewing it is one heap-only update.
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+
+from jobledger.domain.records import Backend
+from jobledger.ledger.direct import Executor
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,112 @@ def renew(connection: Connection, job_id: UUID, attempt: int, lease_seconds: flo
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """A sign of life of one attempt.
+
+    Attributes:
+        renew: whether its lease is due, or progress is to be written; otherwise only the answer is wanted.
+    """
+
+    id: UUID
+    attempt: int
+    lease_seconds: float
+    renew: bool = True
+    progress: Progress = Progress()
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the ledger says to a sign of life.
+
+    Attributes:
+        renewed: the lease was renewed.
+        counts: the attempt still is the job's; if not, it was fenced out.
+        cancel_reason: who wants the job canceled, and why; None if there is no such request.
+    """
+
+    id: UUID
+    attempt: int
+    renewed: bool
+    counts: bool
+    cancel_reason: str | None
+
+
+_BEAT: Final = sa.text("""
+WITH given AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS g(
+           given_id uuid, given_attempt int, renew bool, lease_seconds float8, progress_done bigint,
+           progress_total bigint, progress_note text, log_tail text)
+), locked AS MATERIALIZED (
+    SELECT g.* FROM given g JOIN job_attempts a ON a.job_id = g.given_id AND a.number = g.given_attempt
+     WHERE g.renew AND a.outcome IS NULL ORDER BY a.job_id, a.number FOR NO KEY UPDATE OF a SKIP LOCKED
+), renewed AS (
+    UPDATE job_attempts a
+       SET lease_expires_at = now() + make_interval(secs => l.lease_seconds),
+           progress_done = coalesce(l.progress_done, a.progress_done),
+           progress_total = coalesce(l.progress_total, a.progress_total),
+           progress_note = coalesce(l.progress_note, a.progress_note),
+           log_tail = coalesce(l.log_tail, a.log_tail)
+      FROM locked l, job_statuses j
+     WHERE a.job_id = l.given_id AND a.number = l.given_attempt AND a.outcome IS NULL
+       AND j.id = a.job_id AND j.attempt = a.number AND j.status = 'started'
+    RETURNING a.job_id, a.number
+)
+SELECT g.given_id AS id, g.given_attempt AS attempt, renewed.job_id IS NOT NULL AS renewed,
+       j.id IS NOT NULL AS counts, r.reason AS cancel_reason
+  FROM given g
+  LEFT JOIN renewed ON renewed.job_id = g.given_id AND renewed.number = g.given_attempt
+  LEFT JOIN job_statuses j ON j.id = g.given_id AND j.attempt = g.given_attempt AND j.status = 'started'
+  LEFT JOIN cancel_requests r ON r.job_id = j.id AND j.cancel_requested_at IS NOT NULL
+""")
+
+
+def beat(connection: Connection, beats: Sequence[Beat]) -> list[Heard]:
+    """Renew the leases of running attempts, write down their progress, and ask whether they are to go on.
+
+    One statement for all of them. A row that another transaction has locked is left out: its attempt counts, and is not
+    renewed; `renew` waits for it.
+    """
+    rows = [
+        {
+            "given_id": str(one.id),
+            "given_attempt": one.attempt,
+            "renew": one.renew,
+            "lease_seconds": one.lease_seconds,
+            **asdict(one.progress),
+        }
+        for one in beats
+    ]
+    return [Heard(**row._mapping) for row in connection.execute(_BEAT, {"rows": json.dumps(rows)})]
+
+
+_NOTE_BACKEND: Final = sa.text("""
+UPDATE job_attempts SET backend_pid = :pid, backend_started_at = CAST(:started_at AS timestamptz)
+ WHERE job_id = CAST(:id AS uuid) AND number = :attempt AND outcome IS NULL
+RETURNING number
+""")
+
+
+def note_backend(connection: Executor, job_id: UUID, attempt: int, backend: Backend) -> bool:
+    """Note the session that an attempt is about to use, before its transaction begins.
+
+    Returns:
+        False if the attempt has ended: it was fenced out, and must write nothing.
+    """
+    parameters = {"id": str(job_id), "attempt": attempt, "pid": backend.pid, "started_at": backend.started_at}
+    return connection.execute(_NOTE_BACKEND, parameters).one_or_none() is not None
+
+
+_THIS_BACKEND: Final = sa.text("SELECT pid, backend_start AS started_at FROM pg_stat_get_activity(pg_backend_pid())")
+
+
+def this_backend(connection: Executor) -> Backend:
+    """The session of a connection."""
+    (row,) = connection.execute(_THIS_BACKEND, {})
+    return Backend(row.pid, row.started_at)
+
+
+@dataclass(frozen=True, slots=True)
 class Running:
     """A started job, with what deciding about its end needs."""
 
@@ -57,19 +168,23 @@ class Running:
     lease_stale: bool
     cancel_overdue: bool
     """It was to be canceled long enough ago for its own process to have ended it."""
+    isolated: bool
+    """Its process runs nothing else: the death of the process is the job's."""
     max_attempts: int
     errors: int
     crashes: int
     losses: int
 
 
-_RUNNING: Final = sa.text("""
+_RUNNING: Final = """
 SELECT j.id, j.attempt, a.worker, a.lease_expires_at < now() AS lease_stale,
        coalesce(j.cancel_requested_at < now() - make_interval(secs => :cancel_seconds), false) AS cancel_overdue,
-       j.max_attempts, j.errors, j.crashes, j.losses
+       a.isolated, j.max_attempts, j.errors, j.crashes, j.losses
   FROM job_statuses j JOIN job_attempts a ON a.job_id = j.id AND a.number = j.attempt
- WHERE j.status = 'started' ORDER BY a.lease_expires_at LIMIT :limit
-""")
+ WHERE j.status = 'started'
+"""
+_ALL_RUNNING: Final = sa.text(f"{_RUNNING} ORDER BY a.lease_expires_at LIMIT :limit")
+_ONE_RUNNING: Final = sa.text(f"{_RUNNING} AND j.id = CAST(:id AS uuid) AND j.attempt = :attempt")
 
 
 def running(connection: Connection, cancel_seconds: float, limit: int) -> list[Running]:
@@ -79,14 +194,23 @@ def running(connection: Connection, cancel_seconds: float, limit: int) -> list[R
         cancel_seconds: how long a request to cancel leaves to the process that runs the job.
         limit: at most so many.
     """
-    rows = connection.execute(_RUNNING, {"cancel_seconds": cancel_seconds, "limit": limit})
+    rows = connection.execute(_ALL_RUNNING, {"cancel_seconds": cancel_seconds, "limit": limit})
     return [Running(**row._mapping) for row in rows]
 
 
-# A pid is given again, but never to a session that started before the attempt that recorded it. The start is null for
-# sessions of another role: those cannot be ended anyway.
+def running_attempt(connection: Connection, job_id: UUID, attempt: int) -> Running | None:
+    """One attempt, if it still is the job's and has not ended."""
+    parameters = {"cancel_seconds": 0.0, "id": str(job_id), "attempt": attempt}
+    row = connection.execute(_ONE_RUNNING, parameters).one_or_none()
+    return Running(**row._mapping) if row is not None else None
+
+
+# A pid is given again, so a session is known by its start, too. Attempts of version 0.1 have noted none: their session
+# is one that started before them. The start is null for sessions of another role: those cannot be ended anyway.
 _SESSION: Final = """
-  FROM job_attempts a JOIN pg_stat_activity s ON s.pid = a.backend_pid AND s.backend_start <= a.started_at
+  FROM job_attempts a JOIN pg_stat_activity s ON s.pid = a.backend_pid AND (
+       s.backend_start = a.backend_started_at
+       OR (a.backend_started_at IS NULL AND s.backend_start <= a.started_at))
  WHERE a.job_id = CAST(:id AS uuid) AND a.number = :attempt AND a.outcome IS NULL AND s.pid <> pg_backend_pid()
 """
 _END_BACKEND: Final = sa.text(
@@ -146,15 +270,3 @@ def lock_if_lost(connection: Connection, job_id: UUID, attempt: int, *, surely: 
     """
     found = connection.execute(_STILL_LOST, {"id": str(job_id), "attempt": attempt, "surely": surely})
     return found.one_or_none() is not None
-
-
-_CANCEL_REASON: Final = sa.text("""
-SELECT r.reason FROM job_statuses j JOIN cancel_requests r ON r.job_id = j.id
- WHERE j.id = CAST(:id AS uuid) AND j.attempt = :attempt AND j.status = 'started' AND j.cancel_requested_at IS NOT NULL
-""")
-
-
-def cancel_reason(connection: Connection, job_id: UUID, attempt: int) -> str | None:
-    """Who wants this running attempt canceled, and why; None if nobody does."""
-    reason = connection.execute(_CANCEL_REASON, {"id": str(job_id), "attempt": attempt}).scalar_one_or_none()
-    return str(reason) if reason is not None else None

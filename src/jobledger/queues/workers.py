@@ -43,6 +43,23 @@ def kill_horse(client: redis.Redis, worker: str, job_id: UUID) -> None:
     send_command(client, worker, "stop-job", job_id=str(job_id))
 
 
+# RQ forgets the job of a work-horse that ended with exit code 0 only when it takes the next one (rq 3.0
+# worker_classes.py:129), and a stop-job for it would kill the worker's own process group (_horse_pid is 0 by then).
+_FORGET: Final = """
+if redis.call('HGET', KEYS[1], 'current_job') == ARGV[1] then return redis.call('HDEL', KEYS[1], 'current_job') end
+return 0
+"""
+
+
+def forget_current_job(client: redis.Redis, worker: str, job_id: UUID) -> None:
+    """Have RQ forget that a worker runs a job whose process is gone.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    client.eval(_FORGET, 1, f"{keys.WORKER_PREFIX}{worker}", str(job_id))
+
+
 def workers(client: redis.Redis) -> list[WorkerRecord]:
     """The RQ workers that are registered and have not said that they end.
 

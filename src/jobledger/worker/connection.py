@@ -1,31 +1,51 @@
-"""The one Postgres connection of a run: its claim, its job's session and its finishing statement go over it.
+"""The Postgres connection of an attempt: its job's session and its finishing statement go over it.
 
-It is the worker's spare connection, if there is one, or a pooled one.
+That of a work-horse carries the claim, too: it is the worker's spare connection, if there is one, or a pooled one.
 """
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import psycopg2
 import sqlalchemy as sa
-from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE
+from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE, TRANSACTION_STATUS_IDLE
 from sqlalchemy.engine import Connection
 
 from jobledger.connections.deadlines import shut
 from jobledger.connections.default import Connections
 from jobledger.connections.postgres import raise_if_lost
+from jobledger.domain.records import Backend
+from jobledger.errors import JobledgerError
 from jobledger.failpoints import Failpoint, is_planned, reach_with_commit_sent
+from jobledger.ledger import leases
 from jobledger.ledger.direct import Direct, DirectRows
 from jobledger.worker.spare import SpareConnection, for_work_horses
 
+_BACKEND: Final = "jobledger_backend"
+"""Key in a pooled connection's `info` of its session, which is asked for once."""
+
+_ENDS_TRANSACTION: Final = re.compile(
+    r"(?:^|;)(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+    r"(?:commit|end|abort|rollback(?!\s+(?:work\s+|transaction\s+)?to\b)|prepare\s+transaction)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class TransactionMisused(JobledgerError):
+    """A job has tried to end the transaction that its finishing statement commits."""
+
 
 class RunConnection:
-    """Open for the length of one run.
+    """Open for the length of one attempt, or from the first use of its session on.
 
     Args:
         connections: the process's servers.
         spare: the worker's spare connection, if the worker keeps one.
+
+    Attributes:
+        backend: the session of Postgres.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -37,11 +57,15 @@ class RunConnection:
         self._pooled: Any = None
         self._session_connection: Connection | None = None
         self.raw: Any = spare.take() if spare is not None else None
-        if self.raw is None:
+        if spare is not None and self.raw is not None:
+            self.direct = for_work_horses(self.raw)
+            self.backend = spare.backend or self._asked_backend()
+        else:
             self._spare = None
             self._pooled = connections.raw_connection()
             self.raw = self._pooled.dbapi_connection
-        self.direct = Direct(self.raw) if self._spare is None else for_work_horses(self.raw)
+            self.direct = Direct(self.raw)
+            self.backend = self._known_backend()
 
     @property
     def committing(self) -> Direct:
@@ -68,7 +92,7 @@ class RunConnection:
             self.raw.autocommit = False
 
     def commit(self) -> None:
-        """Commit, whoever wrote: the job's session, the finishing statement, or both.
+        """Commit what was written: by the job's session, the finishing statement, or both.
 
         Raises:
             LedgerUnavailable: the connection went away; the commit may have happened.
@@ -96,12 +120,12 @@ class RunConnection:
         """The same connection as SQLAlchemy has it, in one transaction with the finishing statement."""
         if self._session_connection is None:
             self.begin()
-            self._session_connection = self._connections.wrap(self.raw)
+            self._session_connection = self._connections.wrap(self.raw, JobConnection)
             self._session_connection.begin()
         return self._session_connection
 
     def shut(self) -> None:
-        """From another thread: end the wait for a server that does not answer. Whoever waits sees a lost connection."""
+        """From another thread: end the wait for a server that does not answer. The waiter sees a lost connection."""
         with suppress(psycopg2.Error):  # it is closed already
             shut(self.raw.fileno())
 
@@ -122,6 +146,83 @@ class RunConnection:
             self._pooled.close()
         elif self._spare is not None:
             self._spare.give_back()
+
+    def _known_backend(self) -> Backend:
+        known: Backend | None = self._pooled.info.get(_BACKEND)
+        if known is None:
+            known = self._pooled.info[_BACKEND] = self._asked_backend()
+        return known
+
+    def _asked_backend(self) -> Backend:
+        self.autocommit()
+        return leases.this_backend(self.direct)
+
+
+class JobConnection(Connection):
+    """What `self.session.connection()` gives: its transaction is the finishing statement's; a job may not end it."""
+
+    def commit(self) -> NoReturn:
+        """Refused.
+
+        Raises:
+            TransactionMisused: always; nothing was committed.
+        """
+        raise TransactionMisused(_refusal("commit()"))
+
+    def rollback(self) -> NoReturn:
+        """Refused.
+
+        Raises:
+            TransactionMisused: always; nothing was undone.
+        """
+        raise TransactionMisused(_refusal("rollback()"))
+
+    def close(self) -> NoReturn:
+        """Refused.
+
+        Raises:
+            TransactionMisused: always; the connection stays open.
+        """
+        raise TransactionMisused(_refusal("close()"))
+
+    def detach(self) -> NoReturn:
+        """Refused.
+
+        Raises:
+            TransactionMisused: always.
+        """
+        raise TransactionMisused(_refusal("detach()"))
+
+    def invalidate(self, exception: BaseException | None = None) -> None:
+        """Refused to a job; SQLAlchemy itself says so of a lost connection.
+
+        Raises:
+            TransactionMisused: the connection is not lost.
+        """
+        if exception is None:
+            raise TransactionMisused(_refusal("invalidate()"))
+        super().invalidate(exception)
+
+
+@sa.event.listens_for(JobConnection, "before_cursor_execute")
+def _refuse_end(_connection: Connection, _cursor: Any, statement: str, *_: object) -> None:
+    """Refuse a statement of a job that would end the transaction."""
+    if _ENDS_TRANSACTION.search(statement):
+        raise TransactionMisused(_refusal(f"The statement {statement.strip()[:40]!r}"))
+
+
+@sa.event.listens_for(JobConnection, "after_cursor_execute")
+def _notice_end(_connection: Connection, cursor: Any, statement: str, *_: object) -> None:
+    """Say so if a statement has ended the transaction all the same."""
+    if cursor.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
+        raise TransactionMisused(_refusal(f"The statement {statement.strip()[:40]!r}"))
+
+
+def _refusal(what: str) -> str:
+    return (
+        f"{what} would end the transaction in which this job completes. Use self.session.commit(), which ends a "
+        "savepoint, or a connection of your own."
+    )
 
 
 class _CommitSent(Direct):

@@ -1,5 +1,6 @@
 """What a running job sees: its id, its session, its log, its progress."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
@@ -13,11 +14,10 @@ from jobledger.domain.payload import storable
 from jobledger.domain.records import Claim
 from jobledger.domain.tick import Tick
 from jobledger.ledger import ticks
-from jobledger.ledger.leases import Progress
 from jobledger.observe.log import get_job_logger
 from jobledger.observe.log_run import LogTail
 from jobledger.worker.connection import RunConnection
-from jobledger.worker.interrupts import Alarm
+from jobledger.worker.interrupts import Interrupter
 from jobledger.worker.leases import Lease
 
 LARGEST_PROGRESS: Final = 2**63 - 1
@@ -30,14 +30,15 @@ class RunContext:
 
     claim: Claim
     _tail: LogTail
-    _connection: RunConnection
-    _alarm: Alarm
+    _open: Callable[[], RunConnection]
+    _interrupter: Interrupter
     _lease: Lease
     _job_id: UUID | None = None
     _payload: dict[str, Any] | None = None
     _log: structlog.stdlib.BoundLogger | None = None
     _session: Session | None = None
-    _held: AfterCommit | None = None
+    _settings: dict[str, Any] | None = None
+    _after_commit: AfterCommit | None = None
     _tick: Tick | None = None
 
     def on_behalf_of(self, job_id: UUID, payload: dict[str, Any]) -> "RunContext":
@@ -80,7 +81,7 @@ class RunContext:
     def tick(self) -> Tick | None:
         """The tick of the schedule that dispatched this job, looked up when first asked for; None if none did."""
         if self._tick is None and self.claim.fire_at is not None:
-            row = ticks.of_job(self._connection.direct, self.claim.id)
+            row = ticks.of_job(self._open().direct, self.claim.id)
             self._tick = row.as_tick() if row is not None else None
         return self._tick
 
@@ -92,11 +93,11 @@ class RunContext:
         completes. A statement or a lock wait ends with the time that the job has left.
         """
         if self._session is None:
-            connection = self._connection.for_session()
-            left = min(max(1, int(self._alarm.left_seconds * 1000)), LONGEST_LIMIT_MILLISECONDS)
-            connection.execute(_LIMITS, {"milliseconds": str(left)})
+            connection = self._open().for_session()
+            left = min(max(1, int(self._interrupter.left_seconds * 1000)), LONGEST_LIMIT_MILLISECONDS)
+            self._settings = connection.execute(_BEGIN, {"milliseconds": str(left)}).one()._asdict()
             self._session = Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
-            self._held = after_commit_of(self._session, until_commit=False)
+            self._after_commit = after_commit_of(self._session, until_commit=False)
         return self._session
 
     @property
@@ -118,25 +119,31 @@ class RunContext:
                 raise ValueError(f"progress({number}): at most {LARGEST_PROGRESS}.")
         if note is not None and not isinstance(note, str):
             raise TypeError(f"progress(note={note!r}): say a text.")
-        self._lease.report(Progress(done, total, storable(note[:500]) if note is not None else None))
+        self._lease.report(done, total, storable(note[:500]) if note is not None else None)
 
     def flush(self) -> None:
         """Send what the session still holds to the database."""
         if self._session is not None:
             self._session.commit()  # its savepoint; see `session`
 
-    def lift_limits(self) -> None:
-        """The job is done: its finishing statement may wait as long as it must for somebody else's lock."""
-        if self._session is not None:
-            self._connection.for_session().execute(_LIMITS, {"milliseconds": "0"})
+    def restore_session(self) -> None:
+        """The job is done: what it has set for its transaction must not reach the finishing statement, which may wait
+        as long as it must for a lock that another transaction holds."""
+        if self._settings is not None:
+            self._open().for_session().execute(_RESTORE, self._settings)
 
     def push_held(self) -> None:
         """After the commit: push what the job dispatched through its session."""
-        if self._held is not None:
-            self._held.push()
+        if self._after_commit is not None:
+            self._after_commit.push()
 
 
-_LIMITS = sa.text(
-    "SELECT set_config('statement_timeout', :milliseconds, true), set_config('lock_timeout', :milliseconds, true),"
+_BEGIN: Final = sa.text(
+    "SELECT current_setting('search_path') AS search_path, current_setting('role') AS role,"
+    " set_config('statement_timeout', :milliseconds, true), set_config('lock_timeout', :milliseconds, true),"
     " set_config('idle_in_transaction_session_timeout', '0', true)"  # between its statements a job may work for long
+)
+_RESTORE: Final = sa.text(
+    "SELECT set_config('role', :role, true), set_config('search_path', :search_path, true),"
+    " set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true)"
 )

@@ -1,47 +1,68 @@
-"""Interrupts a running job: when its time is up, it was fenced out, it is canceled, or its worker stops.
+"""Interrupts a running job from another thread of its process: by a signal in the main thread, else by an exception.
 
-They come again every second for as long as the job runs on.
+An interrupt that a job swallows comes again with each call of `interrupt`. The reason of the last one stays known: what
+a job makes of it does not change how its attempt ended.
 """
 
+import ctypes
 import math
 import signal
 import threading
 import time
 from types import FrameType, TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
-from jobledger.domain.endings import Interrupt, JobTimeout
+from jobledger.domain.endings import Interrupt
 
-REPEAT_SECONDS: Final = 1.0
+NUMBER: Final = signal.SIGRTMIN + 6
+"""Not SIGALRM, which a job may take, ignore or reset for purposes of its own."""
+
+_raise_in_thread: Final = ctypes.pythonapi.PyThreadState_SetAsyncExc  # CPython's C API, "Thread-based asynchronous"
+_raise_in_thread.argtypes = (ctypes.c_ulong, ctypes.py_object)
 
 
-class Alarm:
-    """Raises `JobTimeout` in the main thread after a while, or any interrupt when asked by another thread.
+class Interrupter(Protocol):
+    """Ends the work inside its context, when another thread asks for it.
 
-    The time runs from entering the context on.
-
-    RQ has set the same alarm for its own timeout; leaving the context gives it back with the time that is left.
-
-    Args:
+    Attributes:
         seconds: the time that the job has.
+        deadline: its end on the monotonic clock; infinite before the context is entered.
+        reason: of the last interrupt; None if there was none.
     """
+
+    seconds: float
+    deadline: float
+    reason: Interrupt | None
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def interrupt(self, reason: Interrupt) -> None:
+        """Raise the reason in the work; nothing outside of the context."""
+
+    def disarm(self) -> None:
+        """Interrupt nothing any more. Idempotent: leaving the context may itself be interrupted, in its first steps."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is up."""
+
+    @property
+    def left_seconds(self) -> float:
+        """The time that is left, never negative."""
+
+
+class _Clock:
+    """The job's time."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.deadline = math.inf
-        self._pending: Interrupt | None = None
+        self.reason: Interrupt | None = None
         self._armed = False
         self._switching = threading.Lock()
-        self._thread = threading.get_ident()
-        self._previous: tuple[Any, float, float] = (signal.SIG_DFL, 0.0, 0.0)
-
-    def __enter__(self) -> Self:
-        self.deadline = time.monotonic() + self.seconds
-        handler = signal.signal(signal.SIGALRM, self._ring)
-        self._armed = True
-        left, _ = signal.setitimer(signal.ITIMER_REAL, self.seconds, REPEAT_SECONDS)
-        self._previous = (handler, left, time.monotonic())
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -49,16 +70,17 @@ class Alarm:
         self.disarm()
 
     def disarm(self) -> None:
-        """Interrupt nothing any more. Idempotent."""
-        with self._switching:  # from here on no other thread sends a signal, which RQ's own alarm would take for its
-            if not self._armed:
-                return
-            self._armed = False
-        handler, left, since = self._previous
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        if left:
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - since), 0.001))
+        """Interrupt nothing any more. An interrupt that comes in between comes too late: the work is over."""
+        while self._armed:
+            try:
+                with self._switching:  # from here on no thread asks for another one
+                    self._armed = False
+                    self._take_back()
+            except Interrupt:
+                continue
+
+    def _take_back(self) -> None:
+        """What was asked for and is not raised yet is not raised any more."""
 
     @property
     def is_over(self) -> bool:
@@ -70,22 +92,88 @@ class Alarm:
         """The time that is left, never negative."""
         return max(0.0, self.deadline - time.monotonic())
 
-    @property
-    def reason(self) -> Interrupt | None:
-        """What another thread has asked to raise."""
-        return self._pending
+
+class SignalInterrupter(_Clock):
+    """For work in the main thread: a signal ends also its waits in system calls.
+
+    RQ has set an alarm for its own timeout, whose handler raises in the main thread. It is stopped inside the context,
+    and set again with the time that is left.
+
+    Args:
+        seconds: the time that the job has, from entering the context on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self._thread = threading.get_ident()
+        self._handler: Any = signal.SIG_DFL
+        self._alarm: tuple[Any, float, float] | None = None
+
+    def __enter__(self) -> Self:
+        self.deadline = time.monotonic() + self.seconds
+        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+        self._alarm = (signal.getsignal(signal.SIGALRM), left, time.monotonic())
+        self._handler = signal.signal(NUMBER, self._raise)
+        self._armed = True
+        return self
+
+    def disarm(self) -> None:
+        """Interrupt nothing any more, and give RQ's alarm back."""
+        super().disarm()
+        if self._alarm is None:
+            return
+        (handler, left, since), self._alarm = self._alarm, None
+        signal.signal(NUMBER, self._handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - since), 0.001))
 
     def interrupt(self, reason: Interrupt) -> None:
-        """Raise in the main thread, from another thread; again with each call, in case a job has swallowed it."""
-        self._pending = reason
+        """Raise the reason in the main thread."""
         with self._switching:
             if self._armed:
-                signal.pthread_kill(self._thread, signal.SIGALRM)
+                self.reason = reason
+                signal.pthread_kill(self._thread, NUMBER)
 
-    def _ring(self, _signal: int, _frame: FrameType | None) -> None:
-        if not self._armed:
-            return
-        if self._pending is not None:
-            raise self._pending
-        if self.is_over:
-            raise JobTimeout(f"The attempt ran longer than its timeout of {self.seconds:g} s.")
+    def _raise(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._armed and self.reason is not None:
+            raise self.reason
+
+
+class ThreadInterrupter(_Clock):
+    """For work in another thread: CPython raises the exception there at its next instruction, not inside a wait in C.
+
+    CPython takes the class of the exception only, so what the work sees has no message; `reason` has it. A thread that
+    was interrupted is not used again: `reason` says so.
+
+    Args:
+        seconds: the time that the job has, from entering the context on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self._thread = 0
+
+    def __enter__(self) -> Self:
+        self.deadline = time.monotonic() + self.seconds
+        self._thread = threading.get_ident()
+        self._armed = True
+        return self
+
+    def _take_back(self) -> None:
+        _raise_in_thread(self._thread, ctypes.py_object())  # NULL: nothing
+
+    def interrupt(self, reason: Interrupt) -> None:
+        """Raise an exception of the reason's class in the thread."""
+        with self._switching:
+            if self._armed:
+                self.reason = reason
+                _raise_in_thread(self._thread, type(reason))
+
+
+def interrupter_of_this_thread(seconds: float) -> Interrupter:
+    """The interrupter that can reach the thread that calls this."""
+    if threading.current_thread() is threading.main_thread():
+        return SignalInterrupter(seconds)
+    return ThreadInterrupter(seconds)

@@ -1,21 +1,17 @@
-"""The lease of a running attempt: renewed by a thread, on connections of its own, which also watches over the run.
+"""The lease of a running attempt, as its own process sees it; and the thread that watches over the attempts there.
 
-A parked thread rather than a timer signal starts the renewals: a job that waits inside Postgres' client library runs
-no Python, so no signal handler of it would run either. The thread opens a connection only if the job outlives the
-first seconds, reports progress, or outlives its timeout. It ends waits for a server that is frozen, and the job when
-it was fenced out, when its time is up, when it was canceled, or when its worker stops.
+The keeper, a process beside the worker, renews the lease and asks the ledger whether the attempt is to go on: see
+`keeper`. Here its answers become interrupts. The thread also ends waits for a server that is frozen, and does the
+keeper's work if the keeper is silent.
 """
 
 import _thread
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum, auto
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 from uuid import UUID
 
 from jobledger.connections.default import Connections
@@ -23,318 +19,331 @@ from jobledger.domain.endings import FencedOut, HandedBack, Interrupt, JobCancel
 from jobledger.ledger import leases
 from jobledger.ledger.leases import Progress
 from jobledger.observe.log import get_logger
-from jobledger.observe.log_run import LogTail
+from jobledger.observe.log_run import LOG_TAIL_BYTES, LogTail
+from jobledger.worker.board import Slot
 from jobledger.worker.connection import RunConnection
-from jobledger.worker.interrupts import Alarm
-from jobledger.worker.stop import StopRequest
+from jobledger.worker.interrupts import Interrupter
+from jobledger.worker.notes import Answer, AttemptNote
+from jobledger.worker.stop import StopSignal
 
 log: Final = get_logger(__name__)
 
-FIRST_LOOK_SECONDS: Final = 2.0
-"""A run that is over by then costs nothing but the thread."""
-
 LOOK_SECONDS: Final = 1.0
-"""Then the thread looks around this often: does the worker stop, is the time up?"""
+"""The thread looks at each attempt this often, and at its deadline."""
 
 CLAIM_SECONDS: Final = 3.0
 """A claim that has no answer after this makes the thread ask Postgres itself, and cut the claim if it has none."""
 
 PROBE_SECONDS: Final = 2.0
-PROGRESS_PAUSE_SECONDS: Final = 1.0
-"""Progress is written at most this often."""
 
 INTERRUPT_GRACE_SECONDS: Final = 2.0
 """A job that Python cannot interrupt (it sits in C) is helped after this: its statement is canceled."""
 
-RETRY_PAUSE_SECONDS: Final = 1.0
-"""After a renewal that did not work, the next one follows at once, as long as the lease still lasts."""
-
-CANCEL_LOOK_SECONDS: Final = 2.0
-"""So often is looked whether somebody has canceled the job; a read that writes nothing."""
-
 CANCEL_GRACE_SECONDS: Final = 3.0
 """A job that asks by `check()` ends itself within this; then it is interrupted."""
 
-HARD_STOP_SECONDS: Final = 5.0
-"""And after this its process ends."""
-
-
-class _Stage(Enum):
-    CLAIMING = auto()
-    RUNNING = auto()
-    ENDING = auto()
-    """A renewal that finds no row means nothing from here on: the attempt's end may be written."""
-    OVER = auto()
-
 
 class Lease:
-    """Watches over one delivery, and keeps its attempt alive in the ledger, for as long as its context is entered.
+    """One attempt, from before its claim to its end.
 
     Args:
-        connections: its settings say how long a lease lasts; it is renewed three times as often.
-        job_id: with the attempt, the fence.
-        tail: the attempt's log lines, written down with each renewal.
-        stop: whether the worker stops.
-        on_stuck: writes the end of a job that reacts to nothing; then the process exits.
+        connections: its settings say how long a lease lasts.
+        job_id: of the delivery.
+        slot: on the board of the keeper.
+        tail: the attempt's log lines.
+        stop: whether this process was told to stop.
+        hurry: has the thread look before its next turn.
     """
 
     def __init__(
         self,
         connections: Connections,
         job_id: UUID,
+        slot: Slot,
         tail: LogTail,
-        stop: StopRequest,
-        on_stuck: Callable[[Interrupt], None],
+        stop: StopSignal,
+        hurry: Callable[[], object],
     ) -> None:
+        self._hurry = hurry
         self._connections = connections
         self._job_id = job_id
+        self._slot = slot
         self._tail = tail
         self._stop = stop
-        self._on_stuck = on_stuck
-        self._seconds = connections.settings.lease_seconds
-        self._changed = threading.Condition()
-        self._stage = _Stage.CLAIMING
-        self._attempt = 0
-        self._alarm = Alarm(math.inf)
+        self._lock = threading.Lock()
+        self._note: AttemptNote | None = None
+        self._interrupter: Interrupter | None = None
         self._connection: RunConnection | None = None
-        self._progress = Progress()
-        self._unwritten = False
-        self._is_awaited = False
+        self._claim_sent_at = math.inf
+        self._answer: Answer | None = None
         self._ended_by: Interrupt | None = None
-        self._cancel_deadline = math.inf
-        self._next_look = self._next_renewal = self._next_progress = self._asked_at = self._heard_at = math.inf
-        self._next_cancel_look = math.inf
-
-    def __enter__(self) -> Self:
-        _thread.start_new_thread(self._run, ())  # without the ceremony of `threading`, which costs a work-horse 0.2 ms
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._enter(_Stage.OVER)
+        self._interrupted_at = math.inf
+        self._helped = False
+        self._tail_written: str | None = None
+        self._heard_at = math.inf
 
     def claiming(self, connection: RunConnection | None) -> None:
         """A claim is sent over this connection; None: it has failed, and the connection is not to be touched."""
-        with self._changed:
-            self._connection, self._asked_at = connection, time.monotonic()
+        with self._lock:
+            self._connection, self._claim_sent_at = connection, time.monotonic()
 
-    def claimed(self, attempt: int, alarm: Alarm) -> None:
-        """The attempt has begun: renew its lease, and interrupt it by this alarm."""
-        with self._changed:  # and no word to the thread, which wakes up in time
-            self._stage, self._attempt, self._alarm = _Stage.RUNNING, attempt, alarm
-            self._heard_at = self._next_progress = time.monotonic()
-            self._next_renewal = self._heard_at + self._seconds / 3
-            self._next_cancel_look = self._heard_at + CANCEL_LOOK_SECONDS
+    def claimed(self, note: AttemptNote, connection: RunConnection | None) -> None:
+        """The attempt has begun."""
+        with self._lock:
+            self._note, self._connection = note, connection
+            self._heard_at = note.began_at
+            self._slot.attempt.write(note.to_bytes())
+
+    def working(self, interrupter: Interrupter) -> None:
+        """The job's own time has begun; it is interrupted by this."""
+        self._interrupter = interrupter
+        self._change(deadline=interrupter.deadline)
+        if interrupter.seconds < LOOK_SECONDS:
+            self._hurry()
 
     def ending(self) -> None:
-        """The job is over: its end is being written."""
-        self._enter(_Stage.ENDING)
+        """The job is over: its end is being written. What the ledger says of a lease means nothing from here on."""
+        self._interrupter = None
+        self._change(ending_at=time.monotonic())
+
+    @property
+    def claim(self) -> tuple[UUID, int] | None:
+        """The fence, once there is one."""
+        return (self._job_id, self._note.attempt) if self._note is not None else None
 
     @property
     def stopping(self) -> bool:
-        """Whether the worker is known to stop."""
-        return self._stop.is_requested
+        """Whether the worker is known to have been told to stop."""
+        return self._stop_requested_at < math.inf
+
+    def progress_with(self, log_tail: str | None) -> Progress:
+        """What the job reported last."""
+        return self._note.progress_with(log_tail) if self._note is not None else Progress(log_tail=log_tail)
+
+    def fence_out(self) -> FencedOut:
+        """The attempt is not the job's any more: note it.
+
+        Returns:
+            What the caller raises in the job.
+        """
+        self._ended_by = FencedOut(f"Another attempt of job {self._job_id} may be running: this one no longer counts.")
+        return self._ended_by
 
     def check(self) -> None:
-        """In a thread of the job: raise what is known to end it.
+        """In the job: raise what is known to end it.
 
         Raises:
-            JobCanceled: somebody has canceled it.
+            JobCanceled: a person has canceled it.
             FencedOut: another attempt may be running.
         """
+        if self._ended_by is None:
+            self._learn()
         if self._ended_by is not None:
             raise self._ended_by
 
-    @property
-    def progress(self) -> Progress:
-        """What the job reported last."""
-        return self._progress
+    def report(self, done: int | None, total: int | None, remark: str | None) -> None:
+        """Take note of progress; the keeper writes it within a second."""
+        self._change(progress=(done, total, remark))
 
-    def report(self, progress: Progress) -> None:
-        """Take note of progress; it is written within a second."""
-        with self._changed:
-            self._progress, self._unwritten = progress, True
-            self._changed.notify()
-
-    def _enter(self, stage: _Stage) -> None:
-        with self._changed:
-            self._stage = stage
-            if stage is _Stage.OVER or self._is_awaited:  # to wake the thread up takes its time from a short job
-                self._changed.notify()
+    def _change(self, **values: object) -> None:
+        with self._lock:
+            if self._note is not None:
+                self._note = self._note.but(**values)
+                self._slot.attempt.write(self._note.to_bytes())
 
     # -- in the thread
 
-    def _run(self) -> None:
-        self._next_look = time.monotonic() + min(FIRST_LOOK_SECONDS, self._seconds / 3)
-        while self._wait():
-            if self._stage is _Stage.CLAIMING:
-                self._watch_claim()
-            else:
-                self._look_for_cancel()
-                self._end_if_due()
-                self._renew_if_due()
-            self._next_look = time.monotonic() + LOOK_SECONDS
+    @property
+    def due_at(self) -> float:
+        """When this is to be looked at, besides every second."""
+        interrupter = self._interrupter
+        return interrupter.deadline if interrupter is not None and math.isinf(self._interrupted_at) else math.inf
 
-    def _wait(self) -> bool:
-        """Sleep until there is something to do; False when the run is over."""
-        with self._changed:
-            while self._stage is not _Stage.OVER:
-                due = min(self._next_look, self._next_renewal, self._next_progress if self._unwritten else math.inf)
-                pause = due - time.monotonic()
-                if pause <= 0:
-                    return True
-                self._changed.wait(pause)
-            return False
-
-    def _watch_claim(self) -> None:
-        """A claim may wait for somebody else's lock; but not for a server that is frozen."""
-        connection, asked_at = self._connection, self._asked_at
-        if connection is None or time.monotonic() < asked_at + CLAIM_SECONDS or self._postgres_answers():
+    def look(self) -> None:
+        """Interrupt the job if it is to end, and end waits for a server that does not answer."""
+        if self._note is None:
+            self._watch_claim()
             return
-        with self._changed:
-            if self._stage is _Stage.CLAIMING and self._connection is connection:
-                log.warning("Postgres does not answer: this claim is given up", job_id=str(self._job_id))
-                connection.shut()
+        if self._interrupter is not None:
+            self._note_tail()
+            self._learn()
+            self._interrupt_if_due()
+        self._watch_server()
 
-    def _renew_if_due(self) -> None:
-        now = time.monotonic()
-        if now < self._next_renewal and not (self._unwritten and now >= self._next_progress):
+    def _note_tail(self) -> None:
+        text = self._tail.text()
+        if text is not None and text != self._tail_written:
+            self._slot.tail.write(text.encode("utf-8", "replace")[-LOG_TAIL_BYTES:])
+            self._tail_written = text
+        if self._stop.requested_at < math.inf and self._note is not None and self._note.stop_by is None:
+            self._change(stop_by=self._stop.requested_at + self._connections.settings.drain_seconds)
+
+    def _learn(self) -> None:
+        """Read what the keeper has heard."""
+        text, note = self._slot.answer.read(), self._note
+        if not text or note is None:
             return
-        renewed = self._renew()
-        if renewed is False:
-            self._fence_out()
-        if renewed is not None or self._postgres_answers():
-            self._heard_at = time.monotonic()
-        elif time.monotonic() >= self._heard_at + self._seconds:
-            self._give_up_waiting()
-        pause = self._seconds / 3 if renewed else min(RETRY_PAUSE_SECONDS, self._seconds / 6)
-        self._next_renewal = time.monotonic() + pause
-        self._next_progress = time.monotonic() + PROGRESS_PAUSE_SECONDS
+        answer = Answer.from_bytes(text)
+        if (answer.id, answer.attempt) != (note.id, note.attempt):
+            return
+        self._answer = answer
+        self._heard_at = max(self._heard_at, answer.heard_at)
+        if self._ended_by is not None:
+            return
+        if answer.fenced:
+            log.warning("Fenced out: another attempt may be running", job_id=note.id, attempt=note.attempt)
+            self.fence_out()
+        elif answer.cancel_reason is not None:
+            log.info("To be canceled", job_id=note.id, attempt=note.attempt, why=answer.cancel_reason)
+            self._ended_by = JobCanceled(answer.cancel_reason)
 
-    def _renew(self) -> bool | None:
-        """Renew; False if there is nothing to renew; None if it did not work, which proves nothing: the run goes on."""
-        with self._changed:
-            progress, self._unwritten = self._progress, False
-        progress = Progress(progress.progress_done, progress.progress_total, progress.progress_note, self._tail.text())
-        try:
-            with self._connections.transaction(self._seconds / 6) as connection:
-                return leases.renew(connection, self._job_id, self._attempt, self._seconds, progress)
-        except Exception as error:  # this thread must live as long as the run, whatever the database says
-            log.warning("Lease not renewed", job_id=str(self._job_id), error=str(error))
+    @property
+    def _stop_requested_at(self) -> float:
+        answer = self._answer
+        asked = answer.stop_requested_at if answer is not None else None
+        return min(self._stop.requested_at, asked if asked is not None else math.inf)
+
+    def _interrupt_if_due(self) -> None:
+        interrupter = self._interrupter
+        reason = self._reason()
+        if reason is None or interrupter is None:
+            return
+        if math.isinf(self._interrupted_at):
+            self._interrupted_at = time.monotonic()
+        interrupter.interrupt(reason)
+        if not self._helped and time.monotonic() >= self._interrupted_at + INTERRUPT_GRACE_SECONDS:
+            self._helped = True
+            self._cancel_statement()
+
+    def _reason(self) -> Interrupt | None:
+        """Why the job is to end now. The first reason stays."""
+        interrupter, note, answer, now = self._interrupter, self._note, self._answer, time.monotonic()
+        if interrupter is None or note is None:
             return None
-
-    def _postgres_answers(self) -> bool:
-        try:
-            with self._connections.transaction(min(PROBE_SECONDS, self._seconds / 3)) as connection:
-                leases.probe(connection)
-        except Exception:  # the same
-            return False
-        return True
-
-    def _give_up_waiting(self) -> None:
-        """Postgres has said nothing for a whole lease: whoever waits for an answer of it would wait for ever.
-
-        It may have begun to wait just now, when Postgres is there again; so Postgres is asked once more.
-        """
-        if self._connection is None or not self._connection.is_waiting or self._postgres_answers():
-            return
-        with self._changed:
-            if self._stage is not _Stage.OVER and self._connection is not None and self._connection.is_waiting:
-                log.warning("Postgres does not answer: the connection is given up", job_id=str(self._job_id))
-                self._connection.shut()
-
-    # -- ends of the job from outside
-
-    def _end_if_due(self) -> None:
-        if self._stage is not _Stage.RUNNING:
-            return
-        if time.monotonic() >= self._alarm.deadline + INTERRUPT_GRACE_SECONDS:
-            timeout = f"its timeout of {self._alarm.seconds:g} s and could not be interrupted"
-            self._end_hard(JobTimeout(f"The attempt ran longer than {timeout}."))
-        if time.monotonic() >= self._cancel_deadline and self._ended_by is not None:
-            self._end(self._ended_by)
-        self._stop.look()
-        if time.monotonic() >= self._stop.deadline:
-            self._hand_back()
-
-    def _look_for_cancel(self) -> None:
-        if self._ended_by is not None or time.monotonic() < self._next_cancel_look:
-            return
-        reason = None
-        with suppress(Exception), self._connections.transaction(PROBE_SECONDS) as connection:  # this thread must live
-            reason = leases.cancel_reason(connection, self._job_id, self._attempt)
-        self._next_cancel_look = time.monotonic() + CANCEL_LOOK_SECONDS
-        if reason is not None:
-            log.info("To be canceled", job_id=str(self._job_id), attempt=self._attempt, why=reason)
-            self._ended_by = JobCanceled(reason)
-            self._cancel_deadline = time.monotonic() + CANCEL_GRACE_SECONDS
-
-    def _hand_back(self) -> None:
-        reason = HandedBack(
-            f"The worker stops, and the job ran on for {self._connections.settings.drain_seconds:g} s "
-            "(JOBLEDGER_DRAIN_SECONDS): another worker runs it."
-        )
-        log.info("The worker stops: the job is handed back", job_id=str(self._job_id), attempt=self._attempt)
-        self._end(reason)
-
-    def _end(self, reason: Interrupt) -> None:
-        if not self._interrupt(reason):
-            self._end_hard(reason)
-
-    def _fence_out(self) -> None:
-        if self._stage is not _Stage.RUNNING:
-            return
-        log.warning("Fenced out: another attempt may be running", job_id=str(self._job_id), attempt=self._attempt)
-        self._ended_by = FencedOut(f"Attempt {self._attempt} of job {self._job_id} no longer counts.")
-        if self._interrupt(self._ended_by):
-            return
-        self._cancel_statement()
-        if not self._ends_within(HARD_STOP_SECONDS):
-            self._exit()
-
-    def _exit(self) -> None:
-        """End the process, and its session, which the worker has lent to it and has open, too."""
-        if self._connection is not None:
-            self._connection.shut()
-        os._exit(1)
-
-    def _end_hard(self, reason: Interrupt) -> None:
-        """The job was interrupted and still runs: it sits in C, or it swallows every interrupt."""
-        self._cancel_statement()
-        if self._ends_within(HARD_STOP_SECONDS - INTERRUPT_GRACE_SECONDS):
-            return
-        try:
-            self._on_stuck(reason)
-        finally:
-            self._exit()
-
-    def _interrupt(self, reason: Interrupt) -> bool:
-        """Interrupt the job, and again in case it goes on; whether it ends in the grace."""
-        tries = 2
-        for _ in range(tries):
-            self._alarm.interrupt(reason)
-            if self._ends_within(INTERRUPT_GRACE_SECONDS / tries):
-                return True
-        return False
+        if interrupter.reason is not None:
+            return interrupter.reason
+        if isinstance(self._ended_by, FencedOut):
+            return self._ended_by
+        if now >= interrupter.deadline:
+            return timeout_of(interrupter.seconds)
+        if answer is not None and answer.canceled_at is not None and now >= answer.canceled_at + CANCEL_GRACE_SECONDS:
+            return self._ended_by
+        drain = self._connections.settings.drain_seconds
+        if now >= self._stop_requested_at + drain:
+            log.info("The worker stops: the job is handed back", job_id=note.id, attempt=note.attempt)
+            return handed_back_after(drain)
+        return None
 
     def _cancel_statement(self) -> None:
         """End the statement that the job may wait for; over another connection, because libpq's own way has no deadline
         and holds the interpreter's lock."""
-        with suppress(Exception), self._connections.transaction(INTERRUPT_GRACE_SECONDS) as connection:
-            leases.cancel_statement(connection, self._job_id, self._attempt)
+        if self._note is not None:
+            with suppress(Exception), self._connections.transaction(INTERRUPT_GRACE_SECONDS) as connection:
+                leases.cancel_statement(connection, self._job_id, self._note.attempt)
 
-    def _ends_within(self, seconds: float) -> bool:
-        """Whether the job ends in this time; while it does not, its lease goes on, so that no other attempt begins."""
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
+    def _watch_claim(self) -> None:
+        """A claim may wait for a lock that another transaction holds; but not for a server that is frozen."""
+        connection, sent_at = self._connection, self._claim_sent_at
+        if connection is None or time.monotonic() < sent_at + CLAIM_SECONDS or self._postgres_answers():
+            return
+        with self._lock:
+            if self._note is None and self._connection is connection:
+                log.warning("Postgres does not answer: this claim is given up", job_id=str(self._job_id))
+                connection.shut()
+
+    def _watch_server(self) -> None:
+        """Postgres has said nothing for a whole lease: a wait for its answer would last for ever.
+
+        The wait may have begun just now, when Postgres is there again; so Postgres is asked once more.
+        """
+        connection = self._connection
+        if connection is None or not connection.is_waiting:
+            return
+        if time.monotonic() < self._heard_at + self._connections.settings.lease_seconds:
+            return
+        if self._postgres_answers():
+            self._heard_at = time.monotonic()
+            return
+        if connection.is_waiting:
+            log.warning("Postgres does not answer: the connection is given up", job_id=str(self._job_id))
+            connection.shut()
+
+    def _postgres_answers(self) -> bool:
+        seconds = min(PROBE_SECONDS, self._connections.settings.lease_seconds / 3)
+        try:
+            with self._connections.transaction(seconds) as connection:
+                leases.probe(connection)
+        except Exception:  # the thread must live as long as the attempt, whatever the database says
+            return False
+        return True
+
+
+def timeout_of(seconds: float) -> JobTimeout:
+    """What interrupts a job whose time is up."""
+    return JobTimeout(f"The attempt ran longer than its timeout of {seconds:g} s.")
+
+
+def handed_back_after(drain_seconds: float) -> HandedBack:
+    """What interrupts a job whose worker stops."""
+    return HandedBack(
+        f"The worker stops, and the job ran on for {drain_seconds:g} s (JOBLEDGER_DRAIN_SECONDS): "
+        "another worker runs it."
+    )
+
+
+class Watch:
+    """The thread of a process that looks after the attempts there; it lives while there are some.
+
+    Args:
+        before_each_look: done first, about every second; for the keeper's work, if the keeper is silent.
+    """
+
+    def __init__(self, before_each_look: Callable[[], object]) -> None:
+        self._before_each_look = before_each_look
+        self._changed = threading.Condition()
+        self._leases: list[Lease] = []
+        self._lives = False
+
+    def add(self, lease: Lease) -> None:
+        """Look after an attempt."""
+        with self._changed:
+            self._leases.append(lease)
+            if not self._lives:
+                self._lives = True
+                _thread.start_new_thread(self._run, ())  # `threading`'s ceremony costs a work-horse 0.2 ms
+
+    def remove(self, lease: Lease) -> None:
+        """The attempt is over."""
+        with self._changed:
+            self._leases.remove(lease)
+            if not self._leases:
+                self._changed.notify()
+
+    def hurry(self) -> None:
+        """An attempt is due before the next turn."""
+        with self._changed:
+            self._changed.notify()
+
+    def _run(self) -> None:
+        look_at = time.monotonic() + LOOK_SECONDS
+        while True:
             with self._changed:
-                self._is_awaited = True
-                if self._changed.wait_for(self._is_ending, min(left, self._seconds / 6)):
-                    return True
-            if time.monotonic() >= self._next_renewal and self._renew():
-                self._next_renewal = time.monotonic() + self._seconds / 3
-        return self._is_ending()
+                while self._leases:
+                    pause = min(look_at, *(one.due_at for one in self._leases)) - time.monotonic()
+                    if pause <= 0:
+                        break
+                    self._changed.wait(pause)
+                if not self._leases:
+                    self._lives = False
+                    return
+                found = list(self._leases)
+            for lease in found:
+                self._look(lease)
+            self._before_each_look()
+            look_at = time.monotonic() + LOOK_SECONDS
 
-    def _is_ending(self) -> bool:
-        return self._stage in (_Stage.ENDING, _Stage.OVER)
+    def _look(self, lease: Lease) -> None:
+        try:
+            lease.look()
+        except Exception:  # the thread must live as long as the attempts
+            log.exception("A look at a running attempt failed", claim=str(lease.claim))

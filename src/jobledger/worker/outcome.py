@@ -1,60 +1,144 @@
-"""What an exception that ended an attempt means, and what is kept of it."""
+"""What an exception that ended an attempt means, and what is kept of it.
+
+The exception is a user's object, and so is what hangs on it: `__str__`, `__repr__`, `__getattr__`, `__class__` and
+notes run a user's code, which may raise anything, also SystemExit, or never end. So types are asked and not instances,
+each text is taken on its own and replaced if it cannot be had, and all of it happens while the attempt can be
+interrupted.
+"""
 
 import resource
 import traceback
+from asyncio import CancelledError
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import psycopg2
 from sqlalchemy.exc import DBAPIError
 
 from jobledger.connections.postgres import LOCK_NOT_AVAILABLE, NO_ROOM, QUERY_CANCELED, TRY_AGAIN, sql_state
-from jobledger.domain.endings import Cancel, GiveUp, HandedBack, JobCanceled, JobTimeout, Signal, Snooze
+from jobledger.domain.endings import (
+    Cancel,
+    FencedOut,
+    GiveUp,
+    HandedBack,
+    Interrupt,
+    JobCanceled,
+    JobTimeout,
+    RetryIn,
+    Signal,
+    Snooze,
+)
 from jobledger.domain.payload import storable
 from jobledger.domain.records import Evidence
+from jobledger.domain.retry import Retry
 from jobledger.domain.status import Outcome
-from jobledger.errors import LedgerUnavailable, UnknownJobType
+from jobledger.errors import LedgerUnavailable
 from jobledger.ledger.leases import Progress
-from jobledger.worker.interrupts import Alarm
 
 TEXT_LIMIT: Final = 100_000
+MOST_EXCEPTIONS: Final = 1000
+"""Of a group, with its causes, that are looked at."""
 
-_ASKED_FOR: Final[dict[type[Signal], Outcome]] = {
-    Snooze: Outcome.SNOOZED,
-    Cancel: Outcome.CANCELED,
-    GiveUp: Outcome.GAVE_UP,
-}
+UNPRINTABLE: Final = "(the error cannot be printed)"
+
+_STEERING: Final = (Interrupt, Signal)
+
+_OUTCOMES: Final[tuple[tuple[type[BaseException], Outcome], ...]] = (
+    (FencedOut, Outcome.LOST),
+    (HandedBack, Outcome.HANDED_BACK),
+    (JobCanceled, Outcome.CANCELED),
+    (JobTimeout, Outcome.TIMEOUT),
+    (Cancel, Outcome.CANCELED),
+    (GiveUp, Outcome.GAVE_UP),
+    (RetryIn, Outcome.ERROR),
+)
+"""In the order in which one of several decides. An ordinary error comes after these and before `Snooze`: a group in
+which one task failed and another one wants to wait has failed."""
 
 
 class EffectsLost(Exception):
     """What a job wrote is gone with its connection; the attempt is lost, not failed."""
 
 
-def classify(error: BaseException, alarm: Alarm | None, connection: Any = None) -> Outcome:
+def deciding(error: BaseException) -> BaseException:
+    """The exception that says how an attempt has ended.
+
+    Usually it is the one that was raised. What steers (`Snooze`, `Cancel`, `GiveUp`, `Retry.in_`, and the interrupts)
+    is also found in exception groups, such as those of `asyncio.TaskGroup`, and as the explicit cause of another one,
+    `raise … from …`: libraries wrap what they pass on. It is not looked for in implicit contexts: an error that occurs
+    while something else is handled is an error. Of several, the order of `_OUTCOMES` decides.
+    """
+    leaves = list(_leaves(error))
+    for kind, _ in _OUTCOMES:
+        for one in leaves:
+            if issubclass(type(one), kind):
+                return one
+    plain = [one for one in leaves if not issubclass(type(one), Snooze)]
+    if plain or not leaves:
+        return plain[0] if len(plain) == 1 else error
+    return leaves[0]
+
+
+def refused_by(retry: Retry, error: BaseException) -> BaseException:
+    """Of the errors in a group, the one that the policy does not retry; otherwise the group, or the error itself."""
+    for one in _leaves(error):
+        if not issubclass(type(one), _STEERING) and not retry.allows(one):
+            return one
+    return error
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions of a group, or the only one; each is replaced by the steering one that is its cause."""
+    waiting, seen = [error], 0
+    while waiting and seen < MOST_EXCEPTIONS:
+        one = waiting.pop()
+        seen += 1
+        if issubclass(type(one), BaseExceptionGroup):
+            waiting.extend(reversed(BaseExceptionGroup.exceptions.__get__(one)))  # a subclass may have its own
+        elif not issubclass(type(one), CancelledError):
+            yield _steering_cause(one) or one
+
+
+def _steering_cause(error: BaseException) -> BaseException | None:
+    one: BaseException | None = error
+    for _ in range(MOST_EXCEPTIONS):
+        if one is None or issubclass(type(one), _STEERING):
+            return one
+        if issubclass(type(one), BaseExceptionGroup):
+            found = deciding(one)
+            return found if issubclass(type(found), _STEERING) else None
+        one = _cause_of(one)
+    return None
+
+
+_cause_of: Final[Callable[[BaseException], BaseException | None]] = BaseException.__dict__["__cause__"].__get__
+
+
+def classify(error: BaseException, reason: Interrupt | None, time_is_over: bool, connection: Any = None) -> Outcome:
     """How an attempt ended that this exception has ended.
 
     Args:
-        error: what was raised.
-        alarm: of the attempt.
-        connection: the driver's, of the run: what other servers complain of is the job's business.
+        error: what was raised; a group is judged by `deciding`.
+        reason: the interrupt that was raised in the job, whatever the job has made of it.
+        time_is_over: whether the job's time was up.
+        connection: the driver's, of the attempt: what other servers complain of is the job's business.
     """
-    if alarm is not None and isinstance(alarm.reason, HandedBack):
-        return Outcome.HANDED_BACK  # whatever the job made of the interrupt
-    if isinstance(error, JobCanceled) or (alarm is not None and isinstance(alarm.reason, JobCanceled)):
-        return Outcome.CANCELED
-    if isinstance(error, JobTimeout):
-        return Outcome.TIMEOUT
-    if isinstance(error, UnknownJobType):
-        return Outcome.UNKNOWN_TYPE
-    for signal, outcome in _ASKED_FOR.items():
-        if isinstance(error, signal):
+    decided = reason if reason is not None else deciding(error)
+    for kind, outcome in _OUTCOMES:
+        if issubclass(type(decided), kind):
             return outcome  # it needs nothing of what a lost connection has taken along
-    if isinstance(error, EffectsLost | LedgerUnavailable) or (connection is not None and connection.closed):
+    if issubclass(type(decided), Snooze):
+        return Outcome.SNOOZED
+    if issubclass(type(decided), EffectsLost | LedgerUnavailable) or (connection is not None and connection.closed):
         return Outcome.LOST
-    state = sql_state(error)
-    if state in NO_ROOM and connection is not None and _came_over(error) is connection:
+    if not issubclass(type(decided), DBAPIError | psycopg2.Error):
+        return Outcome.ERROR
+    state = sql_state(decided)
+    if state in NO_ROOM and connection is not None and _came_over(decided) is connection:
         return Outcome.LOST
-    if state in (QUERY_CANCELED, LOCK_NOT_AVAILABLE) and alarm is not None and alarm.is_over:
+    if state in (QUERY_CANCELED, LOCK_NOT_AVAILABLE) and time_is_over:
         return Outcome.TIMEOUT
-    if state in TRY_AGAIN and not isinstance(error, DBAPIError):  # the ledger's own statement, not the job's
+    if state in TRY_AGAIN and not issubclass(type(decided), DBAPIError):  # the ledger's own statement, not the job's
         return Outcome.LOST
     return Outcome.ERROR
 
@@ -64,44 +148,45 @@ def _came_over(error: BaseException) -> Any:
     return getattr(getattr(getattr(error, "orig", error), "cursor", None), "connection", None)
 
 
-def evidence_of(error: BaseException | None, progress: Progress, log_tail: str | None, *, traced: bool) -> Evidence:
+def evidence_of(error: BaseException | None, progress: Progress, *, alone: bool, traced: bool = False) -> Evidence:
     """What is kept of an attempt.
 
     Args:
         error: what ended it; None if it completed.
-        progress: what it has said of itself.
-        log_tail: its last lines.
+        progress: what it has said of itself, and its last lines.
+        alone: the process ran nothing else, so that its memory is the job's.
         traced: keep the traceback.
     """
-    asked_for = isinstance(error, Snooze | Cancel | JobCanceled)  # nothing went wrong
+    decided = deciding(error) if error is not None else None
+    asked_for = decided is not None and issubclass(type(decided), Snooze | Cancel | JobCanceled)  # nothing went wrong
+    failed = error is not None and not asked_for
+    said = decided if decided is not None and issubclass(type(decided), _STEERING) else error
     return Evidence(
-        error_type=type(error).__qualname__ if error is not None and not asked_for else None,
-        error_message=_storable(_in_text(error)) if error is not None else None,
-        traceback=_storable(_trace(error)) if error is not None and traced and not asked_for else None,
-        log_tail=_storable(log_tail) if log_tail is not None else None,
-        peak_memory_bytes=peak_memory_bytes(),
+        error_type=_text(lambda: type(said).__qualname__) if failed else None,
+        error_message=_text(lambda: str(said)) if said is not None else None,
+        traceback=_text(lambda: "".join(traceback.format_exception(error))) if failed and traced else None,
+        log_tail=storable(progress.log_tail) if progress.log_tail is not None else None,
+        peak_memory_bytes=peak_memory_bytes() if alone else None,
         progress_done=progress.progress_done,
         progress_total=progress.progress_total,
         progress_note=progress.progress_note,
     )
 
 
-def _storable(text: str) -> str:
-    """What Postgres can store of a text: no NUL, no lone surrogates, and its end if it is long."""
-    return storable(text)[-TEXT_LIMIT:]
-
-
-def _in_text(error: BaseException) -> str:
-    """What an exception says; its class's `__str__` is a user's code too."""
+def _text(take: Callable[[], str]) -> str:
+    """A text of a user's object, as Postgres can store it: no NUL, no lone surrogates, and its end if it is long."""
     try:
-        return str(error)
-    except Exception as unprintable:
-        return f"(the error cannot be printed: {type(unprintable).__name__})"
+        text = str.__str__(take())[-TEXT_LIMIT:]
+        return storable(text)[-TEXT_LIMIT:]
+    except BaseException as unprintable:  # whatever a user's code raises, also SystemExit
+        return f"{UNPRINTABLE}: {_name_of(unprintable)}"
 
 
-def _trace(error: BaseException) -> str:
-    """The traceback, also of an exception that cannot be printed."""
-    return "".join(traceback.format_exception(error))
+def _name_of(error: BaseException) -> str:
+    try:
+        return storable(str.__str__(type(error).__name__))[:100]
+    except BaseException:
+        return "another error"
 
 
 def peak_memory_bytes() -> int:

@@ -25,8 +25,9 @@ from sqlalchemy.exc import DBAPIError
 
 from jobledger.connections.deadlines import shut
 from jobledger.connections.default import Connections
-from jobledger.domain.records import Evidence, Runner
+from jobledger.domain.records import Backend, Evidence, Runner
 from jobledger.errors import LedgerUnavailable
+from jobledger.ledger import leases
 from jobledger.ledger.direct import Direct
 from jobledger.ledger.moves.claim import CLAIM, claim
 from jobledger.ledger.moves.finish import COMPLETE, complete
@@ -51,8 +52,14 @@ class SpareConnection:
         self._connections = connections
         self._owner = os.getpid()
         self._raw: Any = None
+        self._backend: Backend | None = None
         self._state = mmap.mmap(-1, 1)
         self._not_before = 0.0
+
+    @property
+    def backend(self) -> Backend | None:
+        """The session of the spare, which the parent has asked for."""
+        return self._backend
 
     def keep_ready(self) -> None:
         """Have a spare ready whenever this process forks; call it once, in the worker's parent."""
@@ -81,6 +88,13 @@ class SpareConnection:
         if self._raw.info.transaction_status == _IDLE:
             self._state[:] = _CLEAN
 
+    def abandon(self) -> None:
+        """In a forked process that is no work-horse: let go of the socket, and say nothing over it."""
+        if self._raw is not None and not self._raw.closed:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, self._raw.fileno(), inheritable=False)
+            os.close(nowhere)
+
     def _connect(self) -> None:
         try:
             raw = self._open()
@@ -102,6 +116,7 @@ class SpareConnection:
         try:
             raw.autocommit = True
             warm_up(for_work_horses(raw))
+            self._backend = leases.this_backend(Direct(raw))
             self._connections.wrap(raw)  # SQLAlchemy learns the ways of this server, once for all work-horses
         except BaseException:
             raw.close()
@@ -138,7 +153,7 @@ def spare_of_this_worker() -> SpareConnection | None:
 def for_work_horses(raw: Any) -> Direct:
     """A psycopg2 connection for the two statements of a run that are executed for every job.
 
-    On connections that live long they are worth preparing: see `rehearse`.
+    On connections that live long they are worth preparing: see `warm_up`.
     """
     return Direct(raw, {CLAIM: "jobledger_claim", COMPLETE: "jobledger_complete"})
 

@@ -15,7 +15,8 @@ from jobledger.domain.records import Claim
 from jobledger.errors import LedgerUnavailable
 from jobledger.failpoints import disarmed
 from jobledger.observe.log import get_logger, muted
-from jobledger.worker.work_horse import Run
+from jobledger.worker.keeping import keeping_of
+from jobledger.worker.work_horse import Delivery
 
 log: Final = get_logger(__name__)
 
@@ -31,15 +32,15 @@ def warm_up(connections: Connections, job_type: str, payload: dict[str, Any]) ->
         job_type: of a job that does nothing.
         payload: what it takes.
 
-    A worker that cannot rehearse, because Postgres is away or not migrated yet, is slower for it and nothing else.
+    A worker that cannot warm up, because Postgres is away or not migrated yet, is slower for it and nothing else.
     """
     now = datetime.now(UTC)
     claim = Claim(NO_JOB, 0, job_type, "default", payload, 60.0, 1, 0, 0, 0, now, None)
     try:
         with muted(), disarmed():
             for _ in range(WARM_UPS):
-                Run(connections, NO_JOB).rehearse(claim)
+                Delivery(connections, keeping_of(connections), NO_JOB, isolated=False).warm_up(claim)
     except (LedgerUnavailable, psycopg2.Error) as error:
-        log.warning("No rehearsal", error=str(error).strip())
+        log.warning("Not warmed up", error=str(error).strip())
     finally:
         connections.close()

@@ -1,64 +1,42 @@
-"""The run of one delivery: a straight row of steps. Claim, load, perform under lease and alarm, finish.
-
-Effects and `completed` commit together: what a job writes through its session commits in the transaction of the
-finishing statement, which is guarded by the fence. Failures are written on a fresh connection.
-"""
+"""The run of one delivery: claim, perform, end. `run_job` is what RQ calls, in the work-horse that it has forked."""
 
 import logging
-import time
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
-from uuid import UUID
+import os
+import signal
+import socket
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final
+from uuid import UUID, uuid4
 
-import psycopg2
-import sqlalchemy as sa
-from pydantic_core import PydanticSerializationError, to_jsonable_python
-from sqlalchemy.exc import DBAPIError
+from rq import get_current_job
 
+from jobledger import process
 from jobledger.connections.default import Connections, default_connections
-from jobledger.connections.postgres import NO_ROOM, TRY_AGAIN, is_connection_loss, sql_state
-from jobledger.domain.endings import FencedOut, HandedBack, Interrupt, JobCanceled, JobTimeout
-from jobledger.domain.payload import MAX_RESULT_BYTES, to_json
-from jobledger.domain.records import Claim, Evidence
-from jobledger.domain.retry import Retry
-from jobledger.domain.status import JobStatus, Outcome
-from jobledger.errors import ConfigurationError, LedgerUnavailable, PayloadError, UnknownJobType
-from jobledger.failpoints import Failpoint, reach
-from jobledger.ledger import leases, moves, queries
-from jobledger.lifecycle import finish, limits
+from jobledger.domain.records import Claim, Runner
+from jobledger.domain.status import JobStatus
+from jobledger.ledger import moves
+from jobledger.lifecycle import limits
 from jobledger.lifecycle.finish import Settled
-from jobledger.lifecycle.push import push_quietly
 from jobledger.observe.log import get_logger, set_up_logging
-from jobledger.observe.log_run import LoggedRun, LogTail
-from jobledger.registry import load_job_modules, registry
+from jobledger.observe.log_run import LogTail
+from jobledger.worker.attempt import Attempt
+from jobledger.worker.completer import LEDGER_PATIENCE_SECONDS, Completer, patiently
 from jobledger.worker.connection import RunConnection
-from jobledger.worker.context import RunContext
-from jobledger.worker.interrupts import Alarm
+from jobledger.worker.interrupts import NUMBER, interrupter_of_this_thread
+from jobledger.worker.keeping import Keeping, keeping_of
 from jobledger.worker.leases import Lease
-from jobledger.worker.outcome import EffectsLost, classify, evidence_of
-from jobledger.worker.process import die_with_parent, is_work_horse, this_runner
+from jobledger.worker.notes import AttemptNote
+from jobledger.worker.outcome import UNPRINTABLE
 from jobledger.worker.spare import spare_of_this_worker
-from jobledger.worker.stop import StopRequest
+from jobledger.worker.stop import NO_WORKER
 
 log: Final = get_logger(__name__)
 
 
-T = TypeVar("T")
-
-_STUCK: Final[dict[type[Interrupt], Outcome]] = {
-    JobTimeout: Outcome.TIMEOUT,
-    HandedBack: Outcome.HANDED_BACK,
-    JobCanceled: Outcome.CANCELED,
-}
-
-LEDGER_PATIENCE_SECONDS: Final = 10.0
-"""How long a delivery waits for Postgres before it gives its wake-up up; the reconciler makes another."""
-
-END_PATIENCE_SECONDS: Final = 60.0
-"""How long a run tries to write its end. A dispatch with `after=` may hold the row's lock; the reaper passes it by."""
-
-WRITE_DEADLINE_SECONDS: Final = 5.0
-_SHORT_LOCK_WAIT: Final = sa.text("SET LOCAL lock_timeout = '4s'")
+class JobFailed(Exception):
+    """What RQ is told of a job whose own error cannot be printed."""
 
 
 def run_job(job_id: str) -> str:
@@ -77,290 +55,134 @@ def run_job(job_id: str) -> str:
     connections = default_connections()
     if not logging.getLogger().handlers:  # a worker that was started without our configuration, or any other
         set_up_logging(connections.settings)
-    run = Run(connections, UUID(job_id))
-    if is_work_horse(job_id):
-        die_with_parent()
-        run.stop.listen()
-    return run.execute()
+    keeping = keeping_of(connections)
+    isolated = is_work_horse(job_id)
+    if isolated:
+        process.die_with_parent(None, signal.SIGKILL)  # RQ gives it a process group of its own, so it would live on
+    if isolated or get_current_job() is not None:
+        keeping.start()
+    if isolated:
+        keeping.stop.listen()
+        _work_horse.pid = os.getpid()
+    return Delivery(connections, keeping, UUID(job_id), isolated=isolated).run()
 
 
-class Run:
-    """One delivery, from its claim to its end."""
+def is_work_horse(job_id: str) -> bool:
+    """Whether this process was made for this job alone (RQ's fork sets the variable, rq 3.0 worker_classes.py:65)."""
+    return os.environ.get("RQ_JOB_ID") == job_id
 
-    def __init__(self, connections: Connections, job_id: UUID) -> None:
-        self.connections = connections
-        self.job_id = job_id
-        self.tail = LogTail()
-        self.retry = Retry()
-        self.runner = this_runner(connections.settings.code_version)
-        self.stop = StopRequest(connections.settings, self.runner.worker)
-        self.lease = Lease(connections, job_id, self.tail, self.stop, self._write_stuck)
-        self.alarm: Alarm | None = None
-        self.claim: Claim | None = None
-        self.claim_lost = False
-        self.logged: LoggedRun | None = None
 
-    def execute(self) -> str:
+class Delivery:
+    """One delivery of a job to a process that runs nothing else.
+
+    Args:
+        connections: of this process.
+        keeping: of its leases.
+        job_id: of the row.
+        isolated: the process was made for this delivery.
+    """
+
+    def __init__(self, connections: Connections, keeping: Keeping, job_id: UUID, *, isolated: bool) -> None:
+        self._connections = connections
+        self._keeping = keeping
+        self._job_id = job_id
+        self._isolated = isolated
+        self._tail = LogTail()
+        self._runner = self._this_runner()
+        self._claim_lost = False
+
+    def run(self) -> str:
         """The steps, in order."""
-        with self.lease:
-            connection, claim = self._patiently(self._claim, LEDGER_PATIENCE_SECONDS)
+        with self._keeping.lease_of(self._job_id, self._tail) as lease:
+            connection, claim = patiently(lambda: self._claim(lease), LEDGER_PATIENCE_SECONDS, str(self._job_id))
             if claim is None:
                 end = "nothing to do: a duplicate delivery, or the job was canceled, held or has expired"
             else:
-                end = self._run(connection, claim)
+                end = self._perform(lease, connection, claim)
         connection.release()
         return end
 
-    def rehearse(self, claim: Claim) -> None:
-        """The same steps for a row that is not there: see `worker.rehearsal`."""
-        with self.lease:
-            connection, _ = self._claim()
-            with self._log_as(claim):
-                self._log_end(self._perform_and_complete(connection, claim))
+    def warm_up(self, claim: Claim) -> None:
+        """The same steps for a row that is not there: see `worker.warm_up`."""
+        with self._keeping.lease_of(self._job_id, self._tail) as lease:
+            connection, _ = self._claim(lease)
+            attempt = self._attempt(lease, connection, claim)
+            with attempt.logged:
+                Completer(self._connections).complete(attempt, attempt.perform())
         connection.release()
 
-    def _claim(self) -> tuple[RunConnection, Claim | None]:
-        connection = RunConnection(self.connections, spare_of_this_worker())
-        lease_seconds = self.connections.settings.lease_seconds
-        self.lease.claiming(connection)
+    def _claim(self, lease: Lease) -> tuple[RunConnection, Claim | None]:
+        self._keeping.require_keeper()
+        connection = RunConnection(self._connections, spare_of_this_worker())
+        lease_seconds = self._connections.settings.lease_seconds
+        lease.claiming(connection)
         try:
             connection.autocommit()
-            direct, runner = connection.direct, self.runner
-            claim = moves.claim(direct, self.job_id, runner, lease_seconds)
+            direct, runner = connection.direct, replace(self._runner, backend=connection.backend)
+            claim = moves.claim(direct, self._job_id, runner, lease_seconds)
             if claim is None:
-                claim = limits.claim(self.connections, direct, self.job_id, runner, lease_seconds)
-            if claim is None and self.claim_lost:
-                claim = moves.claim_again(direct, self.job_id, runner, lease_seconds)
+                claim = limits.claim(self._connections, direct, self._job_id, runner, lease_seconds)
+            if claim is None and self._claim_lost:
+                claim = moves.claim_again(direct, self._job_id, runner, lease_seconds)
         except BaseException:
-            self.claim_lost = True
-            self.lease.claiming(None)
+            self._claim_lost = True
+            lease.claiming(None)
             connection.cut()
             raise
         return connection, claim
 
-    def _run(self, connection: RunConnection, claim: Claim) -> str:
-        with self._log_as(claim):
+    def _attempt(self, lease: Lease, connection: RunConnection, claim: Claim) -> Attempt:
+        lease.claimed(
+            AttemptNote.of(claim, self._runner, os.getppid(), self._connections.settings.lease_seconds, alone=True),
+            connection,
+        )
+        return Attempt(
+            self._connections,
+            claim,
+            lease,
+            interrupter_of_this_thread(claim.timeout_seconds),
+            self._tail,
+            connection,
+            alone=True,
+            whole_process=self._isolated,
+        )
+
+    def _perform(self, lease: Lease, connection: RunConnection, claim: Claim) -> str:
+        attempt = self._attempt(lease, connection, claim)
+        completer = Completer(self._connections)
+        with attempt.logged:
             try:
-                settled = self._perform_and_complete(connection, claim)
+                settled = completer.complete(attempt, attempt.perform())
             except BaseException as error:  # whatever a job raises is an outcome, also SystemExit
-                settled = self._conclude(connection, claim, error)
+                settled = completer.conclude(attempt, error)
                 if settled is not None and settled.status is JobStatus.FAILED:
+                    unprintable = _if_unprintable(attempt)
+                    if unprintable is not None:
+                        raise unprintable from None
                     raise
-            else:
-                self._log_end(settled)
             return _in_words(settled)
 
-    def _perform_and_complete(self, connection: RunConnection, claim: Claim) -> Settled | None:
-        self.claim, self.alarm = claim, Alarm(claim.timeout_seconds)
-        self.lease.claimed(claim.attempt, self.alarm)
-        job_class = self._load(claim)  # under the lease, and outside of the job's own time
-        context = RunContext(claim, self.tail, connection, self.alarm, self.lease)
-        with self.alarm:
-            reach(Failpoint.AFTER_CLAIM)
-            result = _encode_result(job_class.run(context))
-            context.flush()
-        self.lease.ending()
-        reach(Failpoint.BEFORE_FINISH)
-        settled = self._complete(connection, claim, context, result)
-        reach(Failpoint.AFTER_FINISH)
-        if settled is not None:
-            context.push_held()
-            push_quietly(self.connections, settled.wakes)
-        if claim.is_limited:
-            self._pass_on_slots(connection, claim)
-        return settled
-
-    def _pass_on_slots(self, connection: RunConnection, claim: Claim) -> None:
-        """Also of an attempt that was fenced out: what must not be given back is not."""
-        if connection.is_gone:
-            limits.pass_on(self.connections, [claim.id])
-        else:
-            connection.autocommit()
-            limits.pass_on(self.connections, [claim.id], connection.direct)
-
-    def _load(self, claim: Claim) -> Any:
-        try:
-            job_class = registry.lookup(claim.job_type)
-        except UnknownJobType:
-            job_class = self._load_modules_and_look_again(claim)
-        self.retry = job_class.retry
-        return job_class
-
-    def _load_modules_and_look_again(self, claim: Claim) -> Any:
-        """A worker that was started without our configuration has loaded nothing yet."""
-        try:
-            load_job_modules(self.connections.settings.job_modules)
-        except ConfigurationError as error:  # a module of another deployment that does not work here
-            raise UnknownJobType(str(error)) from error
-        return registry.lookup(claim.job_type)
-
-    def _complete(
-        self, connection: RunConnection, claim: Claim, context: RunContext, result: str | None
-    ) -> Settled | None:
-        evidence = self._evidence()
-        try:
-            if not context.session_used:
-                settled = finish.complete_alone(connection.committing, claim.id, claim.attempt, result, evidence)
-                if settled is not None:
-                    return settled
-            context.lift_limits()
-            connection.begin()
-            settled = finish.complete(connection.direct, claim.id, claim.attempt, result, evidence)
-            if settled is None:
-                connection.rollback()
-            else:
-                connection.commit()
-        except LedgerUnavailable as error:
-            return self._complete_after_loss(claim, context, result, evidence, error)
-        return settled
-
-    def _complete_after_loss(
-        self, claim: Claim, context: RunContext, result: str | None, evidence: Evidence, error: LedgerUnavailable
-    ) -> Settled | None:
-        """The connection went away around the commit: see what became of it.
-
-        A job that wrote nothing through its session has lost nothing with it, and completes on another connection.
-        """
-
-        def look_or_complete() -> Settled | None:
-            with self.connections.transaction(WRITE_DEADLINE_SECONDS) as fresh:
-                leases.end_backend(fresh, claim.id, claim.attempt, surely=True)
-                if queries.outcome_of(fresh, claim.id, claim.attempt) is Outcome.COMPLETED:
-                    return Settled(JobStatus.COMPLETED)
-                if context.session_used:
-                    raise EffectsLost("The connection was lost before the job's effects were committed.") from error
-                return finish.complete(fresh, claim.id, claim.attempt, result, evidence)
-
-        return self._patiently(look_or_complete, END_PATIENCE_SECONDS)
-
-    def _conclude(self, connection: RunConnection, claim: Claim, error: BaseException) -> Settled | None:
-        """Write the end of an attempt that did not complete, on a fresh connection."""
-        if self.alarm is not None:
-            self.alarm.disarm()
-        self.lease.ending()
-        outcome = classify(error, self.alarm, connection.raw)
-        connection.cut()  # its effects and locks are gone before the job runs again
-        if isinstance(error, FencedOut):
-            self._log_end(None)
-            return None
-        patience = LEDGER_PATIENCE_SECONDS if isinstance(error, LedgerUnavailable) else END_PATIENCE_SECONDS
-        settled = self._write_end(claim, outcome, error, self._evidence(error, traced=True), patience)
-        if claim.is_limited:
-            limits.pass_on(self.connections, [claim.id])
-        return settled
-
-    def _write_end(
-        self,
-        claim: Claim,
-        outcome: Outcome,
-        error: BaseException,
-        evidence: Evidence,
-        patience_seconds: float = END_PATIENCE_SECONDS,
-    ) -> Settled | None:
-        def write() -> Settled | None:
-            with self.connections.transaction(WRITE_DEADLINE_SECONDS) as fresh:
-                fresh.execute(_SHORT_LOCK_WAIT)
-                unknown_for = (
-                    queries.seconds_of_unknown_type(fresh, claim.id) if outcome is Outcome.UNKNOWN_TYPE else 0.0
-                )
-                judged = TimeoutError() if outcome is Outcome.TIMEOUT else error
-                restarted = outcome is Outcome.LOST and leases.server_restarted(fresh, claim.id, claim.attempt)
-                decision = finish.decide(outcome, claim, self.retry, judged, unknown_for, server_restarted=restarted)
-                return finish.settle(fresh, claim.id, claim.attempt, outcome, decision, evidence)
-
-        settled = self._patiently(write, patience_seconds)
-        if settled is not None:
-            push_quietly(self.connections, settled.wakes)
-        self._log_end(settled, outcome, evidence)
-        return settled
-
-    def _write_stuck(self, reason: Interrupt) -> None:
-        """Called by the lease's thread for a job that reacts to nothing, before the process exits.
-
-        Until then it goes on; so its slots are left to the chore.
-        """
-        if self.claim is not None:
-            self._write_end(self.claim, _STUCK[type(reason)], reason, self._evidence(reason))
-
-    def _log_as(self, claim: Claim) -> LoggedRun:
-        """From here to the end of the run, each log line says whose it is."""
-        job_id = str(claim.id)
-        self.logged = LoggedRun(
-            job_id, claim.job_type, claim.attempt, claim.queue, self.tail, whole_process=is_work_horse(job_id)
+    def _this_runner(self) -> Runner:
+        job = get_current_job()
+        return Runner(
+            worker=(job.worker_name if job is not None else None) or NO_WORKER,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=self._connections.settings.code_version,
+            isolated=self._isolated,
+            token=uuid4(),
         )
-        return self.logged
-
-    def _log_end(
-        self, settled: Settled | None, outcome: Outcome = Outcome.COMPLETED, evidence: Evidence | None = None
-    ) -> None:
-        """One line for the end of a run. RQ shows the traceback of a job that failed for good, and of no other."""
-        if self.logged is not None:
-            self.logged.ended(settled.status if settled is not None else "fenced_out")
-        if not log.isEnabledFor(logging.INFO):
-            return
-        if settled is None:
-            log.info("Fenced out: another attempt ends this job")
-        elif settled.status is JobStatus.COMPLETED or evidence is None:
-            log.info("Completed")
-        elif settled.status is JobStatus.QUEUED:
-            log.info("Handed back")
-        elif settled.status is JobStatus.FAILED:
-            log.info("Failed", outcome=outcome.value, error_type=evidence.error_type, error=evidence.error_message)
-        elif settled.status is JobStatus.CANCELED:
-            log.info("Canceled", why=evidence.error_message)
-        else:
-            log.info(
-                "Will run again",
-                outcome=outcome.value,
-                wait_seconds=settled.wait_seconds,
-                error_type=evidence.error_type,
-                exception=evidence.traceback,
-            )
-
-    def _evidence(self, error: BaseException | None = None, *, traced: bool = False) -> Evidence:
-        return evidence_of(error, self.lease.progress, self.tail.text(), traced=traced)
-
-    def _patiently(self, step: Callable[[], T], patience_seconds: float) -> T:
-        """Do a step of the ledger, again and again while Postgres is away, has no room, or the row is locked.
-
-        Every step is guarded by the status and the fence, so doing it twice is harmless. A claim whose answer was lost
-        finds itself a duplicate the second time; the reaper then ends the attempt that nobody runs.
-
-        Raises:
-            LedgerUnavailable: that was so until the patience ran out. The reconciler knows it by this name, and holds
-                the lost wake-up against nobody.
-        """
-        deadline, pause = time.monotonic() + patience_seconds, 0.1
-        while True:
-            try:
-                return step()
-            except (LedgerUnavailable, DBAPIError, psycopg2.Error) as error:
-                away = isinstance(error, LedgerUnavailable)
-                if not (away or is_connection_loss(error) or sql_state(error) in (*TRY_AGAIN, *NO_ROOM)):
-                    raise
-                if time.monotonic() + pause > deadline:
-                    if away:
-                        raise
-                    said = f"Postgres could not do it within {patience_seconds:g} s: {_first_line(error)}"
-                    raise LedgerUnavailable(said) from error
-                log.warning("The ledger is away or locked: trying again", job_id=str(self.job_id), error=str(error))
-            time.sleep(pause)
-            pause = min(pause * 2, 2.0)
 
 
-def _first_line(error: BaseException) -> str:
-    """What the database says is wrong, without its hints."""
-    return str(getattr(error, "orig", error)).strip().split("\n")[0]
-
-
-def _encode_result(result: Any) -> str | None:
-    if result is None:
+def _if_unprintable(attempt: Attempt) -> JobFailed | None:
+    """What RQ prints in the place of an error that it could not print either."""
+    said = attempt.evidence
+    if said is None:
         return None
-    try:
-        plain = to_jsonable_python(result)
-    except PydanticSerializationError as error:
-        raise PayloadError(f"The result cannot be written as JSON: {error}") from error
-    return to_json(plain, "the result", MAX_RESULT_BYTES)
+    texts = [text for text in (said.error_type, said.error_message, said.traceback) if text is not None]
+    if any(text.startswith(UNPRINTABLE) for text in texts):
+        return JobFailed(f"{said.error_type}: {said.error_message}")
+    return None
 
 
 def _in_words(settled: Settled | None) -> str:
@@ -371,3 +193,35 @@ def _in_words(settled: Settled | None) -> str:
     if settled.status is JobStatus.SCHEDULED:
         return f"scheduled: runs again in {settled.wait_seconds:.1f} s"
     return settled.status.value
+
+
+class _WorkHorse:
+    """What the children that a job forks must know of their parent."""
+
+    pid: int | None = None
+    forked_in_main_thread = False
+
+
+_work_horse: Final = _WorkHorse()
+
+
+def _before_fork() -> None:
+    _work_horse.forked_in_main_thread = threading.current_thread() is threading.main_thread()
+
+
+def _after_fork_in_child() -> None:
+    """A child of a job takes SIGTERM as processes do, not as a request to stop; and it dies with the work-horse.
+
+    The kernel means the thread that forked by the parent: only the main thread lives as long as the process.
+    """
+    if _work_horse.pid != os.getppid():
+        return
+    _work_horse.pid = os.getpid()  # of its own children
+    with suppress(ValueError):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(NUMBER, signal.SIG_DFL)
+    if _work_horse.forked_in_main_thread:
+        process.die_with_parent(None, signal.SIGKILL)
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

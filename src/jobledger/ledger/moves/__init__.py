@@ -25,9 +25,17 @@ from jobledger.ledger.moves.children import (
     release_stuck,
     stuck_children,
 )
-from jobledger.ledger.moves.claim import claim, claim_again
+from jobledger.ledger.moves.claim import claim, claim_again, claim_many
 from jobledger.ledger.moves.control import cancel, cancel_many, request_cancel, retry, retry_many, run_deferred
-from jobledger.ledger.moves.finish import cancel_running, complete, fail, hand_back, reschedule
+from jobledger.ledger.moves.finish import (
+    Completion,
+    cancel_running,
+    complete,
+    complete_many,
+    fail,
+    hand_back,
+    reschedule,
+)
 from jobledger.ledger.moves.insert import insert, replace_waiting
 from jobledger.ledger.moves.limits import (
     claim_limited,
@@ -41,6 +49,7 @@ from jobledger.ledger.moves.limits import (
 from jobledger.ledger.moves.waiting import Expired, expire, expired, give_up, promote_due
 
 __all__ = [
+    "Completion",
     "Expired",
     "cancel",
     "cancel_children",
@@ -49,7 +58,9 @@ __all__ = [
     "claim",
     "claim_again",
     "claim_limited",
+    "claim_many",
     "complete",
+    "complete_many",
     "deferred_between",
     "expire",
     "expired",

@@ -6,7 +6,9 @@ also inserts the job that calls `on_failed`: it has a part `moved`, which gives 
 `callback_type` is `ON_FAILED_TYPE`.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -89,6 +91,78 @@ def complete(
     parameters = {"id": str(job_id), "attempt": attempt, "result": result, "only_childless": only_childless}
     row = connection.execute(COMPLETE, {**parameters, **_closing(Outcome.COMPLETED, evidence)}).one_or_none()
     return Ended(row.has_children) if row is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A job that has done its work, to be completed with others.
+
+    Attributes:
+        result: JSON, as text.
+    """
+
+    job_id: UUID
+    attempt: int
+    result: str | None
+    evidence: Evidence
+
+
+# As in the claim of many, only the primary key may serve. A job with children or limits goes the single way: more
+# statements follow its end.
+_COMPLETE_MANY: Final = sa.text("""
+WITH given AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS g(
+           given_id uuid, given_attempt int, given_result jsonb, log_tail text, progress_done bigint,
+           progress_total bigint, progress_note text)
+), locked AS MATERIALIZED (
+    SELECT j.id, g.* FROM given g JOIN job_statuses j ON j.id = g.given_id
+     WHERE j.attempt = g.given_attempt AND j.status || '' = 'started' AND NOT j.has_children
+       AND NOT EXISTS (SELECT FROM job_limits l WHERE l.job_id = j.id)
+     ORDER BY j.id FOR NO KEY UPDATE OF j
+), moved AS (
+    UPDATE job_statuses j
+       SET status = 'completed', result = locked.given_result,
+           finished_at = statement_timestamp(), updated_at = statement_timestamp()
+      FROM locked
+     WHERE j.id = locked.id AND j.attempt = locked.given_attempt AND j.status || '' = 'started'
+    RETURNING j.id, j.attempt
+), closed AS (
+    UPDATE job_attempts a
+       SET finished_at = statement_timestamp(), outcome = 'completed',
+           log_tail = coalesce(locked.log_tail, a.log_tail),
+           progress_done = coalesce(locked.progress_done, a.progress_done),
+           progress_total = coalesce(locked.progress_total, a.progress_total),
+           progress_note = coalesce(locked.progress_note, a.progress_note)
+      FROM moved JOIN locked ON locked.id = moved.id
+     WHERE a.job_id = moved.id AND a.number = moved.attempt
+)
+SELECT id FROM moved
+""")
+
+
+def complete_many(connection: Executor, completions: Sequence[Completion]) -> set[UUID]:
+    """started -> completed for jobs that wrote nothing through a session; one statement.
+
+    Args:
+        connection: waits for locks only a short time, see `connections.locks`.
+
+    Returns:
+        The jobs that were completed. Each of the others goes the single way: it has children or limits, or its attempt
+        was fenced out.
+    """
+    rows = [
+        {
+            "given_id": str(one.job_id),
+            "given_attempt": one.attempt,
+            "given_result": json.loads(one.result) if one.result is not None else None,
+            "log_tail": one.evidence.log_tail,
+            "progress_done": one.evidence.progress_done,
+            "progress_total": one.evidence.progress_total,
+            "progress_note": one.evidence.progress_note,
+        }
+        for one in completions
+    ]
+    return {row.id for row in connection.execute(_COMPLETE_MANY, {"rows": json.dumps(rows)})}
 
 
 _RESCHEDULE: Final = sa.text(f"""

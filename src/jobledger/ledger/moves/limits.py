@@ -25,7 +25,7 @@ from sqlalchemy.engine import Connection
 from jobledger.domain.limits import MOST_STARTS, AppliedLimit
 from jobledger.domain.records import Claim, Runner, Wake
 from jobledger.ledger.direct import Executor
-from jobledger.ledger.moves.claim import CLAIMABLE, CLAIMED_COLUMNS, OPENED, PAUSE, START
+from jobledger.ledger.moves.claim import CLAIMABLE, CLAIMED_COLUMNS, OPENED, PAUSE, START, claiming_parameters
 
 _SET_LIMITS: Final = sa.text("""
 INSERT INTO job_limits (job_id, kind, key, most, window_seconds)
@@ -141,15 +141,7 @@ def claim_limited(connection: Executor, job_id: UUID, runner: Runner, lease_seco
     Returns:
         None for a job without limits, a duplicate, a canceled, held, paused or expired job.
     """
-    parameters = {
-        "id": str(job_id),
-        "worker": runner.worker,
-        "host": runner.host,
-        "pid": runner.pid,
-        "version": runner.version,
-        "lease_seconds": lease_seconds,
-        "key": "",
-    }
+    parameters = {"id": str(job_id), **claiming_parameters(runner, lease_seconds), "key": ""}
     row = connection.execute(_CLAIM_LIMITED, parameters).one_or_none()
     if row is None:
         return None

@@ -1,0 +1,179 @@
+"""One claimed attempt: load the class, perform the work, keep its evidence. The same in every kind of worker."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from jobledger.connections.default import Connections
+from jobledger.domain.endings import Interrupt
+from jobledger.domain.payload import MAX_RESULT_BYTES, to_json
+from jobledger.domain.records import Claim, Evidence
+from jobledger.domain.retry import Retry
+from jobledger.errors import ConfigurationError, PayloadError, UnknownJobType
+from jobledger.failpoints import Failpoint, reach
+from jobledger.ledger import leases
+from jobledger.observe.log_run import LoggedRun, LogTail
+from jobledger.registry import load_job_modules, registry
+from jobledger.worker.connection import RunConnection
+from jobledger.worker.context import RunContext
+from jobledger.worker.interrupts import Interrupter
+from jobledger.worker.leases import Lease
+from jobledger.worker.outcome import evidence_of
+
+
+class Attempt:
+    """From the claim to the result, or the error.
+
+    Args:
+        connections: of this process.
+        claim: the fence.
+        lease: of this attempt.
+        interrupter: of the thread that performs it.
+        tail: takes the attempt's log lines.
+        connection: that of the claim, if the attempt has it for itself; None to open one when a session is asked for.
+        alone: the process runs nothing else.
+        whole_process: the process was made for this attempt, and ends with it.
+
+    Attributes:
+        retry: the policy of the job's class, once that is loaded.
+        is_loaded: whether the class was found.
+        context: what the job sees; None before it is loaded.
+        evidence: what is kept of its end, taken while it could be interrupted.
+        logged: names the attempt in log lines.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        claim: Claim,
+        lease: Lease,
+        interrupter: Interrupter,
+        tail: LogTail,
+        connection: RunConnection | None,
+        *,
+        alone: bool,
+        whole_process: bool,
+    ) -> None:
+        self.connections = connections
+        self.claim = claim
+        self.lease = lease
+        self.interrupter = interrupter
+        self.tail = tail
+        self.connection = connection
+        self.alone = alone
+        self.retry = Retry()
+        self.is_loaded = False
+        self.context: RunContext | None = None
+        self.evidence: Evidence | None = None
+        self.logged = LoggedRun(
+            str(claim.id), claim.job_type, claim.attempt, claim.queue, tail, whole_process=whole_process
+        )
+        self._pid = os.getpid()
+
+    @property
+    def reason(self) -> Interrupt | None:
+        """The interrupt that was raised in the job, whatever the job has made of it."""
+        return self.interrupter.reason
+
+    @property
+    def has_session(self) -> bool:
+        """Whether the job has asked for its session, so that it may have written something."""
+        return self.context is not None and self.context.session_used
+
+    def perform(self) -> str | None:
+        """Do the work, in the job's time.
+
+        Returns:
+            Its result, as JSON.
+
+        Raises:
+            BaseException: whatever the job raises, and what interrupts it.
+        """
+        job_class = self._load()  # under the lease, and outside of the job's own time
+        self.context = RunContext(self.claim, self.tail, self._open_connection, self.interrupter, self.lease)
+        with self.interrupter:
+            self.lease.working(self.interrupter)
+            try:
+                reach(Failpoint.AFTER_CLAIM)
+                with self._only_in_this_process():
+                    returned = job_class.run(self.context)
+                result = encode_result(returned)
+                self.context.flush()
+            except BaseException as error:
+                self.evidence = self.evidence_of(error, traced=True)
+                raise
+        return result
+
+    def evidence_of(self, error: BaseException | None = None, *, traced: bool = False) -> Evidence:
+        """What is kept of the attempt, if it ends with this."""
+        progress = self.lease.progress_with(self.tail.text())
+        return evidence_of(error, progress, alone=self.alone, traced=traced)
+
+    def _load(self) -> Any:
+        try:
+            job_class = registry.lookup(self.claim.job_type)
+        except UnknownJobType:
+            job_class = self._load_modules_and_look_again()
+        self.retry = job_class.retry
+        self.is_loaded = True
+        return job_class
+
+    def _load_modules_and_look_again(self) -> Any:
+        """A worker that was started without our configuration has loaded nothing yet."""
+        try:
+            load_job_modules(self.connections.settings.job_modules)
+        except ConfigurationError as error:  # a module of another deployment that does not work here
+            raise UnknownJobType(str(error)) from error
+        return registry.lookup(self.claim.job_type)
+
+    def _open_connection(self) -> RunConnection:
+        """The connection of the session; opened, and noted in the ledger, when it is first asked for.
+
+        Raises:
+            FencedOut: the attempt is not the job's any more.
+            LedgerUnavailable: Postgres is away.
+        """
+        if self.connection is None:
+            connection = RunConnection(self.connections, None)
+            connection.autocommit()
+            if not leases.note_backend(connection.direct, self.claim.id, self.claim.attempt, connection.backend):
+                connection.release()
+                raise self.lease.fence_out()
+            self.connection = connection
+        return self.connection
+
+    @contextmanager
+    def _only_in_this_process(self) -> Iterator[None]:
+        """A child that the job has forked, and that returns or raises here, did not make the claim: it ends, and
+        touches neither the ledger nor the parent's sockets."""
+        try:
+            yield
+        except SystemExit as error:
+            self._leave_child(error.code if isinstance(error.code, int) else error.code is not None)
+            raise
+        except BaseException:
+            self._leave_child(1)
+            raise
+        self._leave_child(0)
+
+    def _leave_child(self, code: int) -> None:
+        if os.getpid() != self._pid:
+            os._exit(int(code) & 0xFF)
+
+
+def encode_result(result: Any) -> str | None:
+    """What a job returned, as JSON; None for nothing.
+
+    Raises:
+        PayloadError: it cannot be written.
+    """
+    if result is None:
+        return None
+    try:
+        plain = to_jsonable_python(result)
+    except PydanticSerializationError as error:
+        raise PayloadError(f"The result cannot be written as JSON: {error}") from error
+    return to_json(plain, "the result", MAX_RESULT_BYTES)

@@ -1,0 +1,179 @@
+"""The keeper of this process's leases: started, watched and replaced.
+
+A worker with our configuration forks it before it has threads, and its work-horses share it. A work-horse without one
+forks its own: it has no other thread yet. In any other process (RQ's SimpleWorker) it is started anew, as a program.
+While there is none, or it is silent, the thread that watches over the attempts does its work.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from jobledger.connections.default import Connections
+from jobledger.errors import LedgerUnavailable
+from jobledger.observe.log import get_logger, set_up_logging
+from jobledger.observe.log_run import LogTail
+from jobledger.settings import Settings, load_settings
+from jobledger.worker.board import SLOTS, Board
+from jobledger.worker.keeper import Keeper, keep
+from jobledger.worker.leases import Lease, Watch
+from jobledger.worker.spare import spare_of_this_worker
+from jobledger.worker.stop import StopSignal
+
+log: Final = get_logger(__name__)
+
+READY_SECONDS: Final = 2.0
+READY_PAUSE_SECONDS: Final = 0.01
+SILENT_SECONDS: Final = 4.0
+"""A keeper that has said nothing for longer is done without."""
+
+_PROGRAM: Final = "from jobledger.worker.keeping import main; main()"
+
+
+class Keeping:
+    """The keeper of a process, its board, and the thread that watches over the attempts.
+
+    Args:
+        connections: of this process.
+
+    Attributes:
+        connections: of this process.
+        board: shared with the keeper.
+        watch: the thread.
+        stop: whether this process was told to stop.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self.board = Board()
+        self.watch = Watch(self._stand_in)
+        self.stop = StopSignal()
+        self.connections = connections
+        self._owner = os.getpid()
+        self._keeper_pid: int | None = None
+        self._started_at = 0.0
+        self._substitute: Keeper | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process, or its parent, has made this."""
+        return self._owner in (os.getpid(), os.getppid())
+
+    def keep_alive(self) -> None:
+        """In a worker's parent, which has no threads yet: start the keeper, and look after it before each fork."""
+        self._fork()
+        os.register_at_fork(before=self._replace_if_dead)
+
+    def start(self) -> None:
+        """In the process that runs the job: start a keeper, unless there is one."""
+        if self._keeper_pid is None:
+            if len(list(Path("/proc/self/task").iterdir())) == 1:
+                self._fork()
+            else:
+                self._spawn()
+
+    @contextmanager
+    def lease_of(self, job_id: UUID, tail: LogTail) -> Iterator[Lease]:
+        """A lease for a delivery, watched over while the context is entered.
+
+        Raises:
+            LedgerUnavailable: the keeper has no room for it.
+        """
+        slot = self.board.take()
+        if slot is None:
+            raise LedgerUnavailable(f"The lease keeper looks after {SLOTS} attempts, and has no room for another.")
+        lease = Lease(self.connections, job_id, slot, tail, self.stop, self.watch.hurry)
+        self.watch.add(lease)
+        try:
+            yield lease
+        finally:
+            self.watch.remove(lease)
+            self.board.give_back(slot)
+
+    def require_keeper(self) -> None:
+        """Before a claim: no attempt begins whose lease could not be renewed.
+
+        Raises:
+            LedgerUnavailable: the keeper has no connection to Postgres, which may have none left to give.
+        """
+        until = time.monotonic() + READY_SECONDS
+        while self._keeper_pid and not self.board.is_ready:
+            if time.monotonic() > until:
+                raise LedgerUnavailable(
+                    "The lease keeper has no connection to Postgres, so no job is begun; are its connections used up?"
+                )
+            time.sleep(READY_PAUSE_SECONDS)
+
+    def _fork(self) -> None:
+        parent = os.getpid()
+        self._keeper_pid = 0  # the hooks of this fork must not start another one
+        pid = os.fork()
+        if pid == 0:
+            try:
+                spare = spare_of_this_worker()
+                if spare is not None:
+                    spare.abandon()
+                keep(self.board, Connections(self.connections.settings, "jobledger-keeper"), parent)
+            finally:
+                os._exit(0)
+        self._keeper_pid, self._started_at = pid, time.monotonic()
+
+    def _spawn(self) -> None:
+        settings = self.connections.settings
+        arguments = [sys.executable, "-c", _PROGRAM, self.board.path, str(os.getpid())]
+        environment = {**os.environ, **settings.as_environment()}
+        self._keeper_pid = os.posix_spawn(sys.executable, arguments, environment)
+        self._started_at = time.monotonic()
+
+    def _replace_if_dead(self) -> None:
+        if os.getpid() != self._owner or not self._keeper_pid:
+            return
+        if os.waitpid(self._keeper_pid, os.WNOHANG) != (0, 0):
+            log.warning("The lease keeper has ended: another one is started", pid=self._keeper_pid)
+            self._fork()
+
+    def _stand_in(self) -> None:
+        """In the thread: do the keeper's work, if it has said nothing for a while."""
+        silent_since = max(self.board.beaten_at, self._started_at)
+        if self._substitute is None and time.monotonic() < silent_since + SILENT_SECONDS:
+            return
+        if self._substitute is None:
+            if self._keeper_pid:
+                log.warning("The lease keeper is silent: leases are kept here")
+            self._substitute = Keeper(self.board, self.connections)
+        self._substitute.turn()
+
+
+class _Process:
+    """What is one per process, and its work-horses."""
+
+    keeping: Keeping | None = None
+
+
+_process: Final = _Process()
+
+
+def keep_leases(connections: Connections) -> None:
+    """In a worker's parent, before it has threads: have a keeper for all work-horses to come."""
+    _process.keeping = Keeping(connections)
+    _process.keeping.keep_alive()
+
+
+def keeping_of(connections: Connections) -> Keeping:
+    """That of this process, or of the worker that has forked it; a new one if the servers are others."""
+    known = _process.keeping
+    if known is None or not known.is_ours or known.connections is not connections:
+        known = _process.keeping = Keeping(connections)
+    return known
+
+
+def main() -> None:
+    """Keep leases as a program: its arguments are the path of the board, and the pid of the process that shares it."""
+    path, parent = sys.argv[1:]
+    settings: Settings = load_settings()
+    set_up_logging(settings)
+    keep(Board(path), Connections(settings, "jobledger-keeper"), int(parent))
