@@ -100,8 +100,9 @@ class Keeper:
             self._beat()
             self._look_for_stops()
         except (LedgerUnavailable, SQLAlchemyError) as error:
-            self._is_ready = self._is_ready and not isinstance(error, LedgerUnavailable)
-            log.warning("Leases are not renewed", attempts=len(self._kept), error=str(error).split("\n")[0])
+            was_ready, self._is_ready = self._is_ready, self._is_ready and not isinstance(error, LedgerUnavailable)
+            if self._kept or was_ready:
+                log.warning("Leases are not renewed", attempts=len(self._kept), error=str(error).split("\n")[0])
         except Exception:  # the keeper must live, whatever a server says
             log.exception("A turn of the lease keeper failed", attempts=len(self._kept))
         for kept in list(self._kept.values()):
