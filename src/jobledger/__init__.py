@@ -1,5 +1,8 @@
 """Background jobs on Redis Queue, with a ledger in Postgres that is always right."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from jobledger.connections.default import Connections, configure, default_connections
 from jobledger.domain.endings import Cancel, FencedOut, GiveUp, JobCanceled, Snooze
 from jobledger.domain.limits import Limit, Rate
@@ -29,8 +32,10 @@ from jobledger.errors import (
 )
 from jobledger.job.definition import BaseJob, Failure
 from jobledger.job.handle import JobHandle
-from jobledger.schedules import schedule
 from jobledger.settings import Settings
+
+if TYPE_CHECKING:
+    from jobledger.schedules import schedule
 
 __version__ = "0.2.0"
 
@@ -75,3 +80,10 @@ __all__ = [
     "default_connections",
     "schedule",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`schedule` loads APScheduler, which a process without schedules does not need."""
+    if name == "schedule":
+        return importlib.import_module("jobledger.schedules").schedule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

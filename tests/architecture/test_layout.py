@@ -89,3 +89,10 @@ def test_the_migrations_make_what_the_models_say(connections: Connections) -> No
     with connections.transaction() as connection:
         context = MigrationContext.configure(connection, opts={"compare_server_default": True})
         assert compare_metadata(context, metadata) == []
+
+
+def test_importing_jobledger_loads_neither_rq_nor_apscheduler_nor_the_worker() -> None:
+    said = "import sys, jobledger; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True).stdout.split()
+    unwanted = ("rq", "apscheduler", "fastapi", "alembic", "jobledger.worker", "jobledger.schedules", "jobledger.web")
+    assert [one for one in loaded if any(one == name or one.startswith(f"{name}.") for name in unwanted)] == []

@@ -17,13 +17,14 @@ import pytest
 import redis
 from rq import Queue, Worker
 from rq.job import Job
+from rq.job import JobStatus as RqStatus
 
 from harness import Stack, eventually
 from jobledger import Connections
 from jobledger.connections.redis import make_redis
 from jobledger.domain.records import Wake
 from jobledger.embedded import EmbeddedServers
-from jobledger.queues import head, push, reported_deaths, waiting, workers
+from jobledger.queues import head, push, reported_deaths, waiting, wakes, workers
 from sample_jobs import Echo, Failing, Fails
 
 
@@ -65,6 +66,26 @@ def test_a_wake_up_is_an_rq_job_that_carries_an_id_and_nothing_else(client: redi
     assert (job.result_ttl, job.failure_ttl) == (500, 86400)
     assert job.enqueued_at is not None
     assert client.ttl(job.key) == -1
+
+
+@pytest.mark.parametrize("title", [None, "of flights"])
+def test_a_wake_up_is_what_rq_itself_would_have_written(client: redis.Redis, title: str | None) -> None:
+    pushed, moment = wake(title=title), datetime.now(UTC)
+    theirs = Job.create(
+        "jobledger.worker.run_job",
+        args=(str(pushed.id),),
+        connection=client,
+        id=str(pushed.id),
+        origin=pushed.queue,
+        status=RqStatus.QUEUED,
+        description=f"Import: {title}" if title else "Import",
+        timeout=90,
+        result_ttl=500,
+        failure_ttl=86400,
+    )
+    theirs.created_at = theirs.enqueued_at = moment
+
+    assert wakes.rq_job(pushed, moment) == theirs.to_dict()
 
 
 def test_a_wake_up_asks_rq_for_none_of_its_own_features(client: redis.Redis) -> None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 import structlog
@@ -23,7 +23,9 @@ from jobledger.errors import JobDefinitionError, OptionError
 from jobledger.job.dispatcher import Dispatcher, SyncSession
 from jobledger.job.handle import JobHandle
 from jobledger.registry import registry
-from jobledger.worker.context import RunContext
+
+if TYPE_CHECKING:  # a process that only dispatches loads no worker
+    from jobledger.worker.context import RunContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class BaseJob:
     options: ClassVar[Options] = Options()
     has_on_failed: ClassVar[bool] = False
 
-    _context: RunContext | None = None
+    _context: "RunContext | None" = None
 
     def __init_subclass__(cls, **extra: Any) -> None:
         super().__init_subclass__(**extra)
@@ -250,13 +252,13 @@ class BaseJob:
         self._running.report(done, total, note)
 
     @property
-    def _running(self) -> RunContext:
+    def _running(self) -> "RunContext":
         if self._context is None:
             raise RuntimeError(f"{type(self).__name__} is not running: this is only there inside _perform.")
         return self._context
 
     @classmethod
-    def run(cls, context: RunContext) -> Any:
+    def run(cls, context: "RunContext") -> Any:
         """Perform one attempt; called by the worker, under lease and alarm.
 
         Raises:
@@ -269,7 +271,7 @@ class BaseJob:
         return asyncio.run(result) if inspect.iscoroutine(result) else result
 
     @classmethod
-    def call_on_failed(cls, context: RunContext, failure: Failure) -> None:
+    def call_on_failed(cls, context: "RunContext", failure: Failure) -> None:
         """Call `on_failed`; its job does this, with the failed job's id and payload in the context."""
         job = cls()
         job._context = context

@@ -34,6 +34,16 @@ def started_of(queue: str) -> str:
     return f"rq:wip:{queue}"
 
 
+def finished_of(queue: str) -> str:
+    """The set of jobs that RQ calls finished."""
+    return f"rq:finished:{queue}"
+
+
+def failed_of(queue: str) -> str:
+    """The set of jobs that RQ calls failed."""
+    return f"rq:failed:{queue}"
+
+
 def hash_of(job_id: object) -> str:
     """The hash of a job."""
     return f"{JOB_PREFIX}{job_id}"

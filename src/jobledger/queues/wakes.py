@@ -1,15 +1,15 @@
 """Putting wake-ups into Redis's lists, and reading them there."""
 
 import math
+import pickle
+import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Final, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 import redis
-from rq import Queue
-from rq.job import Job, JobStatus
 
 from jobledger.domain.records import Wake
 from jobledger.queues import keys
@@ -28,39 +28,55 @@ def push(client: redis.Redis, wakes: Sequence[Wake]) -> None:
         return
     with client.pipeline(transaction=False) as pipeline:
         for name, group in groupby(wakes, key=lambda wake: wake.queue):
-            queue = Queue(name, connection=client)
-            pipeline.sadd(Queue.redis_queues_keys, queue.key)
+            pipeline.sadd(keys.QUEUES, keys.list_of(name))
             together = list(group)
             for wake in (one for one in together if not one.at_front):
-                _push_one(queue, wake, pipeline)
+                _push_one(wake, pipeline)
             for wake in (one for one in reversed(together) if one.at_front):
-                _push_one(queue, wake, pipeline)
+                _push_one(wake, pipeline)
         pipeline.execute()
 
 
-def _push_one(queue: Queue, wake: Wake, pipeline: "redis.client.Pipeline") -> None:
-    job = Job.create(
-        keys.RUN_JOB,
-        args=(str(wake.id),),
-        connection=queue.connection,
-        id=str(wake.id),
-        origin=queue.name,
-        status=JobStatus.QUEUED,
-        description=f"{wake.job_type}: {wake.title}" if wake.title else wake.job_type,
-        timeout=math.ceil(wake.timeout_seconds) + RQ_GRACE_SECONDS,
-        result_ttl=keys.RESULT_TTL_SECONDS,
-        failure_ttl=keys.FAILURE_TTL_SECONDS,
-    )
-    job.enqueued_at = datetime.now(UTC)
+def _push_one(wake: Wake, pipeline: "redis.client.Pipeline") -> None:
+    job_id, key = str(wake.id), keys.hash_of(wake.id)
     if wake.push_count > 1:
         # An earlier attempt left a hash that expires, with its result, and an entry among RQ's ended jobs; a worker
         # that died left one among those that are about to begin, which RQ would call failed one day.
-        pipeline.delete(job.key)
-        queue.finished_job_registry.remove(job, pipeline=pipeline)
-        queue.failed_job_registry.remove(job, pipeline=pipeline)
-        pipeline.lrem(keys.intermediate_of(queue.name), 0, job.id)
-    job.save(pipeline=pipeline)
-    queue.push_job_id(job.id, pipeline=pipeline, at_front=wake.at_front)
+        pipeline.delete(key)
+        pipeline.zrem(keys.finished_of(wake.queue), job_id)
+        pipeline.zrem(keys.failed_of(wake.queue), job_id)
+        pipeline.lrem(keys.intermediate_of(wake.queue), 0, job_id)
+    pipeline.hset(key, mapping=rq_job(wake, datetime.now(UTC)))
+    (pipeline.lpush if wake.at_front else pipeline.rpush)(keys.list_of(wake.queue), job_id)
+
+
+def rq_job(wake: Wake, moment: datetime) -> dict[Any, Any]:
+    """The hash of an RQ job, as RQ's own `Job.create(…).to_dict()` makes it (rq 3.0 job.py); a test compares.
+
+    RQ is not asked, so that a process that dispatches need not load it.
+    """
+    call: tuple[object, ...] = (keys.RUN_JOB, None, (str(wake.id),), {})
+    return {
+        **_EMPTY,
+        "created_at": moment.strftime(keys.MOMENT_FORMAT),
+        "enqueued_at": moment.strftime(keys.MOMENT_FORMAT),
+        "data": zlib.compress(pickle.dumps(call, protocol=pickle.HIGHEST_PROTOCOL)),
+        "origin": wake.queue,
+        "description": f"{wake.job_type}: {wake.title}" if wake.title else wake.job_type,
+        "timeout": math.ceil(wake.timeout_seconds) + RQ_GRACE_SECONDS,
+        "result_ttl": keys.RESULT_TTL_SECONDS,
+        "failure_ttl": keys.FAILURE_TTL_SECONDS,
+        "status": "queued",
+    }
+
+
+_EMPTY: Final = dict.fromkeys(
+    (
+        "success_callback_name", "failure_callback_name", "stopped_callback_name", "started_at", "ended_at",
+        "last_heartbeat", "worker_name", "group_id",
+    ),
+    "",
+)  # fmt: skip
 
 
 def waiting(client: redis.Redis, queue: str) -> list[str]:

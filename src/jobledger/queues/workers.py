@@ -1,12 +1,12 @@
 """What RQ's workers say of themselves, the set by which they are found, and what they are told."""
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, cast
 from uuid import UUID
 
 import redis
-from rq.command import send_command
 
 from jobledger.queues import keys
 
@@ -40,7 +40,7 @@ def kill_horse(client: redis.Redis, worker: str, job_id: UUID) -> None:
     Raises:
         redis.RedisError: Redis is away.
     """
-    send_command(client, worker, "stop-job", job_id=str(job_id))
+    client.publish(f"rq:pubsub:{worker}", json.dumps({"command": "stop-job", "job_id": str(job_id)}))
 
 
 # RQ forgets the job of a work-horse that ended with exit code 0 only when it takes the next one (rq 3.0
