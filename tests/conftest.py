@@ -1,11 +1,13 @@
-"""Real servers for the tests: one Postgres and one Redis per test process, one database per test."""
+"""Real servers for the tests: one Postgres and one Redis per test process, one database per test or per module."""
 
+import contextlib
 import itertools
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis as redis_package
 
@@ -19,11 +21,31 @@ from jobledger.observe.log import LineHandler, TailHandler
 _numbers = itertools.count(1)
 
 TEMPLATE = "template_jobledger"
+TALLY = pytest.StashKey[str | None]()
+
+
+# Generated examples: the same ones in every run, however busy the machine is. --hypothesis-profile thorough has more.
+for profile, examples in (("quick", 50), ("thorough", 500)):
+    hypothesis.settings.register_profile(profile, derandomize=True, deadline=None, database=None, max_examples=examples)
+hypothesis.settings.load_profile("quick")  # what the option names is loaded later
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--clock-minutes", type=float, default=2.0, help="How long tests/chaos kills schedulers.")
     parser.addoption("--limited-jobs", type=int, default=160, help="Jobs with limits whose workers tests/chaos kills.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No process of a test may add to the tally."""
+    config.stash[TALLY] = os.environ.pop("TALLY", None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Add how many passed and how many failed to the file that `TALLY` names, if it names any."""
+    if path := config.stash[TALLY]:
+        counts = {name: len(terminalreporter.getreports(name)) for name in ("passed", "failed", "error")}
+        with Path(path).open("a") as file:
+            file.write(f"{counts['passed']} {counts['failed'] + counts['error']} tests\n")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,13 +77,32 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
         yield running
 
 
-@pytest.fixture
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """A database of this test's own, migrated."""
+@contextlib.contextmanager
+def _migrated_database(servers: EmbeddedServers) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
     servers.postgres.create_database(name, template=TEMPLATE)
     yield servers.postgres.url_for(name)
     servers.postgres.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def module_database_url(servers: EmbeddedServers) -> Iterator[str]:
+    """The one migrated database of a module that says `pytestmark = pytest.mark.one_database`.
+
+    Its tests look at jobs of their own, or empty the tables that they count.
+    """
+    with _migrated_database(servers) as url:
+        yield url
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, servers: EmbeddedServers) -> Iterator[str]:
+    """A migrated database: of this test's own, unless its module shares one."""
+    if request.node.get_closest_marker("one_database"):
+        yield request.getfixturevalue("module_database_url")
+        return
+    with _migrated_database(servers) as url:
+        yield url
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import psutil
 import sqlalchemy as sa
 
+from preloaded import start_process
+
 T = TypeVar("T")
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
@@ -33,12 +35,17 @@ def eventually(condition: Callable[[], T], seconds: float = 20.0, what: str = "t
 class Process:
     """A child process in a session of its own, with its output in a file."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path, directory: Path = TESTS) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        log: Path,
+        directory: Path = TESTS,
+        start: Callable[..., Any] = start_process,
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
-            self.popen = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=directory
-            )
+            self.popen = start(command, environment, directory, output.fileno(), output.fileno())
         self.pid = self.popen.pid
 
     def output(self) -> str:

@@ -180,8 +180,10 @@ def zombies_write_nothing(run: Run) -> Violations:
 
 
 def statuses_move_as_allowed(run: Run) -> Violations:
-    """I6: each move is one of `jobledger.domain.status.MOVES` and follows the one before; terminal stays terminal,
-    except by a person's retry; the fence rises by one with each claim and with nothing else."""
+    """I6: each move is one of `jobledger.domain.status.MOVES` and follows the one before.
+
+    Terminal stays terminal, except by a person's retry; the fence rises by one with each claim and with nothing else.
+    """
     for job in run.jobs.values():
         was: str | None = None
         fence = 0

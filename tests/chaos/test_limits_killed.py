@@ -1,7 +1,7 @@
 """Workers and schedulers are killed at random under jobs with limits: never too many run, and no slot is lost.
 
 The witness is the kernel: each job locks a file of its key, and finds one free if no more run than may. A process that
-dies lets go. `scripts/test tests/chaos/test_limits_killed.py --limited-jobs 2000 -s` has 50 keys and 8 workers.
+dies lets go. `scripts/chaos --tests --limited-jobs 2000 -s` has 50 keys and 8 workers.
 """
 
 import random
@@ -29,6 +29,7 @@ SECONDS_PER_JOB = 1.0
 ENVIRONMENT = {**SHORT, "JOBLEDGER_JOB_MODULES": "limited_jobs"}
 
 
+@pytest.mark.chaos
 def test_never_too_many_run_and_no_slot_is_lost(
     connections: Connections, system: Stack, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -1,7 +1,7 @@
 """Three schedulers are killed at random, again and again: every second fires once.
 
 The witness is a table that the system does not know, without a unique constraint, that the dispatched jobs write to in
-real workers. `scripts/test tests/chaos --clock-minutes 60` runs it for an hour.
+real workers. `scripts/chaos --tests --clock-minutes 60` runs it for an hour.
 """
 
 import random
@@ -25,6 +25,7 @@ SHORT_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 25.0
 MODULES = {"JOBLEDGER_JOB_MODULES": "sample_jobs,clock_schedules"}
 
 
+@pytest.mark.chaos
 def test_every_second_fires_once(connections: Connections, system: Stack, request: pytest.FixtureRequest) -> None:
     minutes = float(request.config.getoption("clock_minutes"))
     seed = random.randrange(10**6)

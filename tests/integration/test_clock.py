@@ -1,7 +1,7 @@
 """The clock's policies, on a real ledger: catch-up, overlap, pauses, requests, and definitions that change."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +11,6 @@ import sqlalchemy as sa
 
 from harness import eventually, one_value
 from jobledger import Connections, LedgerUnavailable, ScheduleError, ScheduleNotFound, Settings, Tick
-from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import schedules as rows
 from jobledger.maintenance.prune import prune
 from jobledger.schedules import Schedule, ScheduleBook, control, ticks
@@ -19,16 +18,10 @@ from jobledger.schedules.ticks import due, fire, write_definitions
 from jobledger.worker import run_job
 from sample_jobs import Echo, Ticked
 
+pytestmark = pytest.mark.one_database  # each looks at a schedule of its own
+
 Define = Callable[..., Schedule]
 ME = "somebody"
-
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at a schedule of its own."""
-    servers.postgres.create_database("clock", template="template_jobledger")
-    yield servers.postgres.url_for("clock")
-    servers.postgres.drop_database("clock")
 
 
 def change(connections: Connections, sql: str, **parameters: Any) -> None:

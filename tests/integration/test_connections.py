@@ -30,18 +30,13 @@ from jobledger.embedded import EmbeddedServers
 from jobledger.ledger.migrate import upgrade
 
 # Python 3.12 and later warn of every fork beside threads; RQ's workers fork, and so do these tests.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+    pytest.mark.one_database,  # nothing is written to it
+]
 
 MARGIN_SECONDS = 0.7
 """What a busy machine may take on top of a deadline."""
-
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module; nothing is written to it."""
-    servers.postgres.create_database("connections", template="template_jobledger")
-    yield servers.postgres.url_for("connections")
-    servers.postgres.drop_database("connections")
 
 
 @pytest.fixture(scope="module")

@@ -30,17 +30,10 @@ from jobledger import (
     Settings,
     configure,
 )
-from jobledger.embedded import EmbeddedServers
 from jobledger.maintenance.relay import relay_unpushed
 from sample_jobs import Echo
 
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at jobs of its own."""
-    servers.postgres.create_database("dispatch", template="template_jobledger")
-    yield servers.postgres.url_for("dispatch")
-    servers.postgres.drop_database("dispatch")
+pytestmark = pytest.mark.one_database  # each looks at jobs of its own
 
 
 class Import(BaseJob):

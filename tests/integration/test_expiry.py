@@ -1,6 +1,5 @@
 """Jobs that must be started in time, or not at all."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,20 +10,13 @@ from sqlalchemy.orm import Session
 
 from harness import SHORT, Stack, eventually, one_value
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, OptionError, Reason
-from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import moves
 from jobledger.maintenance.expire import expire
 from jobledger.maintenance.relay import relay_due
 from jobledger.worker import run_job
 from sample_jobs import EFFECTS, Asking, Echo, Effect, Reports
 
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at jobs of its own."""
-    servers.postgres.create_database("expiry", template="template_jobledger")
-    yield servers.postgres.url_for("expiry")
-    servers.postgres.drop_database("expiry")
+pytestmark = pytest.mark.one_database  # each looks at jobs of its own
 
 
 @pytest.fixture(autouse=True)

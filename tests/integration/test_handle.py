@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
@@ -31,13 +31,7 @@ from jobledger.maintenance.relay import relay_due
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
 
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at jobs of its own."""
-    servers.postgres.create_database("handle", template="template_jobledger")
-    yield servers.postgres.url_for("handle")
-    servers.postgres.drop_database("handle")
+pytestmark = pytest.mark.one_database  # each looks at jobs of its own
 
 
 def run(handle: JobHandle) -> None:

@@ -27,18 +27,11 @@ from jobledger import (
     OptionError,
     ParentNotFound,
 )
-from jobledger.embedded import EmbeddedServers
 from jobledger.maintenance.prune import prune
 from jobledger.worker import run_job
 from sample_jobs import Echo, Effect
 
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each uses keys of its own."""
-    servers.postgres.create_database("idempotency", template="template_jobledger")
-    yield servers.postgres.url_for("idempotency")
-    servers.postgres.drop_database("idempotency")
+pytestmark = pytest.mark.one_database  # each uses keys of its own
 
 
 class Keyed(BaseJob):

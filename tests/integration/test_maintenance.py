@@ -30,7 +30,6 @@ from jobledger import (
     queues,
 )
 from jobledger.domain.records import Evidence, Runner, Wake
-from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import leases, moves, wakeups
 from jobledger.ledger.leases import Progress
 from jobledger.maintenance.prune import prune
@@ -40,16 +39,10 @@ from jobledger.maintenance.relay import relay, relay_due, relay_unpushed
 from jobledger.worker import run_job
 from sample_jobs import Echo
 
+pytestmark = pytest.mark.one_database  # each empties it first
+
 ME = Runner(worker="rq-1", host="here", pid=1, version="1")
 LEASE = 1.0
-
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module, emptied for each."""
-    servers.postgres.create_database("maintenance", template="template_jobledger")
-    yield servers.postgres.url_for("maintenance")
-    servers.postgres.drop_database("maintenance")
 
 
 @pytest.fixture

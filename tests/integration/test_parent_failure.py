@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,20 +10,13 @@ import pytest
 from harness import one_value
 from jobledger import BaseJob, Connections, JobDefinitionError, JobHandle, JobStatus, OptionError
 from jobledger.control import Verdict
-from jobledger.embedded import EmbeddedServers
 from jobledger.maintenance.expire import expire
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.stuck_children import release_stuck_children
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
 
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at jobs of its own."""
-    servers.postgres.create_database("parent_failure", template="template_jobledger")
-    yield servers.postgres.url_for("parent_failure")
-    servers.postgres.drop_database("parent_failure")
+pytestmark = pytest.mark.one_database  # each looks at jobs of its own
 
 
 class RunsAnyway(BaseJob):

@@ -23,17 +23,10 @@ from harness import Stack, eventually
 from jobledger import Connections
 from jobledger.connections.redis import make_redis
 from jobledger.domain.records import Wake
-from jobledger.embedded import EmbeddedServers
 from jobledger.queues import head, push, reported_deaths, waiting, wakes, workers
 from sample_jobs import Echo, Failing, Fails
 
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: few look at it."""
-    servers.postgres.create_database("queues", template="template_jobledger")
-    yield servers.postgres.url_for("queues")
-    servers.postgres.drop_database("queues")
+pytestmark = pytest.mark.one_database  # few look at it
 
 
 @pytest.fixture

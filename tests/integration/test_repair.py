@@ -16,7 +16,6 @@ from sqlalchemy.orm import Session
 from harness import execute, one_value, row_of
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Reason, Settings, configure, queues
 from jobledger.domain.records import Runner, Wake
-from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import moves, wakeups
 from jobledger.maintenance.clean import clean
 from jobledger.maintenance.prune import prune
@@ -28,17 +27,11 @@ from jobledger.queues.server import EPOCH_KEY
 from jobledger.worker import run_job
 from sample_jobs import Echo
 
+pytestmark = pytest.mark.one_database  # each empties it first
+
 LIST = "rq:queue:default"
 TAKEN = "rq:queue:default:intermediate"
 BEGUN = "rq:wip:default"
-
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module, emptied for each."""
-    servers.postgres.create_database("repair", template="template_jobledger")
-    yield servers.postgres.url_for("repair")
-    servers.postgres.drop_database("repair")
 
 
 @pytest.fixture(autouse=True)

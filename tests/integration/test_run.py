@@ -38,20 +38,13 @@ from jobledger import (
 )
 from jobledger.connections.default import default_connections
 from jobledger.domain.endings import JobTimeout
-from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import moves
 from jobledger.maintenance.relay import relay_due, relay_unpushed
 from jobledger.registry import registry
 from jobledger.worker import run_job
 from sample_jobs import EFFECTS, Asks, Echo, Effect, Failing, Fails, Parent, Stubborn
 
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at jobs of its own."""
-    servers.postgres.create_database("run", template="template_jobledger")
-    yield servers.postgres.url_for("run")
-    servers.postgres.drop_database("run")
+pytestmark = pytest.mark.one_database  # each looks at jobs of its own
 
 
 @pytest.fixture(autouse=True)

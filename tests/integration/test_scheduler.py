@@ -14,20 +14,13 @@ import sqlalchemy as sa
 from harness import eventually, one_value
 from jobledger import Connections, JobHandle, JobStatus, Outcome, Settings
 from jobledger.domain.records import Runner
-from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import moves
 from jobledger.scheduler.process import Chore, SchedulerProcess
 from jobledger.schedules import ScheduleBook, ticks
 from jobledger.schedules.ticks import Due, write_definitions
 from sample_jobs import Echo
 
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at jobs and schedules of its own."""
-    servers.postgres.create_database("scheduler", template="template_jobledger")
-    yield servers.postgres.url_for("scheduler")
-    servers.postgres.drop_database("scheduler")
+pytestmark = pytest.mark.one_database  # each looks at jobs and schedules of its own
 
 
 @pytest.fixture

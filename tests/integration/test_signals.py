@@ -1,7 +1,7 @@
 """What a job asks for itself: to run again later, to be tried again at a time, to be canceled, or to fail at once."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
@@ -21,18 +21,11 @@ from jobledger import (
     Retry,
     Snooze,
 )
-from jobledger.embedded import EmbeddedServers
 from jobledger.maintenance.relay import relay_due
 from jobledger.worker import run_job
 from sample_jobs import EFFECTS, Asking, Effect
 
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at jobs of its own."""
-    servers.postgres.create_database("signals", template="template_jobledger")
-    yield servers.postgres.url_for("signals")
-    servers.postgres.drop_database("signals")
+pytestmark = pytest.mark.one_database  # each looks at jobs of its own
 
 
 @pytest.fixture(autouse=True)

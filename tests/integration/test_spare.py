@@ -23,17 +23,12 @@ from jobledger.worker.spare import SpareConnection
 from sample_jobs import EFFECTS, Echo, Effect
 
 # Python 3.12 and later warn of every fork beside threads; RQ's workers fork, and so do these tests.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+    pytest.mark.one_database,  # each looks at jobs of its own
+]
 
 ME = Runner(worker="tester", host="here", pid=1, version="1")
-
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at jobs of its own."""
-    servers.postgres.create_database("spare", template="template_jobledger")
-    yield servers.postgres.url_for("spare")
-    servers.postgres.drop_database("spare")
 
 
 @pytest.fixture

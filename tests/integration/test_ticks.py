@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,26 +13,19 @@ import sqlalchemy as sa
 
 from harness import eventually, one_value
 from jobledger import Connections, JobHandle, Settings
-from jobledger.embedded import EmbeddedServers
 from jobledger.schedules import Schedule, ScheduleBook
 from jobledger.schedules.definition import CatchUp
 from jobledger.schedules.ticks import Due, due, fire, write_definitions
 from jobledger.worker import run_job
 from sample_jobs import Echo
 
+pytestmark = pytest.mark.one_database  # each looks at a schedule of its own
+
 Define = Callable[..., Schedule]
 
 HOURLY: dict[str, Any] = {"hours": 1, "misfire_grace_time": 7200}
 """An interval that is due once, half an hour ago, if it was created 90 minutes ago."""
 LONG_AGO = "90 minutes"
-
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at a schedule of its own."""
-    servers.postgres.create_database("ticks", template="template_jobledger")
-    yield servers.postgres.url_for("ticks")
-    servers.postgres.drop_database("ticks")
 
 
 @pytest.fixture

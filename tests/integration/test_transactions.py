@@ -10,16 +10,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 
 from harness import one_value
 from jobledger import Connections, JobHandle, JobNotFound, JobStatus, OptionError, ParentNotFound
-from jobledger.embedded import EmbeddedServers
 from sample_jobs import Echo
 
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at jobs of its own."""
-    servers.postgres.create_database("transactions", template="template_jobledger")
-    yield servers.postgres.url_for("transactions")
-    servers.postgres.drop_database("transactions")
+pytestmark = pytest.mark.one_database  # each looks at jobs of its own
 
 
 class Model(DeclarativeBase): ...

@@ -17,7 +17,6 @@ from harness import eventually, one_value
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Outcome, Reason, Retry, Unique
 from jobledger.domain.records import Evidence, NewJob, Runner
 from jobledger.domain.status import MOVES, TERMINAL, OnParentFailure
-from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import moves
 from jobledger.ledger.wakeups import Suspect
 from jobledger.maintenance.expire import expire
@@ -28,18 +27,12 @@ from jobledger.registry import registry
 from jobledger.worker import run_job
 from sample_jobs import Asking, Echo
 
+pytestmark = pytest.mark.one_database  # each looks at jobs of its own
+
 DEFERRED, SCHEDULED, QUEUED = JobStatus.DEFERRED, JobStatus.SCHEDULED, JobStatus.QUEUED
 STARTED, COMPLETED, FAILED, CANCELED = JobStatus.STARTED, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELED
 
 ME = Runner(worker="tester", host="here", pid=1, version="1")
-
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at jobs of its own."""
-    servers.postgres.create_database("transitions", template="template_jobledger")
-    yield servers.postgres.url_for("transitions")
-    servers.postgres.drop_database("transitions")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,7 +19,6 @@ from sqlalchemy.orm import Session
 from harness import Process, Stack, eventually, one_value
 from jobledger import AlreadyDispatched, BaseJob, Connections, DispatchContended, JobHandle, JobStatus, Retry, Unique
 from jobledger.dispatch.accept import dispatch
-from jobledger.embedded import EmbeddedServers
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.relay import relay, relay_due
 from jobledger.schedules.book import ScheduleBook
@@ -28,15 +26,9 @@ from jobledger.schedules.ticks import due, fire, write_definitions
 from jobledger.worker import run_job
 from sample_jobs import EFFECTS, Echo, UniqueEffect
 
+pytestmark = pytest.mark.one_database  # each uses payloads of its own
+
 notes = (f"note {number}" for number in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each uses payloads of its own."""
-    servers.postgres.create_database("uniqueness", template="template_jobledger")
-    yield servers.postgres.url_for("uniqueness")
-    servers.postgres.drop_database("uniqueness")
 
 
 @pytest.fixture(autouse=True)

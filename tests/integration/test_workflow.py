@@ -16,7 +16,6 @@ from sqlalchemy.engine import Connection
 from harness import eventually, one_value
 from jobledger import BaseJob, Connections, JobHandle, JobStatus, Outcome, ParentNotFound, Reason
 from jobledger.domain.records import Evidence, Runner
-from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import moves
 from jobledger.lifecycle.finish import Fail, Settled, complete, settle
 from jobledger.lifecycle.push import push_quietly
@@ -24,15 +23,9 @@ from jobledger.maintenance.relay import relay, relay_due
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
 
+pytestmark = pytest.mark.one_database  # each looks at jobs of its own
+
 ME = Runner(worker="tester", host="here", pid=1, version="1")
-
-
-@pytest.fixture(scope="module")
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """One database for all tests of this module: each looks at jobs of its own."""
-    servers.postgres.create_database("workflow", template="template_jobledger")
-    yield servers.postgres.url_for("workflow")
-    servers.postgres.drop_database("workflow")
 
 
 class Collect(BaseJob):
