@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psutil
 import sqlalchemy as sa
 
-from preloaded import start_process
+from preloaded import start_fresh, start_process
 
 T = TypeVar("T")
 TESTS = Path(__file__).resolve().parent
@@ -90,6 +90,8 @@ class Stack:
         self.environment = environment
         self.logs = logs
         self.processes: list[Process] = []
+        self.fresh = False
+        """Whether each process is an interpreter of its own: for tests that look for a command line."""
 
     def start(self, *command: str, **environment: str) -> Process:
         path = os.pathsep.join([str(TESTS), str(REPOSITORY)])
@@ -97,7 +99,7 @@ class Stack:
         ours = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": ""}
         merged = {**os.environ, **ours, **self.environment, **environment}
         name = f"{len(self.processes)}-{Path(command[0]).name}.log"
-        process = Process(list(command), merged, self.logs / name)
+        process = Process(list(command), merged, self.logs / name, start=start_fresh if self.fresh else start_process)
         self.processes.append(process)
         return process
 

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -157,6 +158,27 @@ def start_process(
     if not preloaded().fits(command, environment):
         return start_fresh(command, environment, directory, output, errors)
     return preloaded().start(command, environment, directory, output, errors)
+
+
+def run_process(
+    command: Sequence[str], environment: Mapping[str, str], directory: Path, seconds: float
+) -> "subprocess.CompletedProcess[str]":
+    """Run a process to its end, as `subprocess.run` does.
+
+    Raises:
+        subprocess.TimeoutExpired: it was killed after so many seconds.
+    """
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = start_process(command, environment, directory, output.fileno(), errors.fileno())
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        for file in (output, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, code, output.read(), errors.read())
 
 
 def start_fresh(

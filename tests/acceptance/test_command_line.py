@@ -23,6 +23,7 @@ from jobledger.embedded import EmbeddedPostgres, EmbeddedRedis, EmbeddedServers,
 from jobledger.ledger import moves
 from jobledger.ledger.migrate import revisions
 from jobledger.worker import run_job
+from preloaded import run_process
 from sample_jobs import Echo, Effect, Fails
 
 DONE, FAILED, WRONG, AWAY = 0, 1, 2, 3
@@ -54,15 +55,8 @@ def run(environment: dict[str, str]) -> Run:
 
     def start(*arguments: str, **changes: str) -> Ended:
         path = os.pathsep.join([str(TESTS), str(REPOSITORY)])
-        done = subprocess.run(
-            [sys.executable, "-m", "jobledger", *arguments],
-            env={**os.environ, "PYTHONPATH": path, **environment, **changes},
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            cwd=TESTS,
-            check=False,
-        )
+        merged = {**os.environ, "PYTHONPATH": path, **environment, **changes}
+        done = run_process([sys.executable, "-m", "jobledger", *arguments], merged, TESTS, SECONDS)
         assert "Traceback" not in done.stderr, done.stderr
         return Ended(done)
 
@@ -522,7 +516,7 @@ def test_a_worker_becomes_rq_s_with_our_settings(connections: Connections, syste
     high, low = Echo.dispatch(queue="high", by="me"), Echo.dispatch(queue="low")
 
     worker = system.start(
-        sys.executable, "-m", "jobledger", "worker", "high", "--", "--burst", "--name", "mine",
+        sys.executable, "-m", "jobledger", "worker", "high", "--", "--burst", "--name", own_name,
         RQ_REDIS_URL=f"redis://127.0.0.1:{free_port()}",
     )  # fmt: skip
 
@@ -604,60 +598,69 @@ def numbers_in(words: str) -> set[int]:
     return {int(one) for one in re.findall(r"\d+", words)}
 
 
-def test_a_worker_that_was_killed_is_not_healthy(run: Run, system: Stack) -> None:
+@pytest.fixture
+def own_name() -> str:
+    """A worker's name that no other test on this machine has."""
+    return f"worker-{uuid4().hex}"
+
+
+def test_a_worker_that_was_killed_is_not_healthy(run: Run, system: Stack, own_name: str) -> None:
+    system.fresh = True
     none = "no such worker runs on this machine; if it was started in a way of your own, say its --pid\n"
-    assert run("health", "worker", "--name", "mine").out == none
-    worker = system.worker("--name", "mine")
-    assert run("health", "worker", "--name", "mine").code == DONE
+    assert run("health", "worker", "--name", own_name).out == none
+    worker = system.worker("--name", own_name)
+    assert run("health", "worker", "--name", own_name).code == DONE
     assert run("health", "worker").code == DONE
     assert run("health", "worker", "--name", "other").code == FAILED
     assert run("health", "worker", "--max-age", "0").code == FAILED
-    assert run("health", "worker", "--alive", "--name", "mine").out == f"worker runs (process {worker.pid})\n"
+    assert run("health", "worker", "--alive", "--name", own_name).out == f"worker runs (process {worker.pid})\n"
 
     worker.kill_tree()
 
     ended = run("health", "worker")
-    assert (ended.code, ended.out) == (FAILED, f"worker mine (process {worker.pid}) gives no sign of life\n")
-    for asked in (["--name", "mine"], ["--pid", str(worker.pid)]):
+    assert (ended.code, ended.out) == (FAILED, f"worker {own_name} (process {worker.pid}) gives no sign of life\n")
+    for asked in (["--name", own_name], ["--pid", str(worker.pid)]):
         ended = run("health", "worker", "--alive", *asked)
         assert (ended.code, ended.out) == (FAILED, none)
 
 
-RQ = ["worker", "-c", "jobledger.rq_config", "--name", "forgotten", "default"]
+RQ = ["worker", "-c", "jobledger.rq_config", "--name", "NAME", "default"]
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        [sys.executable, "-m", "jobledger", "worker", "default", "--", "--name", "forgotten"],
+        [sys.executable, "-m", "jobledger", "worker", "default", "--", "--name", "NAME"],
         [str(Path(sys.executable).parent / "rq"), *RQ],
         [sys.executable, "-m", "rq.cli", *RQ],
     ],
     ids=["ours", "stock", "module"],
 )
 def test_a_worker_that_redis_has_forgotten_is_healthy(
-    connections: Connections, run: Run, system: Stack, command: list[str]
+    connections: Connections, run: Run, system: Stack, command: list[str], own_name: str
 ) -> None:
-    worker = system.start(*command)
+    system.fresh = True
+    worker = system.start(*(own_name if word == "NAME" else word for word in command))
     eventually(lambda: "Listening on" in worker.output() or worker.popen.poll() is not None, 60, "RQ's worker")
-    assert run("health", "worker", "--name", "forgotten").out == f"worker forgotten (process {worker.pid}) works\n"
+    assert run("health", "worker", "--name", own_name).out == f"worker {own_name} (process {worker.pid}) works\n"
 
     connections.redis.flushall()
 
-    for asked in (["--name", "forgotten"], ["--pid", str(worker.pid)]):
+    for asked in (["--name", own_name], ["--pid", str(worker.pid)]):
         ended = run("health", "worker", *asked)
         assert (ended.code, ended.out.startswith(f"worker process {worker.pid} runs; ")) == (DONE, True)
     assert worker.pid in numbers_in(run("health", "worker", "--alive").out)
 
 
 def test_a_worker_and_a_scheduler_are_alive_while_both_servers_are_away(
-    run: Run, system: Stack, nobody: str, tmp_path: Path
+    run: Run, system: Stack, nobody: str, tmp_path: Path, own_name: str
 ) -> None:
+    system.fresh = True
     redis = EmbeddedRedis(tmp_path / "redis", persistent=False)
     redis.start()
     away = {"JOBLEDGER_REDIS_URL": redis.url, "JOBLEDGER_DATABASE_URL": nobody}
     try:
-        ours = [sys.executable, "-m", "jobledger", "worker", "--", "--name", "patient"]  # a stock one might end
+        ours = [sys.executable, "-m", "jobledger", "worker", "--", "--name", own_name]  # a stock one might end
         worker = system.start(*ours, JOBLEDGER_REDIS_URL=redis.url)
         eventually(lambda: "Listening on" in worker.output() or worker.popen.poll() is not None, 60, "RQ's worker")
     finally:
@@ -667,7 +670,7 @@ def test_a_worker_and_a_scheduler_are_alive_while_both_servers_are_away(
         lambda: "Scheduler started" in scheduler.output() or scheduler.popen.poll() is not None, 60, "the scheduler"
     )
 
-    for arguments, pid in [(["worker", "--name", "patient"], worker.pid), (["scheduler"], scheduler.pid)]:
+    for arguments, pid in [(["worker", "--name", own_name], worker.pid), (["scheduler"], scheduler.pid)]:
         alive = run("health", *arguments, "--alive", **away)
         assert (alive.code, pid in numbers_in(alive.out)) == (DONE, True), alive.out
         assert run("health", *arguments, **away).code == FAILED
@@ -677,6 +680,7 @@ def test_a_worker_and_a_scheduler_are_alive_while_both_servers_are_away(
     ended = run("health", "scheduler", "--alive", "--pid", str(scheduler.pid), **away)
     assert (ended.code, ended.out.startswith("no such scheduler")) == (FAILED, True)
     assert scheduler.pid not in numbers_in(run("health", "scheduler", "--alive", **away).out)
+    worker.kill_tree()  # one that waits for Redis takes its time to end
 
 
 def test_the_api_is_healthy_when_it_accepts_jobs(run: Run, system: Stack, nobody: str) -> None:

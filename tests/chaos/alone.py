@@ -17,6 +17,8 @@ from world import World, soon
 JOB_SECONDS: Final = 3.0
 START_SECONDS: Final = 30.0
 AGAIN_SECONDS: Final = 120.0
+TIMES: Final = 3
+"""How often it is tried: a job may have ended at the very moment at which it was to be hit."""
 
 
 class Begin(Protocol):
@@ -32,23 +34,31 @@ def kill_alone(world: World, chance: random.Random, begin: Begin, what: str, *, 
         what: for the name of what is measured.
         with_worker: kill the whole tree.
     """
+    for _ in range(TIMES):
+        if _kill_once(world, chance, begin, what, with_worker=with_worker):
+            return
+
+
+def _kill_once(world: World, chance: random.Random, begin: Begin, what: str, *, with_worker: bool) -> bool:
+    """Whether there is a time now."""
     key = f"brief-alone-{chance.randrange(10**9)}"
     task = Task(key, "brief", {"key": key, "seconds": JOB_SECONDS}, chance.choice(QUEUES))
     world.dispatcher.dispatch_now([task])
     name = f"{what} -> running again, {FREE}"
-    if not soon(lambda: world.observer.process_of(key), START_SECONDS):
+    if not soon(lambda: world.observer.process_of(key), START_SECONDS * world.slowness):
         world.history.say("measured", name=name, seconds=AGAIN_SECONDS, timed_out=True)  # it does not even run once
-        return
+        return True
     said = world.observer.process_of(key) or {}
     pids = [int(said["worker"]), int(said["pid"])] if with_worker else [int(said["pid"])]
     send_all(pids, signal.SIGSTOP)
     victims = world.observer.jobs_of(pids)
     if not victims:  # it has ended at that very moment
         send_all(pids, signal.SIGCONT)
-        return
+        return False
     begin(f"SIGKILL {pids}, while workers are free", victims)
     send_all(pids, signal.SIGKILL)
     killed_at = time.time()
-    again = soon(lambda: world.observer.process_of(key), AGAIN_SECONDS)
+    again = soon(lambda: world.observer.process_of(key), AGAIN_SECONDS * world.slowness)
     late = {} if again else {"timed_out": True}
     world.history.say("measured", name=name, seconds=time.time() - killed_at, **late)
+    return True

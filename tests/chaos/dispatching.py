@@ -18,6 +18,7 @@ from jobledger.dispatch.accept import dispatch
 from jobledger.dispatch.admission import Request
 from jobledger.domain.options import Options
 from load import EXPIRES_SECONDS, Task
+from pace import wait_down
 
 ONCE_TIMES: Final = 3
 """How often is dispatched what there must be one of."""
@@ -57,6 +58,7 @@ class Dispatcher:
         self._allowed = threading.Condition()
         self._upto = self._begun = 0
         self._stopped = False
+        self._ended = 0
         self.in_flight = 0
         """Requests that the API has not answered."""
         self._threads = [threading.Thread(target=self._run, name="dispatcher", daemon=True)]
@@ -79,14 +81,15 @@ class Dispatcher:
         """Whether all has been dispatched that may be; of what goes over HTTP, begun."""
         return self._begun >= min(self._upto, len(self._tasks))
 
-    def finish(self, seconds: float) -> bool:
-        """Wait until all is dispatched; False if that took too long, and what is left stays undispatched."""
+    def finish(self, still_seconds: float) -> bool:
+        """Wait until all is dispatched; False if nothing was for so long, and what is left stays undispatched."""
         self.allow(len(self._tasks))
-        deadline = time.monotonic() + seconds
-        for thread in self._threads:
-            thread.join(max(0.1, deadline - time.monotonic()))
+        left = wait_down(self._left, still_seconds, PAUSE_SECONDS / 5)
         self._stopped = True
-        return not any(thread.is_alive() for thread in self._threads)
+        return left == 0
+
+    def _left(self) -> int:
+        return len(self._tasks) - self._ended + sum(thread.is_alive() for thread in self._threads)
 
     def dispatch_now(self, tasks: list[Task]) -> None:
         """Dispatch these in the caller's thread, whatever else waits."""
@@ -102,14 +105,19 @@ class Dispatcher:
             if task.over_http:
                 self._over_http.put(task)
             else:
-                self._until_accepted(task, self._in_python)
+                self._in_turn(task, self._in_python)
             self._begun = number + 1
         for _ in range(HTTP_THREADS):
             self._over_http.put(None)
 
     def _run_http(self) -> None:
         while task := self._over_http.get():
-            self._until_accepted(task, self._by_request)
+            self._in_turn(task, self._by_request)
+
+    def _in_turn(self, task: Task, how: Callable[[Task, dict[str, Any]], str]) -> None:
+        self._until_accepted(task, how)
+        with self._allowed:
+            self._ended += 1
 
     def _until_accepted(self, task: Task, how: Callable[[Task, dict[str, Any]], str]) -> None:
         """As callers do it who must: again, as a job of its own, until it is accepted for sure.

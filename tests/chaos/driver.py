@@ -28,6 +28,7 @@ from jobledger.observe import conservation
 from load import Size, Task, make_load
 from measuring import listed
 from observer import Observer
+from pace import Pace, wait_down
 from recovery import recoveries, requeues, stops, takeovers
 from servers import Database, Servers
 from snapshot import take
@@ -37,11 +38,16 @@ from world import World
 
 SHORT_SETTINGS: Final = {"lease_seconds": 3.0, "sweep_seconds": 0.5, "relay_seconds": 0.2}
 FULL_SETTINGS: Final = {"lease_seconds": 30.0, "sweep_seconds": 5.0, "relay_seconds": 1.0}
+GRACE_SECONDS: Final = 30.0
+SHORT_GRACE_SECONDS: Final = 6.0
 LOOK_SECONDS: Final = 0.5
 STUCK_SHOWN: Final = 20
 CALM_JOBS: Final = 15
 DRIFT_SECONDS: Final = 60.0
 """After which the system itself must have nothing to say against where its jobs are."""
+
+STILL_SECONDS: Final = 95.0
+"""After which what is out of place is given up, if it does not get less: RQ keeps what has ended for 60 s and more."""
 
 TICKS_PATIENCE_SECONDS: Final = 60.0
 CLOCK: Final = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
@@ -55,7 +61,7 @@ class Order:
     Attributes:
         short: short leases, short faults, few long jobs.
         soak_minutes: go on for so long, instead of to the end of a plan.
-        patience: seconds that the last jobs have to end once all is healed.
+        patience: seconds in which some job must end once all is healed.
         outage: seconds that each outage lasts, instead of what the plan says.
     """
 
@@ -78,9 +84,11 @@ class Order:
     def directory(self) -> Path:
         return self.out / f"{self.name}-{self.seed}"
 
-    @property
-    def settings(self) -> dict[str, float]:
-        return SHORT_SETTINGS if self.short else FULL_SETTINGS
+    def settings(self, slowness: float) -> dict[str, float]:
+        """Of the system. A short lease is no longer than a process may have to wait for a core on a slow machine."""
+        if not self.short:
+            return FULL_SETTINGS
+        return {**SHORT_SETTINGS, "lease_seconds": SHORT_SETTINGS["lease_seconds"] * slowness}
 
     def load(self) -> list[Task]:
         """What is dispatched, from the seed."""
@@ -115,6 +123,8 @@ class ClassRun:
         self.history = History(order.directory)
         self.scratch = Path(tempfile.mkdtemp(prefix="chaos-"))  # short: a socket's path has at most 107 bytes
         self.tasks = order.load()
+        self.pace = Pace()
+        self.settings = order.settings(self.pace.slowness_at_start)
 
     def execute(self) -> dict[str, Any]:
         """Do all of it.
@@ -126,8 +136,10 @@ class ClassRun:
         try:
             world = self._start()
             try:
-                self._break(world)
-                self._recover(world)
+                with self.pace as pace:
+                    self._break(world)
+                    self._recover(world)
+                self.history.say("pace", slowness=pace.slowness)
                 self._witness(world)
             finally:
                 world.fleet.stop()
@@ -142,7 +154,7 @@ class ClassRun:
         return self._result(verdict, time.monotonic() - begun)
 
     def _start(self) -> World:
-        order, fault_class = self.order, self.order.fault_class
+        order, fault_class, slowness = self.order, self.order.fault_class, self.pace.slowness_at_start
         database = self.servers.new_database()
         observer = Observer(self.scratch / "observer", self.history)
         logs = order.directory / "logs"
@@ -173,7 +185,7 @@ class ClassRun:
             fault=order.name,
             seed=order.seed,
             jobs=order.jobs,
-            settings=order.settings,
+            settings=self.settings,
             short=order.short,
             commit=commit(),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -186,10 +198,11 @@ class ClassRun:
             self.history,
             dispatcher,
             stopper,
-            order.settings["lease_seconds"],
-            order.settings["sweep_seconds"],
-            6.0 if order.short else 30.0,
+            self.settings["lease_seconds"],
+            self.settings["sweep_seconds"],
+            SHORT_GRACE_SECONDS * slowness if order.short else GRACE_SECONDS,
             clock_file,
+            slowness,
         )
         try:
             fleet.start()
@@ -200,7 +213,7 @@ class ClassRun:
 
     def _environment(self, database: Database, observer: Observer) -> dict[str, str]:
         modules = "chaos_jobs,chaos_schedules" if self.order.fault_class.ticks else "chaos_jobs"
-        settings = {f"JOBLEDGER_{name.upper()}": str(value) for name, value in self.order.settings.items()}
+        settings = {f"JOBLEDGER_{name.upper()}": str(value) for name, value in self.settings.items()}
         return {
             **database.system_environment,
             **settings,
@@ -229,11 +242,12 @@ class ClassRun:
     def _let_catch_up(self, world: World, most: int) -> None:
         """What is to be measured is how soon a job runs again, not how long it stands in a queue."""
         waiting = "SELECT count(*) FROM job_statuses WHERE status = 'queued' AND held_by IS NULL"
-        deadline = time.monotonic() + self.order.patience
-        while time.monotonic() < deadline:
-            if world.dispatcher.is_waiting and int(str(world.database.value(waiting))) <= most:
-                return
-            time.sleep(LOOK_SECONDS / 2)
+
+        def too_many() -> int:
+            undispatched = 0 if world.dispatcher.is_waiting else 1
+            return max(0, int(str(world.database.value(waiting))) - most) + undispatched
+
+        wait_down(too_many, self.order.patience, LOOK_SECONDS / 2)
 
     def _allow(self, world: World, steps: int, step: int) -> None:
         if not self.order.fault_class.poison:
@@ -250,27 +264,29 @@ class ClassRun:
             number += 1
 
     def _recover(self, world: World) -> None:
-        """Heal, dispatch what is left, and wait for every job to end: longer than the patience waits nobody."""
+        """Heal, dispatch what is left, and wait for every job to end, as long as some end within the patience."""
         self.servers.heal()
         send_all((slot.pid for slot in world.fleet.slots if slot.pid), signal.SIGCONT)
         if not world.dispatcher.finish(self.order.patience):
             self.history.say("undispatched", allowed=len(self.tasks))
         self.history.say("quiet")
-        deadline, quiet_at, agreed = time.monotonic() + self.order.patience, time.monotonic(), False
-        counted = False
+        quiet_at, agreed, counted = time.monotonic(), False, False
+
+        def look() -> int:
+            nonlocal agreed, counted
+            seconds = time.monotonic() - quiet_at
+            if not agreed and disagreement(world, listed(client)) <= 2 * self.order.workers:
+                agreed = True
+                self.history.say("measured", name="all healed -> Redis and ledger agree", seconds=seconds)
+            if not counted and seconds >= DRIFT_SECONDS:
+                counted = True
+                self._count_places(quiet_at)
+            if self.order.fault_class.poison:  # each one when it has begun to wait
+                end_unknown_types(world.database)
+            return unfinished(world.database)
+
         with self.servers.redis_client() as client:
-            while (left := unfinished(world.database)) and time.monotonic() < deadline:
-                if not agreed and disagreement(world, listed(client)) <= 2 * self.order.workers:
-                    agreed = True
-                    self.history.say(
-                        "measured", name="all healed -> Redis and ledger agree", seconds=time.monotonic() - quiet_at
-                    )
-                if not counted and time.monotonic() - quiet_at >= DRIFT_SECONDS:
-                    counted = True
-                    self._count_places(quiet_at)
-                if self.order.fault_class.poison:  # each one when it has begun to wait
-                    end_unknown_types(world.database)
-                time.sleep(LOOK_SECONDS)
+            left = wait_down(look, self.order.patience, LOOK_SECONDS)
         if not counted:
             self._count_places(quiet_at)
         self.history.say("drained", **({"timed_out": True, "left": left} if left else {}))
@@ -278,8 +294,17 @@ class ClassRun:
             print(stuck(world.database))  # noqa: T201 - whoever waits for a run must see why it hangs
 
     def _count_places(self, quiet_at: float) -> None:
-        counted = conservation.count(default_connections())
-        self.history.say("drift", drift=counted.drift, seconds=time.monotonic() - quiet_at, places=asdict(counted))
+        """Have the system itself count, as long as it finds less and less that is out of place."""
+        counts: list[conservation.Conservation] = []
+
+        def drift() -> int:
+            counts.append(conservation.count(default_connections()))
+            return counts[-1].drift
+
+        found = wait_down(drift, STILL_SECONDS)
+        seconds = time.monotonic() - quiet_at
+        self.history.say("drift", drift=found, seconds=seconds, places=asdict(counts[-1]))
+        self.history.say("measured", name="all healed -> each job in one place", seconds=seconds)
 
     def _witness(self, world: World) -> None:
         if self.order.fault_class.ticks:
@@ -310,6 +335,8 @@ class ClassRun:
             "violations": len(verdict.violations),
             "short": order.short,
             "machine": machine(),
+            "slowness": self.pace.slowness,
+            "missed": verdict.missed,
         }
         if not verdict.violations and not order.keep:
             shutil.rmtree(order.directory, ignore_errors=True)

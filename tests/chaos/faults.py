@@ -19,7 +19,7 @@ from load import QUEUES, poisons
 from measuring import listed, measure_repush, speed
 from observer import is_alive
 from worker_checks import GRACE_IS_OVER
-from world import World, frozen_horse, frozen_tree, soon
+from world import PATIENCE_SECONDS, World, frozen_horse, frozen_tree, soon
 
 LOOK_SECONDS: Final = 0.25
 LOG_MEGABYTES: Final = 512
@@ -143,7 +143,7 @@ def schedulers_killed(world: World, chance: random.Random, begin: Begin, _: dict
 def api_killed(world: World, _: random.Random, begin: Begin, __: dict[str, Any]) -> None:
     """F7: SIGKILL for the API while it has a request to answer."""
     slots = world.fleet.of("api")
-    if slots and slots[0].pid and soon(lambda: world.dispatcher.in_flight > 0):
+    if slots and slots[0].pid and soon(lambda: world.dispatcher.in_flight > 0, PATIENCE_SECONDS * world.slowness):
         begin(f"SIGKILL the API with {world.dispatcher.in_flight} requests in flight")
         send(slots[0].pid, signal.SIGKILL)
 

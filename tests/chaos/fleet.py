@@ -124,7 +124,7 @@ class Fleet:
     def add_api(self, port: int) -> None:
         self._add("api-0", [sys.executable, "-m", "jobledger", "api", "--port", str(port)])
 
-    def start(self, seconds: float = 60) -> None:
+    def start(self, seconds: float = 180) -> None:
         """Start all, and wait until each says that it is ready."""
         self._thread.start()
         for slot in self.slots:
@@ -154,7 +154,7 @@ class Fleet:
             slot.retired = True
             if slot.pid is not None:
                 send(slot.pid, signal.SIGTERM)
-        eventually(lambda: all(slot.pid is None for slot in slots), what=f"the end of every {role}")
+        eventually(lambda: all(slot.pid is None for slot in slots), 60, f"the end of every {role}")
 
     def stop(self) -> None:
         """End all, with whatever they have started."""

@@ -1,6 +1,8 @@
 """How long things may take: the goals that a run is held to, and that docs/reliability.md shows beside what was seen.
 
-A `measured` event of the history with one of these names is held to its goal; others are only reported.
+A `measured` event of the history with one of these names has a goal; others are only reported. A full run is held to
+its goals. A short one is a test, on a machine that does other things too: it says which goals it missed, and fails if
+something takes many times as long, at the pace of the machine.
 """
 
 from collections.abc import Mapping
@@ -56,6 +58,7 @@ GOALS: Final = {
     "both healed -> next start": Goal(30),
     "scheduler killed -> next sweep": Goal(15),
     "all healed -> Redis and ledger agree": Goal(60, always=True),
+    "all healed -> each job in one place": Goal(75, always=True),
     "cancel of a running job -> ended": Goal(15),
     "API answer": Goal(1, of="p99", only=REDIS_FAULTS),
     "API answer 503": Goal(2, always=True),

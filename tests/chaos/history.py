@@ -14,7 +14,7 @@ One JSON object a line, with `at` (epoch seconds) and `event`:
     orphan             pid (of a work-horse that lives a second after its worker's death)
     measured           name, seconds                    throughput   before, during (healthy jobs a second; "speed" if
                                                         the run is too short to judge them)
-    ticks              missing, doubled, fired
+    ticks              missing, doubled, fired          pace   slowness (of the machine: 1 if idle)
     quiet, drained     timed_out if not every job had ended
     run_ended
 """

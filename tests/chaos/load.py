@@ -58,8 +58,8 @@ IN_ROWS: Final = ("limited", "paced")
 LIMITED_SECONDS: Final = (0.2, 0.6)
 """Longer than it takes to start another one: without a limit, all workers would be at it."""
 
-STOPPED_SECONDS: Final = 90.0
-"""So long that one whose cancel does nothing is too slow in short runs too, which are given more time."""
+STOPPED_SECONDS: Final = 150.0
+"""Longer than the patience of short runs: one whose cancel does nothing fails them as a job that does not end."""
 
 POISONS: Final = {
     "exit": ["failed:crashed"],

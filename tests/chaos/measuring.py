@@ -6,10 +6,11 @@ from typing import Final
 import redis
 
 from load import QUEUES
+from pace import wait_down
 from world import World, soon
 
 LOOK_SECONDS: Final = 0.5
-REPUSH_SECONDS: Final = 60.0
+STILL_SECONDS: Final = 60.0
 SPEED_SECONDS: Final = 300.0
 
 
@@ -21,7 +22,8 @@ def listed(client: redis.Redis) -> set[str]:
 def measure_repush(world: World, client: redis.Redis, before: int, name: str) -> None:
     """Wait until Redis is as it was: all that is queued is there, or as much as was there before."""
     begun = time.time()
-    while (seconds := time.time() - begun) < REPUSH_SECONDS:
+
+    def missing() -> int:
         queued = {
             str(row.id): row.pushed_at is not None
             for row in world.database.rows(
@@ -31,11 +33,11 @@ def measure_repush(world: World, client: redis.Redis, before: int, name: str) ->
         there = listed(client)
         absent = [pushed for job_id, pushed in queued.items() if job_id not in there]
         taken = 2 * len(world.fleet.of("worker"))  # what workers have popped at this moment and not yet claimed
-        if len(absent) <= taken or (len(there) >= before and sum(absent) <= taken):
-            world.history.say("measured", name=name, seconds=seconds, wakes=before)
-            return
-        time.sleep(LOOK_SECONDS)
-    world.history.say("measured", name=name, seconds=REPUSH_SECONDS, wakes=before, timed_out=True)
+        is_there = len(absent) <= taken or (len(there) >= before and sum(absent) <= taken)
+        return 0 if is_there else len(absent)
+
+    late = {"timed_out": True} if wait_down(missing, STILL_SECONDS, LOOK_SECONDS) else {}
+    world.history.say("measured", name=name, seconds=time.time() - begun, wakes=before, **late)
 
 
 def speed(world: World, first: float, last: float) -> float:

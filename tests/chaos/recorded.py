@@ -142,6 +142,7 @@ def clean() -> Recorded:
     run.events = [event for event in run.events if event.get("id") != "id-callback"]
     run.say("ticks", missing=0, doubled=0, fired=20)
     run.say("throughput", before=50.0, during=45.0)
+    run.say("pace", slowness=1.0)
     run.say("measured", name="worker tree killed -> queued again", seconds=44.0)
     run.say("measured", name="worker tree killed -> running again, with a worker free", seconds=15.0)
     run.say("measured", name="API answer", seconds=3.0)

@@ -11,19 +11,28 @@ import sqlalchemy as sa
 from history import LEDGER
 from load import QUEUES
 from observer import processes_with
+from pace import wait_down
 from world import World
 
-BETWEEN_STATEMENTS: Final = "state LIKE 'idle in transaction%' AND xact_start > now() - interval '2 seconds'"
-"""Of a session that is at work: schedulers go on sweeping. A transaction that was left open lasts longer."""
+BETWEEN_STATEMENTS: Final = "state LIKE 'idle in transaction%' AND state_change > now() - interval '10 seconds'"
+"""Of a session that is at work: schedulers go on sweeping. In a transaction that was left open nothing changes."""
 
 SETTLE_SECONDS: Final = 95.0
-"""For lists to become empty and sessions to end after the last job has."""
+"""In which lists get emptier, and sessions and processes fewer, after the last job has ended: RQ forgets after 60 s."""
+
+DYING_SECONDS: Final = 10.0
+"""In which fewer processes without a parent are left: what is killed takes a moment."""
 
 WITNESSED_APART: Final = "TickSeen"
 """Jobs of the schedule: nobody invokes them, and their witness is a table of their own."""
 
 _SLOTS_TAKEN: Final = """
 SELECT (SELECT count(*) FROM job_limits WHERE has_slot) + (SELECT count(*) FROM limit_keys WHERE taken <> 0)
+"""
+
+_OPEN_TRANSACTIONS: Final = f"""
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'
+   AND ({BETWEEN_STATEMENTS}) IS NOT TRUE
 """
 
 _QUERIES: Final = {
@@ -48,17 +57,16 @@ _QUERIES: Final = {
 
 
 def take(world: World, directory: Path, run: str) -> None:
-    """Wait until the system is at rest, at most `SETTLE_SECONDS`, and write `ledger.json`.
+    """Wait until the system is at rest, as long as it gets on with that, and write `ledger.json`.
 
     Args:
         run: a text that only processes of this run have in their environment.
     """
-    deadline = time.monotonic() + SETTLE_SECONDS
     with world.servers.redis_client() as client:
-        while time.monotonic() < deadline and not _at_rest(world, client):
-            time.sleep(0.5)
+        wait_down(lambda: _unrest(world, client), SETTLE_SECONDS)
         ledger: dict[str, Any] = {name: _rows(world, sql) for name, sql in _QUERIES.items()}
         ledger["redis"] = in_redis(client)
+    wait_down(lambda: len(processes_with(run, world.fleet.knows)), DYING_SECONDS)
     ledger["processes"] = processes_with(run, world.fleet.knows)
     (directory / LEDGER).write_text(json.dumps(ledger, default=str))
 
@@ -84,15 +92,13 @@ def in_redis(client: redis.Redis) -> dict[str, Any]:
     }
 
 
-def _at_rest(world: World, client: redis.Redis) -> bool:
+def _unrest(world: World, client: redis.Redis) -> int:
+    """How much there is that should not be at rest."""
     redis_now = in_redis(client)
     held = [*redis_now["queued"].values(), *redis_now["intermediate"].values(), redis_now["executions"]]
-    if any(held) or world.fleet.horses() or world.database.value(_SLOTS_TAKEN):
-        return False
-    return not world.database.value(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
-        f" AND ({BETWEEN_STATEMENTS}) IS NOT TRUE"
-    )
+    in_postgres = (_SLOTS_TAKEN, _OPEN_TRANSACTIONS)
+    rows = sum(int(str(world.database.value(sql))) for sql in in_postgres)
+    return sum(map(len, held)) + len(world.fleet.horses()) + rows
 
 
 def _rows(world: World, sql: str) -> list[dict[str, Any]]:

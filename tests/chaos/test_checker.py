@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import checker
-from checker import CHECKS, check, judge
+from checker import CHECKS, SHORT_RUN_SLACK, check, judge
+from goals import GOALS
 from history import HISTORY, LEDGER, History
 from plants import (
     PLANTS,
@@ -82,6 +83,28 @@ def test_a_shorter_lease_allows_less() -> None:
     run = clean()
     run.said("run_begun")["settings"]["lease_seconds"] = 3
     assert [violation.kind for violation in judge(run.run()).violations] == [Kind.TOO_SLOW]
+
+
+def in_a_short_run(run: Recorded, slowness: float, seconds: float) -> None:
+    run.said("run_begun")["short"] = True
+    run.said("pace")["slowness"] = slowness
+    measure(run, "Postgres accepts again -> next start", seconds, fault="F15")
+
+
+def test_a_short_run_is_given_the_time_that_the_machine_takes() -> None:
+    goal = GOALS["Postgres accepts again -> next start"].fixed
+    assert kinds_after(lambda run: in_a_short_run(run, 1.0, SHORT_RUN_SLACK * goal)) == set()
+    assert kinds_after(lambda run: in_a_short_run(run, 1.0, SHORT_RUN_SLACK * goal + 1)) == {Kind.TOO_SLOW}
+    assert kinds_after(lambda run: in_a_short_run(run, 2.0, SHORT_RUN_SLACK * goal + 1)) == set()
+
+
+def test_the_goals_that_a_short_run_missed_are_said() -> None:
+    run = clean()
+    in_a_short_run(run, 1.0, 16)
+    verdict = judge(run.run())
+    assert verdict.violations == []
+    assert verdict.missed == ["Postgres accepts again -> next start 16.0 s (goal 15 s)"]
+    assert judge(clean().run()).missed == []
 
 
 def test_some_goals_hold_in_some_classes_alone() -> None:

@@ -80,11 +80,13 @@ class Verdict:
         violations: empty if all is well.
         measured: seconds by name: the longest, the 99th percentile, and how many there were.
         counts: how many of what, `lost`, `doubled`, `unexpected` and `zombie_writes` among them.
+        missed: the goals that were missed, in words.
     """
 
     violations: list[Violation]
     measured: dict[str, tuple[float, float, int]]
     counts: dict[str, int]
+    missed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

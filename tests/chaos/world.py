@@ -36,6 +36,7 @@ class World:
     sweep_seconds: float
     grace_seconds: float
     clock_file: Path
+    slowness: float = 1.0
     begun: int = 0
     crashes: Counter[str] = field(default_factory=Counter)
     """How often each job's process was killed alone: the third time is the job's end, by design."""
@@ -57,7 +58,7 @@ def frozen_horse(world: World, chance: random.Random, *, with_job: bool = False)
     Args:
         with_job: it has said which job it runs, and has not ended it.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + PATIENCE_SECONDS * world.slowness
     while time.monotonic() < deadline:
         horses = world.fleet.horses()
         if with_job:
