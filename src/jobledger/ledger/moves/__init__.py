@@ -38,6 +38,8 @@ from jobledger.ledger.moves.finish import (
 )
 from jobledger.ledger.moves.insert import insert, replace_waiting
 from jobledger.ledger.moves.limits import (
+    LimitedClaim,
+    Released,
     claim_limited,
     give_back_slots,
     make_limit_keys,
@@ -51,6 +53,8 @@ from jobledger.ledger.moves.waiting import Expired, expire, expired, give_up, pr
 __all__ = [
     "Completion",
     "Expired",
+    "LimitedClaim",
+    "Released",
     "cancel",
     "cancel_children",
     "cancel_many",
