@@ -251,6 +251,23 @@ def test_a_job_that_ends_passes_its_slot_on(connections: Connections) -> None:
     assert one_value(connections, "SELECT count(*) FROM job_limits WHERE has_slot") == 0
 
 
+def test_a_released_job_that_no_wake_up_starts_passes_its_slot_on(connections: Connections) -> None:
+    first, second, third = Guarded.dispatch_many([{"n": n} for n in range(3)])
+    assert begun(connections, first, second, third) == [first]
+    fails(connections, first)
+    assert set(held(connections)) == {third.id}
+    execute(connections, "INSERT INTO sweeps (name, swept_by, resumed_at) VALUES ('reconcile', 'me', 'epoch')")
+    execute(connections, "INSERT INTO lost_wakes (job_id, attempt, losses) VALUES (:id, 0, 4)", id=second.id)
+    execute(connections, "UPDATE job_statuses SET pushed_at = now() - interval '1 day' WHERE id = :id", id=second.id)
+    connections.redis.flushall()
+
+    assert reconcile(connections, settled_seconds=0.0) == 1
+
+    assert second.refresh().reason == Reason.UNDISPATCHABLE
+    assert waiting(connections.redis, "default") == [str(third.id)]
+    assert begun(connections, third) == [third]
+
+
 class Tries(BaseJob):
     """Ends its attempts as asked."""
 

@@ -19,6 +19,9 @@ from sqlalchemy.engine import Connection
 
 log: Final = logging.getLogger(__name__)
 
+DISPATCH_SECONDS: Final = 1.5
+"""A dispatch in a transaction of its own answers within this, also when Postgres is frozen."""
+
 SECONDS_TO_BEGIN: Final = 1.0
 """A thread that was started so long ago and has not begun is taken for dead; two of them do no harm."""
 

@@ -18,9 +18,7 @@ from jobledger.domain.status import TERMINAL, JobStatus
 from jobledger.errors import DispatchContended
 from jobledger.ledger import moves, queries, uniqueness
 from jobledger.ledger.queries import Standing
-from jobledger.lifecycle import limits
-from jobledger.lifecycle.finish import propagate_end
-from jobledger.lifecycle.push import push_quietly
+from jobledger.lifecycle.finish import Settled, announce, propagate_end
 from jobledger.observe.log import get_logger
 
 log: Final = get_logger(__name__)
@@ -118,7 +116,7 @@ def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock
         return Answer(job_id, Verdict.REFUSED, status, rival)
     if wake is None:
         return refusal(job_id, status, _NO_RETRY)
-    push_quietly(connections, [wake])
+    announce(connections, Settled(JobStatus.QUEUED, [wake]))
     log.info("Queued again", job_id=str(job_id), job_type=wake.job_type, was=status, by=by)
     return Answer(job_id, Verdict.DONE, JobStatus.QUEUED, f"queued again; it was {status}")
 
@@ -191,8 +189,7 @@ def cancel_if(
         return Answer(job_id, Verdict.REQUESTED, status, f"it runs, and is ended within {CANCEL_SECONDS:g} s")
     if ended is None:
         return refusal(job_id, status, _NO_CANCEL)
-    push_quietly(connections, wakes)
-    limits.pass_on(connections, [job_id])
+    announce(connections, Settled(JobStatus.CANCELED, wakes), freed=[job_id])
     log.info("Canceled", job_id=str(job_id), was=status, by=by)
     return Answer(job_id, Verdict.DONE, JobStatus.CANCELED, f"canceled; it was {status}")
 

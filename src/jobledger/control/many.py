@@ -15,8 +15,7 @@ from jobledger.domain.status import UNFINISHED, JobStatus
 from jobledger.errors import OptionError
 from jobledger.ledger import moves, queries, stats
 from jobledger.ledger.queries import Filter, Group
-from jobledger.lifecycle import limits
-from jobledger.lifecycle.push import push_quietly
+from jobledger.lifecycle.finish import Settled, announce
 from jobledger.observe.log import get_logger
 
 log: Final = get_logger(__name__)
@@ -88,7 +87,7 @@ def cancel_selected(
     for ids in _batches(connections, selection, ended=False):
         with connections.transaction(DEADLINE_SECONDS) as connection:
             done = moves.cancel_many(connection, ids, terms.statuses, who_and_why(by, reason))
-        limits.pass_on(connections, list(done))
+        announce(connections, Settled(JobStatus.CANCELED), freed=done)
         yield [
             Answer(one, Verdict.DONE, JobStatus.CANCELED, "canceled")
             if one in done
@@ -108,7 +107,7 @@ def retry_selected(connections: Connections, selection: Selection, by: str) -> I
     for ids in _batches(connections, selection, ended=True):
         with connections.transaction(DEADLINE_SECONDS) as connection:
             wakes = moves.retry_many(connection, ids, terms.statuses, selection.until)
-        push_quietly(connections, wakes)
+        announce(connections, Settled(JobStatus.QUEUED, wakes))
         done = {wake.id for wake in wakes}
         yield [
             Answer(one, Verdict.DONE, JobStatus.QUEUED, "queued again")

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session
 from uuid6 import uuid7
 
+from jobledger.connections.deadlines import DISPATCH_SECONDS
 from jobledger.connections.default import Connections, default_connections
 from jobledger.connections.locks import CONFLICT_SECONDS
 from jobledger.dispatch.admission import Request, admit
@@ -29,7 +30,7 @@ from jobledger.domain.records import Accepted, NewJob, Wake
 from jobledger.domain.status import JobStatus
 from jobledger.errors import OptionError
 from jobledger.lifecycle import limits
-from jobledger.lifecycle.push import DEADLINE_SECONDS, ask_for_room, push, push_quietly
+from jobledger.lifecycle.push import ask_for_room, push, push_quietly
 from jobledger.observe.log import get_logger
 
 log: Final = get_logger(__name__)
@@ -143,7 +144,7 @@ def _limits(
         left = max(within_seconds - spent_seconds, SHORTEST_SECONDS)
         return left, max(left - ANSWER_SECONDS, 0.0)
     waits = any(request.may_be_known for request in requests)
-    return DEADLINE_SECONDS + CONFLICT_SECONDS * waits, None
+    return DISPATCH_SECONDS + CONFLICT_SECONDS * waits, None
 
 
 def _giving_back(request: Request) -> Request:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from jobledger.connections.deadlines import DISPATCH_SECONDS
 from jobledger.connections.default import default_connections
 from jobledger.domain.retry import Retry
 from jobledger.errors import JobRefused
@@ -14,7 +15,6 @@ from jobledger.etl.find_bad_rows import bad_rows, check_keys_given, is_about_dat
 from jobledger.etl.staging import Staging, fit
 from jobledger.etl.tables import TableName, check_is_key, check_is_table, check_listed, columns
 from jobledger.job.definition import BaseJob
-from jobledger.lifecycle.push import DEADLINE_SECONDS
 
 SETTING = "JOBLEDGER_LOADABLE_TABLES"
 
@@ -65,7 +65,7 @@ class LoadCsv(BaseJob):
             raise JobRefused(f"delimiter={delimiter!r}: say one character that is no quote, space or line break.")
         target = _listed(table)
         locate(default_connections().settings.data_dir, path)
-        with default_connections().transaction(DEADLINE_SECONDS) as connection:
+        with default_connections().transaction(DISPATCH_SECONDS) as connection:
             check_is_table(connection, target)
             if key:
                 check_is_key(connection, target, key)

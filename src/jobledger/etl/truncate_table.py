@@ -2,12 +2,12 @@
 
 import sqlalchemy as sa
 
+from jobledger.connections.deadlines import DISPATCH_SECONDS
 from jobledger.connections.default import default_connections
 from jobledger.domain.retry import Retry
 from jobledger.errors import JobRefused
 from jobledger.etl.tables import TableName, check_is_table, check_listed
 from jobledger.job.definition import BaseJob
-from jobledger.lifecycle.push import DEADLINE_SECONDS
 
 SETTING = "JOBLEDGER_TRUNCATABLE_TABLES"
 
@@ -32,7 +32,7 @@ class TruncateTable(BaseJob):
             LedgerUnavailable: Postgres is away.
         """
         table = _listed(schema, table_name)
-        with default_connections().transaction(DEADLINE_SECONDS) as connection:
+        with default_connections().transaction(DISPATCH_SECONDS) as connection:
             check_is_table(connection, table)
 
     def _perform(self, schema: str, table_name: str) -> str:

@@ -1,9 +1,10 @@
-"""The only end of an attempt: what it came to -> what becomes of the job. Used by the worker and by the reaper.
+"""The only end of an attempt: its outcome -> what becomes of the job. Used by the worker and by the reaper.
 
 Deciding (`decide`) is pure; doing (`settle`) is one guarded statement, and a second one if the job has children.
+`announce` is what follows the commit of any move: the only place that does it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 from uuid import UUID
@@ -11,13 +12,16 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 from uuid6 import uuid7
 
+from jobledger.connections.default import Connections
 from jobledger.domain.endings import RetryIn, Snooze
 from jobledger.domain.payload import storable
 from jobledger.domain.records import Evidence, Wake
 from jobledger.domain.retry import Retry
 from jobledger.domain.status import JobStatus, Outcome, Reason
 from jobledger.ledger import moves
-from jobledger.ledger.direct import Executor
+from jobledger.ledger.direct import Direct, Executor
+from jobledger.lifecycle import limits
+from jobledger.lifecycle.push import push_quietly
 
 MAX_CRASHES: Final = 3
 MAX_LOSSES: Final = 20
@@ -142,7 +146,7 @@ def decide(
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What became of the job.
+    """What became of a job, or of several together. After the commit comes `announce`.
 
     Attributes:
         wakes: jobs that may run now, to be pushed after the commit.
@@ -251,3 +255,22 @@ def propagate_end(connection: Connection, job_id: UUID, how: str = "failed") -> 
         wakes += moves.release_in_spite(connection, generation)
         generation, how = canceled, "was canceled"
     return wakes
+
+
+def announce(
+    connections: Connections, settled: Settled | None, freed: Collection[UUID] = (), direct: Direct | None = None
+) -> None:
+    """Do what follows the commit of a move: push the jobs that may run now, and pass the slots of others on.
+
+    Nothing is raised: repair does what is left undone.
+
+    Args:
+        connections: the servers.
+        settled: what was committed; None for an attempt that was fenced out.
+        freed: jobs that may have had slots of limits and have ended, or wait for a time; of others nothing is taken.
+        direct: in autocommit; None for connections from the pool.
+    """
+    if settled is not None:
+        push_quietly(connections, settled.wakes)
+    if freed:
+        limits.pass_on(connections, list(freed), direct)

@@ -14,12 +14,13 @@ import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
+from jobledger.connections.deadlines import DISPATCH_SECONDS
 from jobledger.connections.default import Connections
 from jobledger.domain.records import Claim, Runner, Wake
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import moves
 from jobledger.ledger.direct import Direct, Executor
-from jobledger.lifecycle.push import DEADLINE_SECONDS, push_quietly
+from jobledger.lifecycle.push import push_quietly
 from jobledger.observe.log import get_logger
 
 log: Final = get_logger(__name__)
@@ -162,6 +163,6 @@ def _one_by_one(connections: Connections, direct: Direct | None) -> Iterator[Exe
     if direct is not None:
         yield direct
     else:
-        with connections.transaction(DEADLINE_SECONDS) as connection:
+        with connections.transaction(DISPATCH_SECONDS) as connection:
             connection.execute(_SHORT_SILENCE)
             yield connection

@@ -8,6 +8,7 @@ import redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobledger import queues
+from jobledger.connections.deadlines import DISPATCH_SECONDS
 from jobledger.connections.default import Connections
 from jobledger.domain.records import Wake
 from jobledger.errors import LedgerUnavailable
@@ -16,9 +17,6 @@ from jobledger.ledger import wakeups
 from jobledger.observe.log import get_logger
 
 log: Final = get_logger(__name__)
-
-DEADLINE_SECONDS: Final = 1.5
-"""A dispatch in a transaction of its own answers within this, also when Postgres is frozen."""
 
 
 def ask_for_room(connections: Connections, wanted: Mapping[str, int]) -> Counter[str]:
@@ -74,7 +72,7 @@ def _note_unpushed(connections: Connections, wakes: Sequence[Wake]) -> None:
     if not wakes:
         return
     try:
-        with connections.transaction(DEADLINE_SECONDS) as connection:
+        with connections.transaction(DISPATCH_SECONDS) as connection:
             wakeups.unpush(connection, [(wake.id, wake.push_count) for wake in wakes])
     except (LedgerUnavailable, SQLAlchemyError) as unwritten:  # accepted all the same; the reconciler will see
         log.warning("Not noted as not pushed", wakes=len(wakes), error=str(unwritten))

@@ -7,10 +7,10 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from jobledger.connections.default import Connections
-from jobledger.domain.records import Wake
+from jobledger.domain.records import Failed, Wake
+from jobledger.domain.status import JobStatus
 from jobledger.ledger import moves
-from jobledger.lifecycle import finish, limits
-from jobledger.lifecycle.push import push_quietly
+from jobledger.lifecycle.finish import Settled, announce, propagate_end
 from jobledger.maintenance.one_by_one import OneByOne
 
 BATCH: Final = 500
@@ -51,23 +51,25 @@ def _expire_childless(connections: Connections, ids: Sequence[UUID]) -> int:
         return 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
         failed = moves.expire(connection, ids, with_children=False)
-    push_quietly(connections, [one.callback for one in failed if one.callback is not None])
-    limits.pass_on(connections, ids)
+    announce(connections, Settled(JobStatus.FAILED, _callbacks(failed)), freed=ids)
     return len(failed)
 
 
 def _expire_parent(connections: Connections, each: OneByOne, job_id: UUID) -> int:
     """One at a time: its children are locked after it, in the order that all who end a parent keep to."""
-    wakes = each.do(job_id, lambda connection: _expire_family(connection, job_id))
-    if wakes is None:
+    settled = each.do(job_id, lambda connection: _expire_family(connection, job_id))
+    if settled is None:
         return 0
-    push_quietly(connections, wakes)
-    limits.pass_on(connections, [job_id])
+    announce(connections, settled, freed=[job_id])
     return 1
 
 
-def _expire_family(connection: Connection, job_id: UUID) -> list[Wake] | None:
+def _expire_family(connection: Connection, job_id: UUID) -> Settled | None:
     failed = moves.expire(connection, [job_id], with_children=True)
     if not failed:
         return None
-    return [*(one.callback for one in failed if one.callback is not None), *finish.propagate_end(connection, job_id)]
+    return Settled(JobStatus.FAILED, [*_callbacks(failed), *propagate_end(connection, job_id)])
+
+
+def _callbacks(failed: Sequence[Failed]) -> list[Wake]:
+    return [one.callback for one in failed if one.callback is not None]

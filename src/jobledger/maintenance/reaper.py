@@ -24,9 +24,8 @@ from jobledger.domain.status import Outcome
 from jobledger.failpoints import Failpoint, reach
 from jobledger.ledger import heartbeats, leases
 from jobledger.ledger.leases import Running
-from jobledger.lifecycle import finish, limits
+from jobledger.lifecycle import finish
 from jobledger.lifecycle.finish import Settled
-from jobledger.lifecycle.push import push_quietly
 from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.observe.log import get_logger
 from jobledger.process import this_process
@@ -75,12 +74,11 @@ def reap(connections: Connections, *, is_sweep: bool = True) -> int:
         death = deaths.get(one.id)
         if death is not None and death.worker == one.worker:
             outcome = Outcome.CRASHED if death.process_died else Outcome.LOST
-            reaped += _end(connections, each, one, outcome, death.report, surely=True)
-            limits.pass_on(connections, [one.id])
+            reaped += _end(connections, each, one, outcome, death.report, surely=True, kills=False)
         elif one.cancel_overdue:
-            reaped += _end_and_kill(connections, each, one, Outcome.CANCELED, DID_NOT_END, surely=True)
+            reaped += _end(connections, each, one, Outcome.CANCELED, DID_NOT_END, surely=True)
         elif one.lease_stale and settled:
-            reaped += _end_and_kill(connections, each, one, Outcome.LOST, LEASE_RAN_OUT, surely=False)
+            reaped += _end(connections, each, one, Outcome.LOST, LEASE_RAN_OUT, surely=False)
     each.end()
     return reaped
 
@@ -96,29 +94,34 @@ def _deaths(connections: Connections, running: list[Running]) -> Mapping[UUID, D
         return {}
 
 
-def _end_and_kill(
-    connections: Connections, each: OneByOne, one: Running, outcome: Outcome, why: str, *, surely: bool
+def _end(
+    connections: Connections,
+    each: OneByOne,
+    one: Running,
+    outcome: Outcome,
+    why: str,
+    *,
+    surely: bool,
+    kills: bool = True,
 ) -> int:
-    """End an attempt whose process may still be there, and have its worker, if that lives, get rid of the process: it
-    would keep the worker from all other jobs until RQ's own timeout."""
-    ended = _end(connections, each, one, outcome, why, surely=surely)
-    if ended:
-        try:
-            queues.kill_horse(connections.maintenance_redis, one.worker, one.id)
-        except redis.RedisError as error:
-            log.warning("Redis is away: the process of the attempt may run on", job_id=str(one.id), error=str(error))
-        limits.pass_on(connections, [one.id])
-    return ended
-
-
-def _end(connections: Connections, each: OneByOne, one: Running, outcome: Outcome, why: str, *, surely: bool) -> int:
+    """End an attempt. If its process may still be there, have its worker, if that lives, get rid of it before its slot
+    is passed on: it would keep the worker from all other jobs until RQ's own timeout."""
     reach(Failpoint.REAPER_DECIDED)
     settled = each.do(one.id, lambda connection: _settle(connection, one, outcome, why, surely=surely))
-    if settled is None:
-        return 0
-    log.warning("Reaped", job_id=str(one.id), attempt=one.attempt, outcome=outcome.value, status=settled.status.value)
-    push_quietly(connections, settled.wakes)
-    return 1
+    if settled is not None:
+        words = {"outcome": outcome.value, "status": settled.status.value}
+        log.warning("Reaped", job_id=str(one.id), attempt=one.attempt, **words)
+        if kills:
+            _kill(connections, one)
+    finish.announce(connections, settled, freed=[one.id])
+    return int(settled is not None)
+
+
+def _kill(connections: Connections, one: Running) -> None:
+    try:
+        queues.kill_horse(connections.maintenance_redis, one.worker, one.id)
+    except redis.RedisError as error:
+        log.warning("Redis is away: the process of the attempt may run on", job_id=str(one.id), error=str(error))
 
 
 def _settle(connection: Connection, one: Running, outcome: Outcome, why: str, *, surely: bool) -> Settled | None:

@@ -19,11 +19,10 @@ from uuid6 import uuid7
 
 from jobledger import queues
 from jobledger.connections.default import Connections
-from jobledger.domain.records import Wake
+from jobledger.domain.status import JobStatus
 from jobledger.ledger import heartbeats, moves, stats, wakeups
 from jobledger.ledger.wakeups import Suspect
-from jobledger.lifecycle import finish
-from jobledger.lifecycle.push import push_quietly
+from jobledger.lifecycle.finish import Settled, announce, propagate_end
 from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.observe.log import get_logger
 from jobledger.process import this_process
@@ -120,18 +119,18 @@ def _mark(
 
 
 def _give_up(connections: Connections, each: OneByOne, one: Suspect, death: Death | None) -> int:
-    wakes = each.do(one.id, lambda connection: _end_family(connection, one))
-    if wakes is None:
+    settled = each.do(one.id, lambda connection: _end_family(connection, one))
+    if settled is None:
         return 0
     words = death.report if death is not None else "no worker said anything of them"
     log.error("Failed: no wake-up led to a claim", job_id=str(one.id), wake_ups=MAX_LOST_WAKES, last=words)
-    push_quietly(connections, wakes)
+    announce(connections, settled, freed=[one.id])
     return 1
 
 
-def _end_family(connection: Connection, one: Suspect) -> list[Wake] | None:
+def _end_family(connection: Connection, one: Suspect) -> Settled | None:
     failed = moves.give_up(connection, one, UUID(int=uuid7().int))
     if failed is None:
         return None
-    wakes = finish.propagate_end(connection, one.id) if failed.has_children else []
-    return [failed.callback, *wakes] if failed.callback else wakes
+    wakes = propagate_end(connection, one.id) if failed.has_children else []
+    return Settled(JobStatus.FAILED, [failed.callback, *wakes] if failed.callback else wakes)

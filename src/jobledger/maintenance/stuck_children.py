@@ -10,9 +10,9 @@ from typing import Final
 from uuid import UUID
 
 from jobledger.connections.default import Connections
+from jobledger.domain.status import JobStatus
 from jobledger.ledger import moves
-from jobledger.lifecycle.finish import propagate_end
-from jobledger.lifecycle.push import push_quietly
+from jobledger.lifecycle.finish import Settled, announce, propagate_end
 from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.observe.log import get_logger
 
@@ -50,7 +50,7 @@ def release_stuck_children(connections: Connections) -> int:
         wakes = each.do(parent, partial(propagate_end, job_id=parent, how="ended without completing"))
         if wakes is not None:
             let_go += sum(one == parent for one in found.values())
-            push_quietly(connections, wakes)
+            announce(connections, Settled(JobStatus.CANCELED, wakes))
     with connections.transaction(DEADLINE_SECONDS) as connection:
         ready = sorted(one for one, parent in found.items() if parent is None)
         let_go += moves.release_stuck(connection, ready)
