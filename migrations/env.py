@@ -10,11 +10,13 @@ import time
 import sqlalchemy as sa
 from alembic import context
 
+from jobledger.connections.locks import limit_waits, milliseconds
 from jobledger.connections.postgres import make_engine
 from jobledger.ledger.models.columns import metadata
 from jobledger.observe.log import get_logger
 from jobledger.settings import load_settings
 
+LOCK_SECONDS = 0.5
 LOOK_SECONDS = 0.2
 SAY_SECONDS = 5.0
 ONE_AT_A_TIME = 7_420_251_143_907_001  # any number that nobody else uses for an advisory lock
@@ -37,7 +39,7 @@ def _wait_for_turn(connection: sa.Connection) -> None:
 
 
 def _set_limits(connection: sa.Connection) -> None:
-    connection.execute(sa.text("SET lock_timeout = '500ms'"))
+    limit_waits(connection, milliseconds(LOCK_SECONDS), whole_session=True)
     # If this process is killed while it builds an index, the server stops building. Not every platform can look.
     with contextlib.suppress(sa.exc.DataError), connection.begin_nested():
         connection.execute(sa.text("SET client_connection_check_interval = '2s'"))

@@ -77,6 +77,12 @@ def _project_files() -> Iterator[Path]:
         yield from [path] if path.is_file() else path.rglob("*")
 
 
+def test_what_an_error_of_the_database_says_is_read_in_one_place() -> None:
+    words = ("pgcode", "sqlstate", "psycopg2.errors")
+    knowing = {named(path) for path in MODULES if any(word in path.read_text() for word in words)}
+    assert knowing == {"src/jobledger/connections/postgres.py"}
+
+
 def test_no_file_names_a_place_on_this_machine() -> None:
     # One level alone, such as /app, may well be said of an image.
     places = [str(place).encode() for place in (REPOSITORY, Path.home()) if len(place.parts) > 2]

@@ -4,13 +4,12 @@ from enum import IntEnum
 from typing import Final, Self
 
 import click
-import psycopg2.errors
 from redis import RedisError
 from sqlalchemy.exc import DBAPIError
 
 from jobledger.cli.output import escaped, print_json
 from jobledger.cli.parameters import wants_json
-from jobledger.connections.postgres import is_connection_loss
+from jobledger.connections.postgres import SCHEMA_MISSING, first_line, is_connection_loss, sql_state
 from jobledger.errors import ConfigurationError, DispatchRefused, LedgerUnavailable
 
 
@@ -33,11 +32,11 @@ class ExitCode(IntEnum):
             The arguments of `say_error`.
         """
         if isinstance(error, DBAPIError):
-            first_line = str(error.orig).strip().split("\n")[0]
-            if isinstance(error.orig, psycopg2.errors.UndefinedTable | psycopg2.errors.UndefinedColumn):
+            said = first_line(error)
+            if sql_state(error) in SCHEMA_MISSING:
                 hint = "the schema is missing or older than this version; run `python -m jobledger migrate`"
-                return cls(cls.WRONG), error, f"{hint} ({first_line})"
-            return cls(cls.AWAY if is_connection_loss(error) else cls.FAILED), error, f"Postgres says: {first_line}"
+                return cls(cls.WRONG), error, f"{hint} ({said})"
+            return cls(cls.AWAY if is_connection_loss(error) else cls.FAILED), error, f"Postgres says: {said}"
         if isinstance(error, LedgerUnavailable | RedisError):
             return cls(cls.AWAY), error, str(error)
         if isinstance(error, ConfigurationError | DispatchRefused):

@@ -1,7 +1,8 @@
 """Bounded waits for locks: a transaction that another process leaves open stops no other work.
 
 A row is locked by the transaction that changes it, until its end. A session with a dispatch in it that waits for a
-job, `after=`, locks that job's row until it commits, which may be any time later.
+job, `after=`, locks that job's row until it commits, which may be any time later. And the other way round: a
+transaction of ours that is silent, as that of a frozen process is, keeps its locks for a bounded time.
 """
 
 from collections.abc import Iterator
@@ -13,40 +14,101 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from jobledger.connections.default import Connections
+from jobledger.connections.postgres import WAITED_IN_VAIN, first_line, sql_state
 from jobledger.errors import DispatchContended
 
-_LIMIT_WAITS_OF_TRANSACTION: Final = sa.text("SELECT set_config('lock_timeout', :limit, true)")
-_WAITED_IN_VAIN: Final = ("55P03", "40P01")  # lock timeout; deadlock, with one that holds rows and waits for ours
+CONFLICT_SECONDS: Final = 5
+"""How long a transaction is waited for that dispatches the same."""
+
+_LIMIT_WAITS: Final = sa.text("""
+WITH before AS MATERIALIZED (SELECT current_setting('lock_timeout') AS lock_timeout)
+SELECT before.lock_timeout, set_config('lock_timeout', :limit, :is_local) FROM before
+""")
+_LIMIT_SILENCE: Final = sa.text("SELECT set_config('idle_in_transaction_session_timeout', :limit, true)")
 
 
 class LockTimeout(Exception):
-    """Another transaction holds a row that was to be changed, and has not ended in time; nothing was written."""
+    """Another transaction holds what was to be changed, and has not ended in time; nothing was written."""
+
+
+@contextmanager
+def waiting_for_locks(connection: Connection, seconds: float) -> Iterator[None]:
+    """Wait for each lock for so long and no longer, and then as before. After an error the transaction is to be undone.
+
+    Raises:
+        LockTimeout: a lock was waited for in vain.
+    """
+    with _vain_wait_as_error():
+        before = limit_waits(connection, milliseconds(seconds))
+        yield
+        limit_waits(connection, before)
+
+
+@contextmanager
+def savepoint_waiting_for_locks(connection: Connection, seconds: float) -> Iterator[None]:
+    """The same in the transaction of a caller, which stays usable: an error undoes what was done inside, and no more.
+
+    Raises:
+        LockTimeout: a lock was waited for in vain.
+    """
+    with connection.begin_nested(), waiting_for_locks(connection, seconds):
+        yield
 
 
 @contextmanager
 def transaction_waiting_for_locks(
     connections: Connections, deadline_seconds: float, lock_seconds: float
 ) -> Iterator[Connection]:
-    """A transaction as `connections.transaction` makes it, which waits for each row that is held only so long.
+    """A transaction as `connections.transaction` makes it, which waits for each lock for so long and no longer.
 
     Args:
         connections: the servers.
         deadline_seconds: the longest that all of it may take.
-        lock_seconds: the longest that one row is waited for; by far less than the deadline, after which Postgres
+        lock_seconds: the longest that one lock is waited for; by far less than the deadline, after which Postgres
             counts as away.
 
     Raises:
-        RowsHeld: a row was waited for in vain.
+        LockTimeout: a lock was waited for in vain.
         LedgerUnavailable: Postgres is away, or did not answer in time.
     """
+    with _vain_wait_as_error(), connections.transaction(deadline_seconds) as connection:
+        limit_waits(connection, milliseconds(lock_seconds))
+        yield connection
+
+
+def limit_silence(connection: Connection, seconds: float) -> None:
+    """Have Postgres end this transaction if it says nothing for so long: a frozen process keeps its locks no longer."""
+    connection.execute(_LIMIT_SILENCE, {"limit": milliseconds(seconds)})
+
+
+def milliseconds(seconds: float) -> str:
+    """A limit as Postgres's settings have it; the shortest is one millisecond, for 0 is none."""
+    return f"{max(1, round(seconds * 1000))}ms"
+
+
+def limit_waits(connection: Connection, limit: str, *, whole_session: bool = False) -> str:
+    """Limit the wait for each lock, until the end of the transaction or of the session.
+
+    Args:
+        connection: in a transaction, unless it is for the session.
+        limit: see `milliseconds`.
+        whole_session: whether it outlives the transaction.
+
+    Returns:
+        The limit before.
+    """
+    parameters = {"limit": limit, "is_local": not whole_session}
+    return str(connection.execute(_LIMIT_WAITS, parameters).one().lock_timeout)
+
+
+@contextmanager
+def _vain_wait_as_error() -> Iterator[None]:
     try:
-        with connections.transaction(deadline_seconds) as connection:
-            connection.execute(_LIMIT_WAITS_OF_TRANSACTION, {"limit": f"{lock_seconds * 1000:.0f}ms"})
-            yield connection
+        yield
     except DBAPIError as error:
-        if getattr(error.orig, "pgcode", None) not in _WAITED_IN_VAIN:
+        if sql_state(error) not in WAITED_IN_VAIN:
             raise
-        raise LockTimeout(str(error.orig).strip().split("\n")[0]) from error
+        raise LockTimeout(first_line(error)) from error
 
 
 class LockPatience:
@@ -71,38 +133,22 @@ class LockPatience:
         self._held += 1
 
 
-CONFLICT_SECONDS: Final = 5
-"""How long a transaction is waited for that dispatches the same."""
-
-
-_LIMIT_WAITS: Final = sa.text("""
-WITH before AS MATERIALIZED (SELECT current_setting('lock_timeout') AS lock_timeout)
-SELECT before.lock_timeout, set_config('lock_timeout', :limit, true) FROM before
-""")
-_TOOK_TOO_LONG: Final = ("55P03", "40P01")  # lock timeout; deadlock, of two that dispatch the same in another order
-
-
 @contextmanager
 def waiting_for_conflicts(connection: Connection, patience_seconds: float | None = None) -> Iterator[None]:
-    """Wait for other transactions for so long and no longer; an error inside undoes what was done inside.
+    """Wait for transactions that dispatch the same; an error inside undoes what was done inside.
 
     Args:
-        patience_seconds: how long, for each of them; None for `RIVAL_SECONDS`.
+        connection: in a transaction.
+        patience_seconds: how long, for each of them; None for `CONFLICT_SECONDS`.
 
     Raises:
         DispatchContended: one has not come to an end.
     """
     patience = CONFLICT_SECONDS if patience_seconds is None else patience_seconds
-    limit = f"{max(1, round(patience * 1000))}ms"  # 0 would be for ever
     try:
-        with connection.begin_nested():
-            before = connection.execute(_LIMIT_WAITS, {"limit": limit}).one().lock_timeout
+        with savepoint_waiting_for_locks(connection, patience):
             yield
-            connection.execute(_LIMIT_WAITS, {"limit": before})
-    except DBAPIError as error:
-        state = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None)
-        if state not in _TOOK_TOO_LONG:
-            raise
+    except LockTimeout as error:
         raise DispatchContended(
             f"Another transaction dispatches the same, or holds that job, and has not ended within {patience:.2g} s: "
             "nothing was written; try again."

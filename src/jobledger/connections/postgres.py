@@ -63,55 +63,80 @@ def unavailable_as_error() -> Iterator[None]:
     """
     try:
         yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-        if is_connection_loss(error):
-            raise LedgerUnavailable(f"Postgres is away: {first_line(error)}") from error
+    except sa.exc.DBAPIError as error:
+        raise_if_lost(error)
         raise
     except sa.exc.TimeoutError as error:  # no free connection in the pool
         raise LedgerUnavailable(f"Postgres is busy or away: {first_line(error)}") from error
 
 
+# What the server says by its SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appendix.html
+QUERY_CANCELED: Final = "57014"
+LOCK_NOT_AVAILABLE: Final = "55P03"
+DEADLOCK: Final = "40P01"
+SERIALIZATION_FAILURE: Final = "40001"
+WAITED_IN_VAIN: Final = (LOCK_NOT_AVAILABLE, DEADLOCK)
+"""Another transaction holds a lock, and did not end in time; or holds one and waits for ours."""
+
+TRY_AGAIN: Final = (SERIALIZATION_FAILURE, *WAITED_IN_VAIN)
+NO_ROOM: Final = ("53100", "58030")
+"""Disk full, I/O error: the ledger's server is in trouble, whichever statement met it."""
+
+SCHEMA_MISSING: Final = ("42P01", "42703")
+"""No such table, no such column."""
+
+LACKS_RESOURCES: Final = ("53",)
+"""The class of what the server lacks itself, such as room on its disk: no other transaction will do better."""
+
+ABOUT_DATA: Final = ("21", "22", "23", "P0")
+"""Classes: a row twice in one statement, data exception, integrity constraint, raised by a trigger."""
+
+CONNECTION_LOST: Final = ("08", "57P", "25P03", "25P04")
+"""Connection exception; the server shuts down or ended the session; it ended it for its silence or its length."""
+
+
+def sql_state(error: BaseException) -> str | None:
+    """The SQLSTATE of an error of the database, as a driver or SQLAlchemy raised it; None if it has none."""
+    original = getattr(error, "orig", None) or error
+    for name in ("pgcode", "sqlstate"):  # psycopg2; asyncpg and psycopg 3
+        state = getattr(original, name, None)
+        if isinstance(state, str):
+            return state
+    return None
+
+
+def has_state(error: BaseException, states: tuple[str, ...]) -> bool:
+    """Whether an error has one of these SQLSTATEs, or is in one of these classes."""
+    return (sql_state(error) or "").startswith(states)
+
+
 def is_connection_loss(error: BaseException) -> bool:
     """Whether an error of the database says that the connection is gone, rather than that a statement is wrong."""
-    if not isinstance(error, sa.exc.DBAPIError):
-        return False
-    state = getattr(error.orig, "pgcode", None) or ""
-    # Class 08: connection exception; 57P01..57P05: the server shuts down or ended this session; none: libpq's own.
-    return (
-        error.connection_invalidated
-        or state.startswith(("08", "57P"))
-        or (not state and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError))
-    )
+    if getattr(error, "connection_invalidated", False):
+        return True
+    if sql_state(error) is None:  # the driver's own
+        return isinstance(error, _DRIVERS_OWN)
+    return has_state(error, CONNECTION_LOST)
 
 
-def first_line(error: BaseException) -> str:
-    """What the database says is wrong, without its hints."""
-    return str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+_DRIVERS_OWN: Final = (
+    sa.exc.OperationalError,
+    sa.exc.InterfaceError,
+    psycopg2.OperationalError,
+    psycopg2.InterfaceError,
+)
 
 
-def raise_if_lost(error: psycopg2.Error) -> None:
+def raise_if_lost(error: BaseException) -> None:
     """Name a lost connection as the rest of the package does.
 
     Raises:
         LedgerUnavailable: the error says that the connection is gone.
     """
-    state = error.pgcode or ""
-    gone = state.startswith(("08", "57P")) or (
-        not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-    )
-    if gone:
-        raise LedgerUnavailable(f"Postgres is away: {str(error).strip().splitlines()[0]}") from error
+    if is_connection_loss(error):
+        raise LedgerUnavailable(f"Postgres is away: {first_line(error)}") from error
 
 
-QUERY_CANCELED: Final = "57014"
-LOCK_NOT_AVAILABLE: Final = "55P03"
-NO_ROOM: Final = ("53100", "58030")
-"""Disk full, I/O error: the ledger's server is in trouble, whichever statement of the run met it."""
-
-TRY_AGAIN: Final = ("40001", "40P01", LOCK_NOT_AVAILABLE)  # serialization failure, deadlock, lock timeout
-
-
-def sql_state(error: BaseException) -> str | None:
-    """The SQLSTATE of an error of the database, as the driver or SQLAlchemy raised it."""
-    state = getattr(getattr(error, "orig", error), "pgcode", None)
-    return state if isinstance(state, str) else None
+def first_line(error: BaseException) -> str:
+    """What the database says is wrong, without its hints."""
+    return str(getattr(error, "orig", None) or error).strip().split("\n")[0]

@@ -11,11 +11,10 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from jobledger.connections.default import Connections
-from jobledger.connections.locks import LockTimeout, transaction_waiting_for_locks, waiting_for_conflicts
+from jobledger.connections.locks import LockTimeout, savepoint_waiting_for_locks, transaction_waiting_for_locks
 from jobledger.control.answer import DEADLINE_SECONDS, LOCK_SECONDS, Answer, Verdict, held, refusal, who_and_why
 from jobledger.domain.records import Wake
 from jobledger.domain.status import TERMINAL, JobStatus
-from jobledger.errors import DispatchContended
 from jobledger.ledger import moves, queries, uniqueness
 from jobledger.ledger.queries import Standing
 from jobledger.lifecycle.finish import Settled, announce, propagate_end
@@ -97,7 +96,7 @@ def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock
         lock_seconds: how long another transaction is waited for.
 
     Raises:
-        RowsHeld: it was waited for in vain.
+        LockTimeout: it was waited for in vain.
         LedgerUnavailable: Postgres is away.
     """
     with transaction_waiting_for_locks(connections, DEADLINE_SECONDS, lock_seconds) as connection:
@@ -125,13 +124,11 @@ def _retry(connection: Connection, job_id: UUID, lock_seconds: float) -> tuple[W
     """The wake-up of a job that is queued again; or why it is not, if an equal job is there.
 
     Raises:
-        RowsHeld: an equal job is being dispatched, and that was waited for in vain.
+        LockTimeout: an equal job is being dispatched, and that was waited for in vain.
     """
     try:
-        with waiting_for_conflicts(connection, lock_seconds):
+        with savepoint_waiting_for_locks(connection, lock_seconds):
             return moves.retry(connection, job_id), None
-    except DispatchContended as error:
-        raise LockTimeout(str(error)) from error
     except IntegrityError as error:
         if not uniqueness.is_collision(error):
             raise
@@ -173,7 +170,7 @@ def cancel_if(
         lock_seconds: how long another transaction is waited for.
 
     Raises:
-        RowsHeld: it was waited for in vain.
+        LockTimeout: it was waited for in vain.
         LedgerUnavailable: Postgres is away.
     """
     text = who_and_why(by, reason)

@@ -55,7 +55,7 @@ def admit(
     """Write the rows of a dispatch, each for one request.
 
     Args:
-        patience_seconds: how long another one that dispatches the same is waited for; None for `RIVAL_SECONDS`.
+        patience_seconds: how long another one that dispatches the same is waited for; None for `CONFLICT_SECONDS`.
 
     Returns:
         What became of each.

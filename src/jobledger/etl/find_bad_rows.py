@@ -10,14 +10,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from jobledger.connections.postgres import ABOUT_DATA, has_state
 from jobledger.etl.bad_file import MOST_NAMED, BadFile, BadRow, BadRows
 from jobledger.etl.staging import Staging
 from jobledger.etl.tables import primary_message
 
 TYPED: Final = "jobledger_typed"
-
-_ABOUT_DATA: Final = ("21", "22", "23", "P0")
-"""Classes of SQLSTATE: a row twice in one statement, data exception, integrity constraint, raised by a trigger."""
 
 Lines = tuple[int, int]
 Failure = sa.exc.DBAPIError
@@ -25,7 +23,7 @@ Failure = sa.exc.DBAPIError
 
 def is_about_data(error: Failure) -> bool:
     """Whether the rows are to blame for an error."""
-    return (getattr(error.orig, "pgcode", None) or "").startswith(_ABOUT_DATA)
+    return has_state(error, ABOUT_DATA)
 
 
 def check_keys_given(staging: Staging, path: str) -> None:

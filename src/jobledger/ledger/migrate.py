@@ -15,9 +15,10 @@ import sqlalchemy as sa
 from alembic import command, op
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from psycopg2.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy.engine import Connection, Engine
 
+from jobledger.connections.locks import limit_waits
+from jobledger.connections.postgres import WAITED_IN_VAIN, sql_state
 from jobledger.errors import ConfigurationError, SchemaLocked
 from jobledger.ledger.models.columns import metadata
 
@@ -92,7 +93,7 @@ def _again_while_locked(migrate: Callable[[], None], wait_seconds: float) -> Non
         try:
             return migrate()
         except sa.exc.OperationalError as error:
-            if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
+            if sql_state(error) not in WAITED_IN_VAIN:
                 raise
             left = deadline - time.monotonic()
             if left <= 0:
@@ -205,7 +206,6 @@ _INVALID = sa.text(
 def _without_lock_timeout() -> Iterator[None]:
     """Waiting for long transactions is no reason to give up here, and nobody waits for whoever waits so."""
     with op.get_context().autocommit_block():
-        limit = op.get_bind().execute(sa.text("SHOW lock_timeout")).scalar_one()
-        op.execute("SET lock_timeout = 0")
+        before = limit_waits(op.get_bind(), "0", whole_session=True)
         yield
-        op.execute(f"SET lock_timeout = '{limit}'")
+        limit_waits(op.get_bind(), before, whole_session=True)

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobledger.connections.locks import waiting_for_locks
 from jobledger.domain.tick import Tick, TickKind, TickOutcome
 from jobledger.ledger.direct import Executor
 
@@ -158,7 +159,9 @@ def note_failure(
     connection.execute(_FAILED, {**parameters, "error": error, "most_errors": most_errors})
 
 
-_SHORT_LOCK_WAIT: Final = sa.text("SET LOCAL lock_timeout = '3s'")
+LOCK_SECONDS: Final = 3.0
+"""How long a tick is waited for that is being fired."""
+
 _REQUEST: Final = sa.text("""
 INSERT INTO schedule_ticks AS t
        (schedule_id, fire_at, previous_at, timezone, kind, outcome, requested_by, fired_at, scheduler)
@@ -181,13 +184,16 @@ def request(
 ) -> list[datetime]:
     """Have ticks fired later, such as those that a person asks for; those that were fired, or wait, stay what they are.
 
-    A tick that is being fired is waited for, a few seconds; then Postgres says that a lock is not available.
+    A tick that is being fired is waited for, a few seconds.
 
     Args:
         moments: fire times, each with the one before it.
 
     Returns:
         The fire times that wait now because of this.
+
+    Raises:
+        LockTimeout: a tick is being fired for longer than that.
     """
     parameters = {
         "schedule_id": str(schedule_id),
@@ -197,8 +203,8 @@ def request(
         "kind": kind,
         "by": by,
     }
-    connection.execute(_SHORT_LOCK_WAIT)
-    return sorted(connection.execute(_REQUEST, parameters).scalars())
+    with waiting_for_locks(connection, LOCK_SECONDS):
+        return sorted(connection.execute(_REQUEST, parameters).scalars())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from typing import Final
 from uuid import UUID
 
 import psycopg2
-import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobledger.connections.deadlines import DISPATCH_SECONDS
 from jobledger.connections.default import Connections
+from jobledger.connections.locks import limit_silence
 from jobledger.domain.records import Claim, Runner, Wake
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import moves
@@ -34,7 +34,7 @@ NEAR: Final = 2_000
 MOST_ASIDE: Final = 500
 """Jobs that are moved to another line at once, so that it takes no longer than a dispatch may."""
 
-_SHORT_SILENCE: Final = sa.text("SET LOCAL idle_in_transaction_session_timeout = '5s'")
+LONGEST_SILENCE_SECONDS: Final = 5.0
 
 
 def claim(connections: Connections, direct: Direct, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
@@ -164,5 +164,5 @@ def _one_by_one(connections: Connections, direct: Direct | None) -> Iterator[Exe
         yield direct
     else:
         with connections.transaction(DISPATCH_SECONDS) as connection:
-            connection.execute(_SHORT_SILENCE)
+            limit_silence(connection, LONGEST_SILENCE_SECONDS)
             yield connection

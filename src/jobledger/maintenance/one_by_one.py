@@ -9,14 +9,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobledger.connections.default import Connections
 from jobledger.connections.locks import LockPatience, LockTimeout, transaction_waiting_for_locks
+from jobledger.connections.postgres import LACKS_RESOURCES, has_state
 from jobledger.observe.log import get_logger
 
 log: Final = get_logger(__name__)
 
 T = TypeVar("T")
-
-_NO_ROOM: Final = "53"
-"""SQLSTATE class of what Postgres lacks itself, such as room on its disk: no other job will do better."""
 
 
 class OneByOne:
@@ -55,7 +53,7 @@ class OneByOne:
             log.warning(words, job_id=str(job_id), error=str(held))
             return None
         except SQLAlchemyError as error:
-            if str(getattr(getattr(error, "orig", None), "pgcode", "")).startswith(_NO_ROOM):
+            if has_state(error, LACKS_RESOURCES):  # no other job will do better
                 raise
             self._error = self._error or error
             log.error("Left for the next pass: Postgres refuses", job_id=str(job_id), exc_info=error)

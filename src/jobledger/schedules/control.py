@@ -1,5 +1,7 @@
 """What people ask of schedules: run now, pause, resume, backfill. Everything is a row that the schedulers obey."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -7,9 +9,9 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import OperationalError
 
 from jobledger.connections.default import Connections
+from jobledger.connections.locks import LockTimeout
 from jobledger.domain.tick import TickKind
 from jobledger.errors import ScheduleError, ScheduleNotFound
 from jobledger.ledger import heartbeats, ticks
@@ -20,7 +22,6 @@ from jobledger.schedules.ticks import keep_what_has_come, read
 from jobledger.schedules.triggers import INSTANT, between, previous
 
 DEADLINE_SECONDS: Final = 10.0
-LOCK_NOT_AVAILABLE: Final = "55P03"
 LARGEST_BACKFILL: Final = 10_000
 GONE_SECONDS: Final = 30.0
 """A scheduler that has not been seen for so long is gone."""
@@ -105,7 +106,8 @@ def run_now(connections: Connections, name: str, by: str) -> datetime:
         definition, trigger = read(row)
         now = rows.now(connection)
         before = previous(trigger, now)
-        ticks.request(connection, row.id, [(now, before)], definition.when.timezone, TickKind.MANUAL, by)
+        with _unless_being_fired(name):
+            ticks.request(connection, row.id, [(now, before)], definition.when.timezone, TickKind.MANUAL, by)
     return now
 
 
@@ -126,7 +128,9 @@ def pause(
         row = _active_row(connection, name)
         if until is not None and until <= rows.now(connection):
             raise ScheduleError(f"Schedule {name!r} cannot be paused until {until.isoformat()}: that has passed.")
-        if keep_what_has_come(connection, row, grace_seconds, by):
+        with _unless_being_fired(name):
+            was_kept = keep_what_has_come(connection, row, grace_seconds, by)
+        if was_kept:
             rows.decide_until(connection, row.id, rows.now(connection))
         rows.pause(connection, name, until, by, reason)
 
@@ -192,12 +196,8 @@ def backfill(
             return Backfill(tuple(moments), ())
         with_previous = list(pairwise([previous(trigger, moments[0]), *moments]))
         wanted = [(after, before) for before, after in with_previous if after is not None]
-        try:
+        with _unless_being_fired(name):
             added = ticks.request(connection, row.id, wanted, definition.when.timezone, TickKind.BACKFILL, by)
-        except OperationalError as error:
-            if getattr(error.orig, "pgcode", None) != LOCK_NOT_AVAILABLE:
-                raise
-            raise ScheduleError(f"A fire time of {name!r} in this range is being fired now; try again.") from error
     return Backfill(tuple(moments), tuple(added))
 
 
@@ -220,6 +220,14 @@ def is_anybody_firing(connections: Connections) -> bool:
     """
     with connections.transaction(DEADLINE_SECONDS) as connection:
         return any(one.seen_seconds_ago < GONE_SECONDS for one in heartbeats.list_schedulers(connection))
+
+
+@contextmanager
+def _unless_being_fired(name: str) -> Iterator[None]:
+    try:
+        yield
+    except LockTimeout as error:
+        raise ScheduleError(f"A fire time of {name!r} is being fired now; try again.") from error
 
 
 def _row(connection: Connection, name: str) -> ScheduleRow:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from uuid6 import uuid7
 
 from jobledger.connections.default import Connections
+from jobledger.connections.locks import LockTimeout
 from jobledger.connections.postgres import unavailable_as_error
 from jobledger.dispatch.accept import joining_tick
 from jobledger.domain.payload import storable
@@ -202,7 +203,7 @@ def _replace(
     connection: Connection, row: ScheduleRow, new: NewDefinition, grace_seconds: float, in_touch: bool
 ) -> bool:
     """Put a definition into its row, if it is the newer one; fire times of the old one that have come are kept."""
-    with connection.begin_nested() as savepoint:
+    with contextlib.suppress(LockTimeout), connection.begin_nested() as savepoint:
         if not rows.replace(connection, row, new, in_touch=in_touch):
             return False
         moves = row.definition is not None and row.definition.get("when") != new.definition["when"]
