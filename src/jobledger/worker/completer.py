@@ -21,9 +21,8 @@ from jobledger.domain.status import JobStatus, Outcome
 from jobledger.errors import LedgerUnavailable, UnknownJobType
 from jobledger.failpoints import Failpoint, reach
 from jobledger.ledger import leases, queries
-from jobledger.lifecycle import finish, limits
+from jobledger.lifecycle import finish
 from jobledger.lifecycle.finish import Decision, Settled
-from jobledger.lifecycle.push import push_quietly
 from jobledger.observe.log import get_logger
 from jobledger.worker.attempt import Attempt
 from jobledger.worker.connection import RunConnection
@@ -70,9 +69,7 @@ class Completer:
         reach(Failpoint.AFTER_FINISH)
         if settled is not None and attempt.context is not None:
             attempt.context.push_held()
-            push_quietly(self._connections, settled.wakes)
-        if attempt.claim.is_limited:  # also if it was fenced out: what must not be given back is not
-            self._pass_on_slots(attempt)
+        self._announce(attempt, settled, attempt.connection)
         _log_end(attempt, settled)
         return settled
 
@@ -97,10 +94,7 @@ class Completer:
         evidence = attempt.evidence or attempt.evidence_of(error, traced=True)
         patience = LEDGER_PATIENCE_SECONDS if isinstance(error, LedgerUnavailable) else END_PATIENCE_SECONDS
         settled = patiently(lambda: self._write(attempt, outcome, error, evidence), patience, str(attempt.claim.id))
-        if settled is not None:
-            push_quietly(self._connections, settled.wakes)
-        if attempt.claim.is_limited:
-            limits.pass_on(self._connections, [attempt.claim.id])
+        self._announce(attempt, settled, None)
         _log_end(attempt, settled, outcome, evidence)
         return settled
 
@@ -162,13 +156,14 @@ class Completer:
             decision = _decide(attempt, outcome, error, evidence, unknown_for, restarted=restarted)
             return finish.settle(fresh, claim.id, claim.attempt, outcome, decision, evidence)
 
-    def _pass_on_slots(self, attempt: Attempt) -> None:
-        connection = attempt.connection
-        if connection is None or connection.is_gone:
-            limits.pass_on(self._connections, [attempt.claim.id])
-        else:
+    def _announce(self, attempt: Attempt, settled: Settled | None, connection: RunConnection | None) -> None:
+        """The slots of an attempt that was fenced out are passed on, too: those that must not be given back are not."""
+        freed = [attempt.claim.id] if attempt.claim.is_limited else []
+        direct = None
+        if freed and connection is not None and not connection.is_gone:
             connection.autocommit()
-            limits.pass_on(self._connections, [attempt.claim.id], connection.direct)
+            direct = connection.direct
+        finish.announce(self._connections, settled, freed, direct)
 
 
 def _decide(

@@ -195,8 +195,13 @@ class Keeper:
                     due[one.id, one.attempt] = kept, one
         if not due:
             return
-        with self._connections.transaction(STATEMENT_SECONDS) as connection:
-            heard = leases.beat(connection, [one for _, one in due.values()])
+        try:
+            with self._connections.transaction(STATEMENT_SECONDS) as connection:
+                heard = leases.beat(connection, [one for _, one in due.values()])
+        except BaseException:
+            for kept, _ in due.values():  # at the next turn, as long as the leases still last
+                kept.next_renewal, kept.written = now, None
+            raise
         for answer in heard:
             kept, beat = due[answer.id, answer.attempt]
             if beat.renew and answer.counts and not answer.renewed:

@@ -14,8 +14,7 @@ from jobledger.domain.retry import Retry
 from jobledger.domain.status import Outcome
 from jobledger.errors import ConfigurationError, UnknownJobType
 from jobledger.ledger import leases
-from jobledger.lifecycle import finish, limits
-from jobledger.lifecycle.push import push_quietly
+from jobledger.lifecycle import finish
 from jobledger.observe.log import get_logger
 from jobledger.queues import Death
 from jobledger.registry import load_job_modules, registry
@@ -103,8 +102,7 @@ def end(
         leases.end_backend(connection, note.job_id, note.attempt, surely=True)
         settled = finish.settle(connection, note.job_id, note.attempt, outcome, decision, evidence)
     if settled is not None:
-        push_quietly(connections, settled.wakes)
-        limits.pass_on(connections, [note.job_id])
+        finish.announce(connections, settled, [note.job_id])
         log.warning("Ended", job_id=note.id, attempt=note.attempt, outcome=outcome.value, status=settled.status.value)
 
 
