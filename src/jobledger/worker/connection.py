@@ -120,6 +120,7 @@ class RunConnection:
         """The same connection as SQLAlchemy has it, in one transaction with the finishing statement."""
         if self._session_connection is None:
             self.begin()
+            self.direct = Direct(self.raw)  # the job may deallocate what was prepared
             self._session_connection = self._connections.wrap(self.raw, JobConnection)
             self._session_connection.begin()
         return self._session_connection

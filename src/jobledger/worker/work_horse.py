@@ -206,7 +206,15 @@ _work_horse: Final = _WorkHorse()
 
 
 def _before_fork() -> None:
-    _work_horse.forked_in_main_thread = threading.current_thread() is threading.main_thread()
+    """Hold SIGTERM back: one that is sent to the child in its first moments must not meet the work-horse's handler."""
+    if _work_horse.pid == os.getpid():
+        _work_horse.forked_in_main_thread = threading.current_thread() is threading.main_thread()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+def _after_fork_in_parent() -> None:
+    if _work_horse.pid == os.getpid():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 def _after_fork_in_child() -> None:
@@ -222,6 +230,7 @@ def _after_fork_in_child() -> None:
         signal.signal(NUMBER, signal.SIG_DFL)
     if _work_horse.forked_in_main_thread:
         process.die_with_parent(None, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,0 +1,228 @@
+"""Processes that end without a word, cannot be interrupted, or fork: each attempt ends as what it was, once."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deadly_jobs import (
+    MISUSES,
+    Ends,
+    Forks,
+    ForksAsync,
+    HasChildren,
+    HoldsTheLock,
+    LeavesSettings,
+    Misuses,
+    Overstays,
+    TakesAlarm,
+    UsesAlarm,
+)
+from harness import Process, Stack, eventually, execute, one_value, stack
+from jobledger import Connections, JobHandle, JobStatus, Outcome, Settings, configure
+from sample_jobs import EFFECTS, Echo
+
+pytestmark = pytest.mark.one_database
+
+LEASE_SECONDS = 3
+SOON = 30.0
+"""What takes a second or two on a quiet machine."""
+
+
+@pytest.fixture(scope="module")
+def fleet(module_database_url: str, servers: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One worker and one scheduler for all tests of this module."""
+    directory = tmp_path_factory.mktemp("deaths")
+    environment = {
+        "JOBLEDGER_DATABASE_URL": module_database_url,
+        "JOBLEDGER_REDIS_URL": servers.redis.url,  # type: ignore[attr-defined]
+        "JOBLEDGER_JOB_MODULES": "sample_jobs,deadly_jobs",
+        "JOBLEDGER_LEASE_SECONDS": str(LEASE_SECONDS),
+        "JOBLEDGER_SWEEP_SECONDS": "1",
+        "JOBLEDGER_RELAY_SECONDS": "0.3",
+        "JOBLEDGER_DATA_DIR": str(directory),
+    }
+    with stack(environment, directory) as running:
+        running.worker()
+        running.scheduler()
+        yield running
+
+
+@pytest.fixture
+def connections(fleet: Stack) -> Iterator[Connections]:
+    made = configure(Settings(**{k.removeprefix("JOBLEDGER_").lower(): v for k, v in fleet.environment.items()}))
+    execute(made, EFFECTS)
+    yield made
+    made.close()
+
+
+def worker_of(fleet: Stack) -> Process:
+    return fleet.processes[0]
+
+
+def outcomes(job: JobHandle) -> list[Outcome | None]:
+    return [one.outcome for one in job.attempts]
+
+
+def effects(connections: Connections, job: JobHandle) -> int:
+    return int(one_value(connections, "SELECT count(*) FROM effects WHERE job_id = :id", id=job.id))
+
+
+@pytest.mark.parametrize("how", ["os._exit(0)", "exec", "exit of C", "in a thread", "os._exit(7)", "SIGKILL"])
+def test_a_process_that_ends_in_the_middle_of_a_job_has_crashed(
+    connections: Connections, fleet: Stack, tmp_path: Path, how: str
+) -> None:
+    job = Ends.dispatch(how=how, once=str(tmp_path / "once"))
+
+    job.wait(SOON)
+
+    assert (job.status, job.result) == (JobStatus.COMPLETED, 2)
+    assert outcomes(job) == [Outcome.CRASHED, Outcome.COMPLETED]
+    assert worker_of(fleet).popen.poll() is None
+
+
+def test_a_job_that_always_ends_its_process_spends_three_crashes(connections: Connections, fleet: Stack) -> None:
+    job = Ends.dispatch(how="os._exit(0)")
+
+    job.wait(2 * SOON)
+
+    assert (job.status, job.reason) == (JobStatus.FAILED, "crashed")
+    assert outcomes(job) == [Outcome.CRASHED] * 3
+    assert worker_of(fleet).popen.poll() is None
+    assert Echo.dispatch().wait(SOON).status is JobStatus.COMPLETED
+
+
+def test_a_stop_for_a_job_whose_process_is_gone_kills_neither_worker_nor_bystander(
+    connections: Connections, fleet: Stack, tmp_path: Path
+) -> None:
+    job = Ends.dispatch(how="os._exit(0)", once=str(tmp_path / "once"))
+    job.wait(SOON)
+    name = job.attempts[0].worker
+
+    known = connections.redis.hget(f"rq:worker:{name}", "current_job")
+
+    assert known is None or known.decode() != str(job.id) or job.refresh().status is JobStatus.COMPLETED  # type: ignore[union-attr]
+    assert psutil.Process(worker_of(fleet).pid).is_running()
+
+
+def test_a_job_that_holds_the_interpreters_lock_past_its_lease_completes_at_its_first_attempt(
+    connections: Connections,
+) -> None:
+    job = HoldsTheLock.dispatch(seconds=3 * LEASE_SECONDS)
+
+    job.wait(2 * SOON)
+
+    assert (job.status, job.result) == (JobStatus.COMPLETED, 1)
+    assert outcomes(job) == [Outcome.COMPLETED]
+
+
+def test_code_that_holds_the_lock_past_its_timeout_is_ended(connections: Connections) -> None:
+    job = Overstays.dispatch(seconds=600)
+
+    job.wait(SOON)
+
+    assert (job.status, job.reason) == (JobStatus.FAILED, "timeout")
+    assert outcomes(job) == [Outcome.TIMEOUT]
+    assert Echo.dispatch().wait(SOON).status is JobStatus.COMPLETED, "its worker is free again"
+
+
+def test_a_cancel_ends_a_job_that_holds_the_interpreters_lock(connections: Connections) -> None:
+    job = HoldsTheLock.dispatch(seconds=600)
+    eventually(lambda: job.refresh().status is JobStatus.STARTED, SOON)
+
+    job.cancel("not wanted", by="ann", wait=SOON)
+
+    assert job.refresh().status is JobStatus.CANCELED
+    assert Echo.dispatch().wait(SOON).status is JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize("how", ["returns", "exits", "raises", "interrupts"])
+def test_a_forked_child_that_leaves_the_job_ends_nothing(connections: Connections, how: str) -> None:
+    job = Forks.dispatch(how=how)
+
+    job.wait(SOON)
+
+    assert (job.status, job.result) == (JobStatus.COMPLETED, "parent")
+    assert effects(connections, job) == 1
+    assert outcomes(job) == [Outcome.COMPLETED]
+
+
+def test_a_child_that_is_forked_in_an_event_loop_ends_nothing(connections: Connections) -> None:
+    job = ForksAsync.dispatch().wait(SOON)
+
+    assert (job.status, job.result) == (JobStatus.COMPLETED, "parent")
+
+
+@pytest.mark.parametrize("how", ["takes", "ignores", "resets", "own timer", "blocks all"])
+def test_a_job_that_takes_the_alarm_times_out_once(connections: Connections, how: str) -> None:
+    job = TakesAlarm.dispatch(how=how)
+
+    job.wait(SOON)
+
+    assert (job.status, job.reason) == (JobStatus.FAILED, "timeout")
+    assert outcomes(job) == [Outcome.TIMEOUT]
+
+
+def test_a_job_may_use_the_alarm_for_itself(connections: Connections) -> None:
+    assert UsesAlarm.dispatch().wait(SOON).result == "rung"
+
+
+@pytest.mark.parametrize(("how", "result"), [("terminates", "exit code -15"), ("pool", "[1, 2]")])
+def test_children_take_sigterm_as_processes_do(connections: Connections, how: str, result: str) -> None:
+    job = HasChildren.dispatch(how=how).wait(SOON)
+
+    assert (job.status, job.result) == (JobStatus.COMPLETED, result)
+
+
+def test_children_die_with_their_work_horse(connections: Connections, tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    job = HasChildren.dispatch(how="dies", pids_file=str(file))
+    pids = [int(one) for one in eventually(lambda: file.exists() and file.read_text().split(), SOON)]
+
+    eventually(lambda: not any(_lives(pid) for pid in pids), SOON, "the death of the children")
+
+    job.cancel("end of the test")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("how", MISUSES)
+def test_a_job_cannot_end_the_transaction_in_which_it_completes(connections: Connections, how: str) -> None:
+    execute(connections, "CREATE OR REPLACE PROCEDURE commits() LANGUAGE plpgsql AS 'BEGIN COMMIT; END'")
+    job = Misuses.dispatch(how=how).wait(SOON)
+
+    assert (job.status, job.result) == (JobStatus.COMPLETED, 2)
+    assert outcomes(job) == [Outcome.ERROR, Outcome.COMPLETED]
+    assert effects(connections, job) == 1
+    if how != "procedure":  # Postgres itself refuses that one
+        assert job.attempts[0].error_type == "TransactionMisused"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "SET LOCAL search_path TO pg_catalog",
+        "SET search_path TO pg_catalog",
+        "SET LOCAL ROLE pg_monitor",
+        "SET LOCAL statement_timeout = '1ms'",
+        "DEALLOCATE ALL",
+    ],
+)
+def test_what_a_job_sets_does_not_reach_its_end(connections: Connections, how: str) -> None:
+    job = LeavesSettings.dispatch(how=how).wait(SOON)
+
+    assert (job.status, job.result) == (JobStatus.COMPLETED, 1)
+    assert len(job.attempts) == 1
+
+
+def test_no_process_is_left_behind(fleet: Stack) -> None:
+    worker = psutil.Process(worker_of(fleet).pid)
+    left = [one for one in worker.children(recursive=True) if one.pid != os.getpid()]
+    eventually(lambda: len(worker.children(recursive=True)) <= 1, SOON, f"only the keeper beside the worker: {left}")
