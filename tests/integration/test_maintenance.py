@@ -31,9 +31,10 @@ from jobledger import (
 )
 from jobledger.domain.records import Evidence, Runner, Wake
 from jobledger.ledger import leases, moves, wakeups
+from jobledger.ledger.heartbeats import GAP_SECONDS
 from jobledger.ledger.leases import Progress
 from jobledger.maintenance.prune import prune
-from jobledger.maintenance.reaper import GAP_SECONDS, reap
+from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import reconcile
 from jobledger.maintenance.relay import relay, relay_due, relay_unpushed
 from jobledger.worker import run_job

@@ -15,7 +15,7 @@ from harness import eventually, one_value
 from jobledger import Connections, JobHandle, JobStatus, Outcome, Settings
 from jobledger.domain.records import Runner
 from jobledger.ledger import moves
-from jobledger.scheduler.process import Chore, SchedulerProcess
+from jobledger.scheduler.process import Repeated, SchedulerProcess
 from jobledger.schedules import ScheduleBook, ticks
 from jobledger.schedules.ticks import Due, write_definitions
 from sample_jobs import Echo
@@ -83,7 +83,7 @@ class Flaky:
 
 
 def test_a_chore_that_works_is_done_whenever_it_is_asked_for() -> None:
-    chore, action = Chore("test"), Flaky(failures=0)
+    chore, action = Repeated("test"), Flaky(failures=0)
 
     for _ in range(3):
         chore.do(action)
@@ -95,7 +95,7 @@ def test_a_chore_that_works_is_done_whenever_it_is_asked_for() -> None:
 def test_a_chore_that_fails_is_left_alone_for_a_while_and_then_tried_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    chore, action = Chore("test"), Flaky(failures=2)
+    chore, action = Repeated("test"), Flaky(failures=2)
 
     def tried(times: int) -> bool:
         chore.do(action)

@@ -14,6 +14,25 @@ RECONCILE: Final = "reconcile"
 RELAY: Final = "relay"
 COUNT: Final = "count"
 
+GAP_SECONDS: Final = 15.0
+GAP_PAUSES: Final = 3
+
+PRESENCE_SECONDS: Final = 10.0
+"""Between two heartbeats of a scheduler."""
+
+SEEN_SECONDS: Final = 3 * PRESENCE_SECONDS
+"""A scheduler whose last heartbeat is not older runs."""
+
+
+def longest_gap_seconds(pause_seconds: float) -> float:
+    """After a longer gap between two sweeps of any schedulers, none has swept: none was there, or Postgres was not.
+
+    Args:
+        pause_seconds: between two sweeps of one scheduler.
+    """
+    return max(GAP_SECONDS, GAP_PAUSES * pause_seconds)
+
+
 _AGES: Final = sa.text("SELECT name, CAST(extract(epoch FROM now() - swept_at) AS float8) AS age FROM sweeps")
 
 

@@ -16,6 +16,10 @@ from sqlalchemy.engine import Connection
 from jobledger.domain.records import Wake
 from jobledger.domain.status import JobStatus
 
+PUSH_GRACE_SECONDS: Final = 15.0
+"""A wake-up that was taken is claimed within this after its push; twice as long after each loss. Younger pushes are
+looked at only for what RQ says of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Suspect:

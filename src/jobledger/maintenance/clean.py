@@ -16,17 +16,12 @@ from jobledger.ledger import wakeups
 from jobledger.observe.log import get_logger
 from jobledger.queues import Slice
 from jobledger.queues.keys import intermediate_of, list_of
+from jobledger.queues.stale import ENDED_SECONDS, STALE_SECONDS
 
 log: Final = get_logger(__name__)
 
 LIMIT: Final = 5000
 """Entries of each list that one look sees."""
-
-STALE_SECONDS: Final = 60.0
-"""A wake-up is pushed after its row is committed, so one without a row has lost it; after this for certain."""
-
-ENDED_SECONDS: Final = 60.0
-"""RQ's bookkeeping about a job that ended longer ago is over."""
 
 MOST_NAMED: Final = 5
 DEADLINE_SECONDS: Final = 15.0

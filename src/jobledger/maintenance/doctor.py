@@ -15,14 +15,7 @@ from jobledger.connections.default import Connections
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import heartbeats, stats
 from jobledger.ledger.stats import PostgresFacts
-from jobledger.maintenance.clean import clean
-from jobledger.maintenance.expire import expire
-from jobledger.maintenance.limits import maintain_limits
-from jobledger.maintenance.reaper import reap
-from jobledger.maintenance.reconcile import reconcile
-from jobledger.maintenance.redis_restarts import find_late_workers, notice_redis_restart
-from jobledger.maintenance.relay import relay
-from jobledger.maintenance.stuck_children import release_stuck_children
+from jobledger.maintenance.chores import CHORES, Manner
 from jobledger.observe import conservation
 from jobledger.observe.conservation import MOST_ENTRIES, Conservation
 from jobledger.observe.health import Schema, look_at_ledger, stale_sweep
@@ -34,9 +27,6 @@ LEAST_REDIS: Final = (6, 2)
 LEAST_POSTGRES: Final = 140_000
 MOST_MEMORY: Final = 0.9
 """Of what Redis may use."""
-
-SEEN_SECONDS: Final = 30.0
-"""A scheduler that was seen since runs; it says so every ten seconds."""
 
 MOST_COUNTED: Final = 1000
 MOST_ROUNDS: Final = 20
@@ -218,7 +208,9 @@ def _writes(connections: Connections) -> Iterator[Finding]:
 def _repair(connections: Connections) -> Iterator[Finding]:
     with connections.transaction(LOOK_SECONDS) as connection:
         ages = heartbeats.ages_seconds(connection)
-        seen = [one for one in heartbeats.list_schedulers(connection) if one.seen_seconds_ago <= SEEN_SECONDS]
+        seen = [
+            one for one in heartbeats.list_schedulers(connection) if one.seen_seconds_ago <= heartbeats.SEEN_SECONDS
+        ]
     name = stale_sweep(connections, ages)
     if name is None:
         yield Finding("repair", Severity.OK, "somebody relays, reaps and reconciles")
@@ -303,21 +295,11 @@ def repair(connections: Connections) -> tuple[Counter[str], list[Finding]]:
 
 
 def _do_chores(connections: Connections, failed: list[Finding]) -> Counter[str]:
-    chores: dict[str, Callable[[], int | Counter[str]]] = {
-        "wake-ups that an emptied or other Redis does not have": lambda: notice_redis_restart(connections),
-        "workers that Redis had forgotten": lambda: find_late_workers(connections),
-        "attempts that nobody ran any more": lambda: reap(connections, is_sweep=False),
-        "jobs that were not started in time": lambda: expire(connections),
-        "wake-ups that were lost": lambda: reconcile(connections, is_sweep=False),
-        "jobs that waited for nobody": lambda: release_stuck_children(connections),
-        "slots that stood free, or were miscounted": lambda: maintain_limits(connections),
-        "wake-ups that were pushed": lambda: relay(connections, is_sweep=False),
-        "entries of Redis": lambda: clean(connections, MOST_ENTRIES),
-    }
+    manner = Manner(is_sweep=False, entries=MOST_ENTRIES)
     done: Counter[str] = Counter()
-    for what, chore in chores.items():
+    for what, step in [(step.mends, step) for chore in CHORES for step in chore.steps if step.mends is not None]:
         try:
-            count = chore()
+            count = step.do(connections, manner) or 0
         except (LedgerUnavailable, redis.RedisError, SQLAlchemyError) as error:
             finding = _explained("mending", error)
             failed.append(replace(finding, message=f"Not mended, {what}: {finding.message}"))

@@ -33,9 +33,6 @@ from jobledger.queues import Death
 
 log: Final = get_logger(__name__)
 
-GAP_SECONDS: Final = 15.0
-"""After a longer gap between any two sweeps, leases may have gone stale because Postgres was away."""
-
 CANCEL_SECONDS: Final = 9.0
 """By then a process that can end its job has done so; with a sweep in five seconds it is over within 15."""
 
@@ -63,7 +60,7 @@ def reap(connections: Connections, *, is_sweep: bool = True) -> int:
     """
     lease_seconds = connections.settings.lease_seconds
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        gap_seconds = max(GAP_SECONDS, 3 * connections.settings.sweep_seconds)
+        gap_seconds = heartbeats.longest_gap_seconds(connections.settings.sweep_seconds)
         by = this_process() if is_sweep else None
         settled = heartbeats.record(connection, heartbeats.REAP, by, gap_seconds, lease_seconds)
         running = leases.running(connection, CANCEL_SECONDS, BATCH)

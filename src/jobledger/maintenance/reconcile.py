@@ -21,7 +21,7 @@ from jobledger import queues
 from jobledger.connections.default import Connections
 from jobledger.domain.status import JobStatus
 from jobledger.ledger import heartbeats, moves, stats, wakeups
-from jobledger.ledger.wakeups import Suspect
+from jobledger.ledger.wakeups import PUSH_GRACE_SECONDS, Suspect
 from jobledger.lifecycle.finish import Settled, announce, propagate_end
 from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.observe.log import get_logger
@@ -30,16 +30,10 @@ from jobledger.queues import Death
 
 log: Final = get_logger(__name__)
 
-PUSH_GRACE_SECONDS: Final = 15.0
-"""A wake-up that was taken is claimed within this; younger pushes are looked at only for what RQ says of them."""
-
 REPORT_GRACE_SECONDS: Final = 1.0
 MAX_LOST_WAKES: Final = 5
 SETTLED_SECONDS: Final = 30.0
 """Losses count when Postgres has been up, and somebody has compared, for so long."""
-
-GAP_SECONDS: Final = 15.0
-"""Between two comparisons; after a longer one Postgres or Redis were away."""
 
 LEDGER_AWAY: Final = "jobledger.errors.LedgerUnavailable"
 """So begins what RQ says of a run that could not reach Postgres, or whose claim Postgres could not write."""
@@ -71,7 +65,7 @@ def reconcile(
         redis.RedisError: Redis is away; nothing changed.
     """
     connections.maintenance_redis.ping()  # who has not reached Redis has not compared
-    gap_seconds = max(GAP_SECONDS, 3 * connections.settings.sweep_seconds)
+    gap_seconds = heartbeats.longest_gap_seconds(connections.settings.sweep_seconds)
     with connections.transaction(DEADLINE_SECONDS) as connection:
         by = this_process() if is_sweep else None
         settled = heartbeats.record(connection, heartbeats.RECONCILE, by, gap_seconds, settled_seconds)

@@ -17,7 +17,6 @@ BATCH: Final = 500
 PASS: Final = 5000
 """Wake-ups that one pass pushes at most, in all; the next one follows after `relay_seconds`."""
 
-GAP_SECONDS: Final = 15.0
 DEADLINE_SECONDS: Final = 15.0
 
 
@@ -114,7 +113,8 @@ def relay_unpushed(connections: Connections, *, is_sweep: bool = True) -> int:
                 names.remove(name)
     if is_sweep:
         with connections.transaction(DEADLINE_SECONDS) as connection:
-            heartbeats.record(connection, heartbeats.RELAY, this_process(), GAP_SECONDS, GAP_SECONDS)
+            gap_seconds = heartbeats.longest_gap_seconds(connections.settings.relay_seconds)
+            heartbeats.record(connection, heartbeats.RELAY, this_process(), gap_seconds, gap_seconds)
     return total
 
 

@@ -17,18 +17,15 @@ from jobledger import queues
 from jobledger.connections.default import Connections
 from jobledger.domain.status import JobStatus
 from jobledger.ledger import heartbeats, limit_counts, stats, wakeups
+from jobledger.ledger.wakeups import PUSH_GRACE_SECONDS
 from jobledger.observe.log import get_logger
 from jobledger.process import this_process
 from jobledger.queues.keys import intermediate_of, list_of
+from jobledger.queues.stale import ENDED_SECONDS, STALE_SECONDS
 
 log: Final = get_logger(__name__)
 
 COUNT_SECONDS: Final = 60.0
-GRACE_SECONDS: Final = 15.0
-"""A wake-up that was pushed may be on its way for so long; twice as long after each loss."""
-
-ENDED_SECONDS: Final = 60.0
-STALE_SECONDS: Final = 60.0
 SECOND_LOOK_SECONDS: Final = 0.5
 MOST_ENTRIES: Final = 200_000
 """Of a list that is longer, a part is looked at, and the counts are not exact."""
@@ -156,7 +153,7 @@ def _slots_astray(connections: Connections) -> set[object]:
 def _look(connections: Connections, queue: str, found: _Lists) -> None:
     client = connections.maintenance_redis
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        overdue = wakeups.overdue(connection, queue, GRACE_SECONDS, None, MOST_ENTRIES)
+        overdue = wakeups.overdue(connection, queue, PUSH_GRACE_SECONDS, None, MOST_ENTRIES)
     entries = queues.read_slice(client, list_of(queue), MOST_ENTRIES)  # after the suspects: see `reconcile`
     found.is_exact &= entries.is_whole
     window = connections.settings.queue_window
@@ -198,7 +195,7 @@ def _still_lost(connections: Connections, names: Iterable[str], seen: dict[UUID,
     total = 0
     for name in names:
         with connections.transaction(DEADLINE_SECONDS) as connection:
-            again = wakeups.overdue(connection, name, GRACE_SECONDS, None, MOST_ENTRIES)
+            again = wakeups.overdue(connection, name, PUSH_GRACE_SECONDS, None, MOST_ENTRIES)
         total += sum(seen.get(one.id) == one.push_count for one in again)
     return total
 
@@ -206,7 +203,7 @@ def _still_lost(connections: Connections, names: Iterable[str], seen: dict[UUID,
 def _unpushed(connections: Connections, room: Mapping[str, int]) -> int:
     """Those that the relay has left for longer than a pass takes, in lists that have had room all the time."""
     pause = connections.settings.relay_seconds
-    grace_seconds = max(GRACE_SECONDS, 3 * pause)
+    grace_seconds = max(PUSH_GRACE_SECONDS, 3 * pause)
     with connections.transaction(DEADLINE_SECONDS) as connection:
         first = {
             name: set(stats.overdue_unpushed(connection, name, grace_seconds, min(HEAD, free)))

@@ -14,10 +14,6 @@ from jobledger.ledger.heartbeats import Counted
 LOOK_SECONDS: Final = 1.2
 """Longest look at Postgres."""
 
-STALE_SWEEPS: Final = 3
-STALE_SECONDS: Final = 15.0
-"""Nobody repairs if the last sweep is older than this, and than three times the pause between sweeps."""
-
 
 class Level(StrEnum):
     """The one word of it."""
@@ -88,7 +84,7 @@ def stale_sweep(connections: Connections, ages_seconds: Mapping[str, float]) -> 
     pauses = {heartbeats.RELAY: settings.relay_seconds, heartbeats.REAP: settings.sweep_seconds}
     pauses[heartbeats.RECONCILE] = settings.sweep_seconds
     for name, pause in pauses.items():
-        if ages_seconds.get(name, inf) > max(STALE_SECONDS, STALE_SWEEPS * pause):
+        if ages_seconds.get(name, inf) > heartbeats.longest_gap_seconds(pause):
             return name
     return None
 

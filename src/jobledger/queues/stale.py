@@ -21,6 +21,12 @@ MOST_COMPARISONS: Final = 5_000_000
 
 DATA_LIMIT_BYTES: Final = 1024
 
+STALE_SECONDS: Final = 60.0
+"""A wake-up is pushed after its row is committed, so one without a row has lost it; after this for certain."""
+
+ENDED_SECONDS: Final = 60.0
+"""RQ's bookkeeping about a job that ended longer ago is over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:

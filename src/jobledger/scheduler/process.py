@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
+from functools import partial
 from itertools import groupby
 from types import FrameType
 from typing import Final
@@ -22,18 +23,11 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from jobledger.connections.default import Connections
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import heartbeats, schedules
+from jobledger.ledger.heartbeats import PRESENCE_SECONDS
 from jobledger.ledger.schedules import UNSEEN_SECONDS
-from jobledger.maintenance.clean import clean
-from jobledger.maintenance.expire import expire
-from jobledger.maintenance.limits import maintain_limits
-from jobledger.maintenance.prune import prune
-from jobledger.maintenance.reaper import reap
-from jobledger.maintenance.reconcile import reconcile
-from jobledger.maintenance.redis_restarts import find_late_workers, notice_redis_restart
-from jobledger.maintenance.relay import relay
-from jobledger.maintenance.stuck_children import release_stuck_children
-from jobledger.observe.conservation import COUNT_SECONDS, count_places
+from jobledger.maintenance.chores import CHORES, Manner
 from jobledger.observe.log import get_logger
+from jobledger.process import this_process
 from jobledger.schedules import ticks
 from jobledger.schedules.book import ScheduleBook
 from jobledger.schedules.ticks import DEADLINE_SECONDS, Due
@@ -41,8 +35,6 @@ from jobledger.schedules.ticks import DEADLINE_SECONDS, Due
 log: Final = get_logger(__name__)
 
 TICK_LOOK_SECONDS: Final = 1.0
-PRUNE_SECONDS: Final = 3600.0
-PRESENCE_SECONDS: Final = 10.0
 REMOVED_SECONDS: Final = 180.0
 """A schedule that no running scheduler has defined for so long is removed, says one that looked all that time."""
 
@@ -56,10 +48,6 @@ CLOCK_LOOK_SECONDS: Final = 1.0
 CLOCK_STEP_SECONDS: Final = 0.5
 """What a clock gains or loses between two looks, if nobody sets it, is far less."""
 
-STAY_SHARE: Final = 0.9
-"""Of the pause between two looks at slots: so long the first one stays for what rates allow soon."""
-
-CLEAN_SECONDS: Final = 30.0
 LONGEST_BACKOFF_SECONDS: Final = 30.0
 LONGEST_REPAIR_BACKOFF_SECONDS: Final = 5.0
 """When the servers are back, what has waited for them should not wait for us."""
@@ -67,7 +55,7 @@ LONGEST_REPAIR_BACKOFF_SECONDS: Final = 5.0
 FIRING_THREADS: Final = 10
 
 
-class Chore:
+class Repeated:
     """Something done again and again that must outlive every error: it logs, counts and backs off.
 
     Attributes:
@@ -115,7 +103,7 @@ class SchedulerProcess:
             timezone=UTC, job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         )
         self._firing = ThreadPoolExecutor(FIRING_THREADS, thread_name_prefix="jobledger-tick")
-        self._firings: dict[str, Chore] = {}
+        self._firings: dict[str, Repeated] = {}
         self._busy: dict[str, Future[None]] = {}
         self._looked_at = self._in_touch_since = time.monotonic()
         self._wall = wall
@@ -124,22 +112,15 @@ class SchedulerProcess:
     def start(self) -> None:
         """Begin, in background threads."""
         settings = self._connections.settings
-        stay = settings.relay_seconds * STAY_SHARE
-        chores: list[tuple[str, Callable[[], object], float]] = [
-            ("relay", lambda: relay(self._connections), settings.relay_seconds),
-            ("slots", lambda: maintain_limits(self._connections, stay, self._stopping), settings.relay_seconds),
-            ("expire", lambda: expire(self._connections), settings.relay_seconds),
-            ("reap", lambda: reap(self._connections), settings.sweep_seconds),
-            ("reconcile", self._reconcile, settings.sweep_seconds),
-            ("clean", self._clean, CLEAN_SECONDS),
-            ("count", lambda: count_places(self._connections), COUNT_SECONDS),
-            ("prune", lambda: prune(self._connections), PRUNE_SECONDS),
+        manner = Manner(stopping=self._stopping)
+        repeated: list[tuple[str, Callable[[], object], float]] = [
             ("tick", self._tick, TICK_LOOK_SECONDS),
             ("presence", self._say_present, PRESENCE_SECONDS),
+            *((one.name, partial(one.do, self._connections, manner), one.pause_seconds(settings)) for one in CHORES),
         ]
-        for name, action, pause in chores:
+        for name, action, pause in repeated:
             self._clock.add_job(
-                Chore(name, LONGEST_REPAIR_BACKOFF_SECONDS).do,
+                Repeated(name, LONGEST_REPAIR_BACKOFF_SECONDS).do,
                 "interval",
                 args=[action],
                 id=name,
@@ -161,7 +142,7 @@ class SchedulerProcess:
         self._firing.shutdown(wait=False, cancel_futures=True)
         _, stuck = wait([one for one in self._busy.values() if not one.cancelled()], STOP_SECONDS)
         with contextlib.suppress(LedgerUnavailable), self._connections.transaction(DEADLINE_SECONDS) as connection:
-            heartbeats.forget_scheduler(connection, ticks.this_scheduler())
+            heartbeats.forget_scheduler(connection, this_process())
         log.info("Scheduler stopped", pid=os.getpid(), stuck=len(stuck))
         return not stuck
 
@@ -191,21 +172,12 @@ class SchedulerProcess:
             for chore in self._clock.get_jobs():
                 chore.modify(next_run_time=datetime.now(UTC))
 
-    def _reconcile(self) -> int:
-        return notice_redis_restart(self._connections) + reconcile(self._connections)
-
-    def _clean(self) -> int:
-        found = find_late_workers(self._connections) + clean(self._connections).total()
-        return found + release_stuck_children(self._connections)  # the last one: it raises after its work
-
     def _say_present(self) -> None:
         if time.monotonic() - self._looked_at > LONGEST_GAP_SECONDS:
             return  # whoever watches over this process shall see that it does not get to its work
         settings = self._connections.settings
         with self._connections.transaction(DEADLINE_SECONDS) as connection:
-            heartbeats.heartbeat(
-                connection, ticks.this_scheduler(), socket.gethostname(), os.getpid(), settings.code_version
-            )
+            heartbeats.heartbeat(connection, this_process(), socket.gethostname(), os.getpid(), settings.code_version)
             if self._in_touch_seconds() > REMOVED_SECONDS:
                 for name in schedules.mark_removed(connection, [one.name for one in self._book], REMOVED_SECONDS):
                     log.warning("Removed: no running scheduler defines it", schedule=name)
@@ -235,7 +207,7 @@ class SchedulerProcess:
         What a person asked for has its own row: it does not stand behind a fire time that fails, nor the other way.
         """
         for kind, group in groupby(moments, key=lambda one: "waiting tick" if one.waits else "tick"):
-            chore = self._firings.setdefault(f"{kind} {name}", Chore(f"{kind} of {name}"))
+            chore = self._firings.setdefault(f"{kind} {name}", Repeated(f"{kind} of {name}"))
             some = list(group)
             chore.do(lambda some=some: self._decide(some))  # type: ignore[misc]
 

@@ -23,8 +23,6 @@ from jobledger.schedules.triggers import INSTANT, between, previous
 
 DEADLINE_SECONDS: Final = 10.0
 LARGEST_BACKFILL: Final = 10_000
-GONE_SECONDS: Final = 30.0
-"""A scheduler that has not been seen for so long is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +217,7 @@ def is_anybody_firing(connections: Connections) -> bool:
         LedgerUnavailable: Postgres is away.
     """
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        return any(one.seen_seconds_ago < GONE_SECONDS for one in heartbeats.list_schedulers(connection))
+        return any(one.seen_seconds_ago <= heartbeats.SEEN_SECONDS for one in heartbeats.list_schedulers(connection))
 
 
 @contextmanager

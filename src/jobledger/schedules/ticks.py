@@ -5,8 +5,6 @@ whoever finds it moved has been overtaken by another scheduler, and looks again.
 """
 
 import contextlib
-import os
-import socket
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from jobledger.ledger import ticks
 from jobledger.ledger.schedules import NewDefinition, ScheduleRow
 from jobledger.ledger.ticks import NewTick, WaitingTick
 from jobledger.observe.log import get_logger
+from jobledger.process import this_process
 from jobledger.schedules.book import Schedule
 from jobledger.schedules.definition import Definition, Overlap
 from jobledger.schedules.policy import MOST_AT_ONCE, judge
@@ -277,10 +276,10 @@ def _fire(session: Session, one: Due) -> TickOutcome | None:
         return None
     previous_at = one.previous_at or previous(one.trigger, one.fire_at)
     if one.waits:
-        taken = ticks.take_waiting(connection, one.row.id, one.fire_at, this_scheduler(), outcome, reason)
+        taken = ticks.take_waiting(connection, one.row.id, one.fire_at, this_process(), outcome, reason)
     else:
         timezone = one.definition.when.timezone
-        new = NewTick(one.row.id, one.fire_at, previous_at, timezone, this_scheduler(), outcome, reason)
+        new = NewTick(one.row.id, one.fire_at, previous_at, timezone, this_process(), outcome, reason)
         taken = ticks.take(connection, new)
     if taken and outcome is TickOutcome.FIRED:
         reach(Failpoint.TICK_TAKEN)
@@ -338,9 +337,4 @@ def _note_failure(connections: Connections, one: Due, error: Exception) -> None:
     with contextlib.suppress(LedgerUnavailable), connections.transaction(DEADLINE_SECONDS) as connection:
         rows.note_error(connection, one.row.id, text)
         if one.waits:
-            ticks.note_failure(connection, one.row.id, one.fire_at, this_scheduler(), text, MOST_ERRORS)
-
-
-def this_scheduler() -> str:
-    """host:pid of this process."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+            ticks.note_failure(connection, one.row.id, one.fire_at, this_process(), text, MOST_ERRORS)
