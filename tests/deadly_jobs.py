@@ -56,6 +56,14 @@ class HoldsTheLock(BaseJob):
         return self.attempt
 
 
+class Sleeper(BaseJob):
+    """Sleeps, and lets other threads run."""
+
+    def _perform(self, seconds: float) -> int:
+        time.sleep(seconds)
+        return self.attempt
+
+
 class Overstays(HoldsTheLock):
     """The same, for longer than it may."""
 

@@ -1,6 +1,7 @@
 """Processes that end without a word, cannot be interrupted, or fork: each attempt ends as what it was, once."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from deadly_jobs import (
     LeavesSettings,
     Misuses,
     Overstays,
+    Sleeper,
     TakesAlarm,
     UsesAlarm,
 )
@@ -220,6 +222,25 @@ def test_what_a_job_sets_does_not_reach_its_end(connections: Connections, how: s
 
     assert (job.status, job.result) == (JobStatus.COMPLETED, 1)
     assert len(job.attempts) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_job_outlives_the_keeper_of_its_lease_and_the_next_one_has_another(
+    connections: Connections, fleet: Stack, number: signal.Signals
+) -> None:
+    worker = psutil.Process(worker_of(fleet).pid)
+    (keeper,) = eventually(lambda: worker.children() if len(worker.children()) == 1 else [], SOON, "an idle worker")
+    job = Sleeper.dispatch(seconds=3 * LEASE_SECONDS)
+    eventually(lambda: job.refresh().status is JobStatus.STARTED, SOON)
+
+    keeper.send_signal(number)
+    job.wait(2 * SOON)
+
+    assert outcomes(job) == [Outcome.COMPLETED]
+    if number is signal.SIGSTOP:
+        keeper.kill()
+    assert Echo.dispatch().wait(SOON).status is JobStatus.COMPLETED
+    eventually(lambda: [one for one in worker.children() if one.pid != keeper.pid], SOON, "another keeper")
 
 
 def test_no_process_is_left_behind(fleet: Stack) -> None:

@@ -82,17 +82,19 @@ class Keeper:
     Args:
         board: shared with the processes that run them.
         connections: of this process.
+        stands_in: for a keeper that is silent, and so leaves no sign of life in its place.
     """
 
-    def __init__(self, board: Board, connections: Connections) -> None:
+    def __init__(self, board: Board, connections: Connections, *, stands_in: bool = False) -> None:
         self._board = board
+        self._stands_in = stands_in
         self._connections = connections
         self._kept: dict[int, _Kept] = {}
         self._is_ready = False
 
     def turn(self) -> None:
         """Look once at everything; nothing is raised."""
-        self._board.beat(time.monotonic(), is_ready=self._is_ready)
+        self._say_alive()
         try:
             self._connect()
             self._read()
@@ -107,7 +109,7 @@ class Keeper:
             log.exception("A turn of the lease keeper failed", attempts=len(self._kept))
         for kept in list(self._kept.values()):
             self._end_if_due(kept)
-        self._board.beat(time.monotonic(), is_ready=self._is_ready)
+        self._say_alive()
 
     def wait(self, seconds: float = TURN_SECONDS) -> None:
         """Sleep until the next turn, or until a process dies."""
@@ -116,6 +118,10 @@ class Keeper:
             if kept.process is not None:
                 poll.register(kept.process, select.POLLIN)
         poll.poll(seconds * 1000)
+
+    def _say_alive(self) -> None:
+        if not self._stands_in:
+            self._board.beat(time.monotonic(), is_ready=self._is_ready)
 
     def _connect(self) -> None:
         """What the lease needs is held from the start: the pool keeps the connection."""

@@ -30,7 +30,7 @@ log: Final = get_logger(__name__)
 READY_SECONDS: Final = 2.0
 READY_PAUSE_SECONDS: Final = 0.01
 SILENT_SECONDS: Final = 4.0
-"""A keeper that has said nothing for longer is done without."""
+"""A keeper that has said nothing for longer, or for half a lease, is done without."""
 
 _PROGRAM: Final = "from jobledger.worker.keeping import main; main()"
 
@@ -139,12 +139,12 @@ class Keeping:
     def _stand_in(self) -> None:
         """In the thread: do the keeper's work, if it has said nothing for a while."""
         silent_since = max(self.board.beaten_at, self._started_at)
-        if self._substitute is None and time.monotonic() < silent_since + SILENT_SECONDS:
+        if time.monotonic() < silent_since + min(SILENT_SECONDS, self.connections.settings.lease_seconds / 2):
             return
         if self._substitute is None:
             if self._keeper_pid:
                 log.warning("The lease keeper is silent: leases are kept here")
-            self._substitute = Keeper(self.board, self.connections)
+            self._substitute = Keeper(self.board, self.connections, stands_in=True)
         self._substitute.turn()
 
 
