@@ -18,7 +18,7 @@ import psycopg2
 from harness import TESTS, Process, Stack, eventually
 from page_python import JOB_ID, agrees
 from pages import Block, Command, blocks, commands
-from preloaded import run_process
+from preloaded import run_process, start_fresh, start_process
 from unrun import NOT_RUN, check_configuration
 
 COMMAND_SECONDS: Final = 60.0
@@ -125,6 +125,8 @@ class RunningPage:
         self._starting: list[tuple[Process, str]] = []
         self.shell = Shell(directory, {**_bare_environment(directory), **environment})
         definitions = [block.text for block in self.blocks if block.defines]
+        asks_for_command_lines = any("jobledger health" in block.text for block in self.blocks)
+        self._start_process = start_fresh if asks_for_command_lines else start_process
         self._defines_schedules = any("@schedule" in text for text in definitions)
         if definitions:
             file = directory / "myapp" / "jobs.py"
@@ -184,7 +186,8 @@ class RunningPage:
     def _start(self, words: list[str], ready: str) -> None:
         environment = self.shell.environment
         arguments = _found([*words, "--port", "0"] if words[-1] == "api" else words)
-        process = Process(arguments, environment, self.directory / f"{len(self._system.processes)}.log", self.directory)
+        log = self.directory / f"{len(self._system.processes)}.log"
+        process = Process(arguments, environment, log, self.directory, self._start_process)
         self._system.processes.append(process)
         self._starting.append((process, ready))
 

@@ -32,6 +32,14 @@ def eventually(condition: Callable[[], T], seconds: float = 20.0, what: str = "t
         time.sleep(0.02)
 
 
+def leads_a_group(pid: int) -> bool:
+    """Whether a process is the first of its process group; not if it is gone."""
+    try:
+        return os.getpgid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
 class Process:
     """A child process in a session of its own, with its output in a file."""
 
@@ -62,6 +70,10 @@ class Process:
             return psutil.Process(self.pid).children(recursive=True)
         return []
 
+    def horses(self) -> list[psutil.Process]:
+        """Of a worker's children those that run jobs: RQ gives each a process group of its own."""
+        return [one for one in self.children() if leads_a_group(one.pid)]
+
     def kill_tree(self) -> None:
         """SIGKILL for the process and all below it, at once: as if its machine were lost."""
         if self.popen.poll() is not None:
@@ -76,11 +88,18 @@ class Process:
 
     def stop(self, seconds: float = 20) -> None:
         """SIGTERM, then SIGKILL for whatever is left."""
-        if self.popen.poll() is None:
-            self.popen.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.popen.wait(seconds)
-        self.kill_tree()
+        stop_all([self], seconds)
+
+
+def stop_all(processes: list[Process], seconds: float = 20) -> None:
+    """SIGTERM for all at once; then SIGKILL for what is left of each."""
+    running = [one for one in processes if one.popen.poll() is None]
+    for one in running:
+        one.popen.terminate()
+    for one in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            one.popen.wait(seconds)
+        one.kill_tree()
 
 
 class Stack:
@@ -127,8 +146,7 @@ class Stack:
         return found[1]
 
     def stop(self) -> None:
-        for process in reversed(self.processes):
-            process.stop()
+        stop_all(self.processes)
 
 
 @contextlib.contextmanager

@@ -76,6 +76,7 @@ NOT_RUN: Final[dict[str, Callable[[list[str]], str | None]]] = {
     "scripts/test-pythons": _is_script,
     "scripts/check": _is_script,
     "scripts/chaos": _is_script,
+    "scripts/coverage": _is_script,
     "scripts/chaos-report": _is_script,
     "scripts/lock": _is_script,
     "scripts/settings-page": _is_script,

@@ -516,7 +516,7 @@ def test_a_worker_becomes_rq_s_with_our_settings(connections: Connections, syste
     high, low = Echo.dispatch(queue="high", by="me"), Echo.dispatch(queue="low")
 
     worker = system.start(
-        sys.executable, "-m", "jobledger", "worker", "high", "--", "--burst", "--name", own_name,
+        sys.executable, "-m", "jobledger", "worker", "high", "--", "--burst", "--name", "mine",
         RQ_REDIS_URL=f"redis://127.0.0.1:{free_port()}",
     )  # fmt: skip
 

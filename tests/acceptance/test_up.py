@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from harness import REPOSITORY, TESTS, eventually
+from harness import REPOSITORY, TESTS, eventually, leads_a_group
 from jobledger.errors import ConfigurationError
 from jobledger.settings import Settings
 from jobledger.up.output import Output
@@ -224,7 +224,12 @@ def test_a_second_ctrl_c_kills_the_job_that_the_first_one_waits_for(
     up.wait_for("halfway")
 
     def work_horses() -> list[psutil.Process]:
-        return [child for worker in up.children("rq.cli", "worker") for child in worker.children()]
+        return [
+            child
+            for worker in up.children("rq.cli", "worker")
+            for child in worker.children()
+            if leads_a_group(child.pid)
+        ]
 
     assert work_horses()
     up.process.send_signal(signal.SIGINT)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from harness import REPOSITORY, TESTS, Process, eventually
+from harness import REPOSITORY, TESTS, Process, eventually, leads_a_group
 from history import History
 from jobledger.process import die_with_parent
 from load import QUEUES
@@ -136,7 +136,13 @@ class Fleet:
 
     def horses(self) -> list[tuple[int, int]]:
         """Pids of work-horses, each with that of its worker."""
-        return [(horse, worker.pid) for worker in self.of("worker") if worker.pid for horse in children(worker.pid)]
+        return [
+            (horse, worker.pid)
+            for worker in self.of("worker")
+            if worker.pid
+            for horse in children(worker.pid)
+            if leads_a_group(horse)
+        ]
 
     def knows(self, pid: int) -> bool:
         """Whether a process is one of ours, or a child of one."""

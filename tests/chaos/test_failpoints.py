@@ -112,7 +112,7 @@ def swept(connections: Connections, name: str = "reap", by: psutil.Process | Non
 def at_rest(connections: Connections, workers: list[Process]) -> None:
     """Nothing runs any more, and no session sits in a transaction."""
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in tr%'"
-    eventually(lambda: not any(worker.children() for worker in workers), seconds=30, what="the work-horses' end")
+    eventually(lambda: not any(worker.horses() for worker in workers), seconds=30, what="the work-horses' end")
     eventually(lambda: one_value(connections, sessions) == 0, what="the transactions' end")
 
 
@@ -162,6 +162,7 @@ def test_frozen_between_insert_and_the_caller_s_own_commit(
     assert effects(connections, job) == 1
 
 
+@pytest.mark.chaos
 @EVERY
 def test_between_commit_and_push(connections: Connections, system: Stack, marker: Path, action: Action) -> None:
     with connections.transaction() as connection:  # the grace of a wake-up is long; this one is already over

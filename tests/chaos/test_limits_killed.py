@@ -95,7 +95,7 @@ class Fleet:
         """A work-horse, or a process with all that it has started."""
         number = self._chance.randrange(len(self._running))
         kind, process = self._running[number]
-        horses = process.children() if kind == "worker" else []
+        horses = process.horses() if kind == "worker" else []
         if horses and self._chance.random() < 0.6:
             with suppress(psutil.NoSuchProcess):  # it has ended its job
                 horses[0].send_signal(signal.SIGKILL)
