@@ -15,6 +15,8 @@ from harness import eventually
 from jobledger.embedded import EmbeddedServers
 from proxy import Proxy
 
+pytestmark = pytest.mark.timed
+
 LARGE = b"x" * 3_000_000
 """More than the buffers of all sockets on the way hold."""
 

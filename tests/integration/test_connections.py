@@ -32,6 +32,7 @@ from jobledger.ledger.migrate import upgrade
 # Python 3.12 and later warn of every fork beside threads; RQ's workers fork, and so do these tests.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+    pytest.mark.timed,
     pytest.mark.one_database,  # nothing is written to it
 ]
 

@@ -399,6 +399,7 @@ def test_many_jobs_are_accepted_without_redis(connections: Connections, settings
     assert [row_of(connections, one).pushed_at for one in handles] == [None, None, None]
 
 
+@pytest.mark.timed
 def test_a_frozen_redis_holds_nobody_up(connections: Connections, settings: Settings, silent_port: int) -> None:
     frozen = elsewhere(settings, redis_url=f"redis://127.0.0.1:{silent_port}")
     with frozen.transaction():
@@ -424,6 +425,7 @@ def test_a_redis_that_takes_no_more_is_away(connections: Connections) -> None:
 # -- when Postgres is away
 
 
+@pytest.mark.timed
 def test_a_closed_postgres_refuses_at_once(settings: Settings, redis_url: str, closed_port: int) -> None:
     away = elsewhere(settings, database_url=f"postgresql://me:secret@127.0.0.1:{closed_port}/x")
 
@@ -436,6 +438,7 @@ def test_a_closed_postgres_refuses_at_once(settings: Settings, redis_url: str, c
     away.close()
 
 
+@pytest.mark.timed
 def test_a_postgres_that_never_answers_is_away(settings: Settings, redis_url: str, silent_port: int) -> None:
     away = elsewhere(settings, database_url=f"postgresql://me:secret@127.0.0.1:{silent_port}/x")
 
@@ -447,6 +450,7 @@ def test_a_postgres_that_never_answers_is_away(settings: Settings, redis_url: st
     away.close()
 
 
+@pytest.mark.timed
 def test_a_postgres_that_freezes_is_away(connections: Connections) -> None:
     backend = one_value(connections, "SELECT pg_backend_pid()")
 

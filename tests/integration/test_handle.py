@@ -168,6 +168,7 @@ def test_waiting_for_a_job_that_has_ended_takes_one_look(connections: Connection
     assert job.wait(0).status is JobStatus.COMPLETED
 
 
+@pytest.mark.timed
 def test_waiting_gives_up_at_its_timeout(connections: Connections) -> None:
     job = Echo.dispatch()
 

@@ -55,6 +55,7 @@ def test_a_command_waits_for_a_redis_that_is_away(own_redis: EmbeddedRedis, star
         assert client.get("a") == b"2"
 
 
+@pytest.mark.timed
 def test_all_attempts_inside_one_call_share_its_patience(own_redis: EmbeddedRedis) -> None:
     with ResilientRedis.from_url(own_redis.url, retry=RedisPatience(1.0)) as client:
         assert client.ping()

@@ -370,6 +370,7 @@ def test_a_rival_that_does_not_end_is_not_waited_for_for_ever(
     assert kept.refresh().status is JobStatus.QUEUED
 
 
+@pytest.mark.timed
 def test_looking_at_a_time_that_runs_locks_nothing(connections: Connections, note: str) -> None:
     Hourly.dispatch(note=note)
     with Session(connections.engine) as session:

@@ -219,6 +219,7 @@ class TestWhatIsThereAlready:
             assert (answer.status_code, answer.json()) == (409, {"detail": expected})
         assert _jobs(connections) == 1
 
+    @pytest.mark.timed
     def test_is_a_conflict_in_time_while_another_dispatches_it_and_does_not_end(
         self, api: httpx.Client, connections: Connections
     ) -> None:

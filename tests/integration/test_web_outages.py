@@ -18,6 +18,8 @@ from jobledger.embedded import EmbeddedServers
 from jobledger.ledger.migrate import revisions, upgrade
 from jobledger.observe.health import Level, Schema, judge, look_at_ledger
 
+pytestmark = pytest.mark.timed
+
 JOB = {"job": "EmptyTable", "payload": {"schema": "public", "table_name": "daily_stats"}}
 UNKNOWN = "/job-status/01970000-0000-7000-8000-000000000000"
 UNCERTAIN = "It is not known whether anything was accepted."
