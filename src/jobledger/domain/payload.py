@@ -3,21 +3,39 @@
 import hashlib
 import inspect
 import json
-import typing
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.errors import PydanticUserError
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
-from jobledger.domain.options import RESERVED_NAMES
+from jobledger.domain.canonical import (
+    MergedKeys,
+    alike,
+    comparable,
+    has_times_in_zones,
+    in_order,
+    settled,
+    with_times_in_zones,
+)
+from jobledger.domain.signature import Bindings, Signature
 from jobledger.errors import JobDefinitionError, PayloadError
 
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 MAX_RESULT_BYTES: Final = 8 * 1024 * 1024
 
-_FIELD_PREFIX: Final = "p_"
+_FIELD_PREFIX: Final = "p\x00"
 """Field names of the model are the parameters' names with this prefix; the parameter's own name is the alias.
-So a parameter may be called `schema`, `copy` or `json` without shadowing an attribute of pydantic's model."""
+So a parameter may be called `schema`, `copy` or `json` without shadowing an attribute of pydantic's model; and, since
+Postgres stores no NUL, a payload has no field that is called so."""
+
+_ALIASES: Final = ("alias", "validation_alias", "serialization_alias")
+
+_BOTH_NAMES: Final[dict[str, Any]] = {"by_alias": True, "by_name": True}
+"""How payloads are read: a field of a user's model may have one name to be read by and another to be written by."""
 
 
 class Payload:
@@ -27,47 +45,35 @@ class Payload:
         model: the pydantic model, for OpenAPI forms; None if the job takes any JSON object.
     """
 
-    def __init__(self, model: type[BaseModel] | None) -> None:
+    def __init__(self, model: type[BaseModel] | None, receiver: str | None = None) -> None:
         self.model = model
+        self._receiver = receiver
 
     @property
     def field_names(self) -> tuple[str, ...]:
         """The names of the parameters, without those that `**rest` takes."""
-        return tuple(name.removeprefix(_FIELD_PREFIX) for name in self.model.model_fields) if self.model else ()
+        return tuple(map(_without_prefix, self.model.model_fields)) if self.model else ()
 
     @classmethod
-    def from_signature(cls, perform: Callable[..., Any], owner: str) -> "Payload":
+    def from_signature(cls, perform: Callable[..., Any], owner: str, bindings: Bindings | None = None) -> "Payload":
         """Read the parameters of `_perform`.
 
         Args:
             perform: the function, `self` first.
             owner: the job class's name, for errors.
+            bindings: what the type variables of the class stand for.
 
         Raises:
             JobDefinitionError: a parameter cannot be filled from JSON, or is named like an option.
         """
-        parameters = list(inspect.signature(perform).parameters.values())[1:]
-        if not parameters:
+        signature = Signature(perform, owner, bindings or {})
+        if not signature.parameters and not signature.takes_rest:
             return cls(None)
-        try:
-            hints = typing.get_type_hints(perform, include_extras=True)
-        except (NameError, TypeError) as error:
-            raise JobDefinitionError(
-                f"{owner}._perform: an annotation cannot be resolved ({error}). Types used in it must be "
-                "importable at the top of the module that defines the job."
-            ) from error
-        fields: dict[str, Any] = {}
-        extra: typing.Literal["allow", "forbid"] = "forbid"
-        for parameter in parameters:
-            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                extra = "allow"
-                continue
-            _refuse_unfillable(parameter, owner)
-            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            hint = hints.get(parameter.name, Any)
-            fields[_FIELD_PREFIX + parameter.name] = (hint, Field(default, alias=parameter.name))
+        fields: dict[str, Any] = {
+            _FIELD_PREFIX + one.name: _field(one, signature.hints[one.name]) for one in signature.parameters
+        }
         config = ConfigDict(
-            extra=extra,
+            extra="allow" if signature.takes_rest else "forbid",
             title=owner,
             ser_json_inf_nan="constants",
             validate_default=True,
@@ -75,36 +81,42 @@ class Payload:
             frozen=True,
         )
         try:
-            return cls(create_model(f"{owner}Payload", __config__=config, **fields))
+            return cls(create_model(f"{owner}Payload", __config__=config, **fields), signature.receiver)
         except Exception as error:  # pydantic raises many kinds for a type it has no schema for
-            raise JobDefinitionError(f"{owner}._perform: its parameters cannot be read from JSON ({error}).") from error
+            reason = str(error).replace(_FIELD_PREFIX, "")
+            raise JobDefinitionError(
+                f"{owner}._perform: its parameters cannot be read from JSON ({reason})."
+            ) from error
 
     def encode(self, given: Mapping[str, Any], job_type: str) -> str:
         """Check a payload and write it as JSON.
 
+        Args:
+            given: values of Python, or as JSON has them.
+
         Returns:
-            The JSON object, as it will stand in the ledger.
+            The JSON object, as it will stand in the ledger: the same text for equal values, in every process, but for
+            the spelling of numbers and moments; see `compared`.
 
         Raises:
             PayloadError: a field is missing, unknown, of the wrong type, or does not survive JSON.
         """
         if self.model is None:
             return to_json(dict(given), f"{job_type}: the payload", MAX_PAYLOAD_BYTES)
-        try:
-            checked = self.model.model_validate(dict(given))
-            dumped = checked.model_dump(mode="json", by_alias=True)
-        except ValidationError as error:
-            raise PayloadError(f"{job_type}: {_explain(error)}") from None
-        except ValueError as error:  # pydantic's serialisation errors, and what validators of users raise
-            raise PayloadError(f"{job_type}: the payload cannot be written as JSON: {error}") from error
-        text = to_json(dumped, f"{job_type}: the payload", MAX_PAYLOAD_BYTES)
-        try:
-            survived = self.model.model_validate(json.loads(text)) == checked
-        except ValidationError as error:
-            raise PayloadError(f"{job_type}: the payload does not survive JSON: {_explain(error)}") from None
-        if not survived:
-            raise PayloadError(f"{job_type}: the payload changes when it is written as JSON: {text[:200]}")
-        return text
+        if self._receiver in given:
+            raise PayloadError(
+                f"{job_type}: {self._receiver!r} cannot be a field of the payload: it is the first parameter of "
+                f"_perform. Rename the field, or say def _perform({self._receiver}, /, …)."
+            )
+        checked = self._check(given, job_type)
+        refusals = []
+        for by_alias in (True, False):
+            text = self._write(checked, job_type, by_alias)
+            refusal = self._refusal(checked, text, job_type, by_alias)
+            if refusal is None:
+                return text
+            refusals.append(refusal)
+        raise PayloadError(f"{job_type}: the payload {refusals[0]}")
 
     def decode(self, stored: Mapping[str, Any], job_type: str) -> dict[str, Any]:
         """Turn a stored payload into the typed arguments of `_perform`.
@@ -115,13 +127,124 @@ class Payload:
         if self.model is None:
             return {}
         try:
-            checked = self.model.model_validate(dict(stored))
+            checked = self._read(json.dumps(stored))
         except ValidationError as error:
             raise PayloadError(
                 f"{job_type}: the stored payload does not fit this version of the class: {_explain(error)}"
             ) from None
-        known = {name.removeprefix(_FIELD_PREFIX): getattr(checked, name) for name in type(checked).model_fields}
-        return known | (checked.__pydantic_extra__ or {})
+        return _arguments(checked)
+
+    def compared(self, stored: Mapping[str, Any], job_type: str) -> "Compared":
+        """What a stored payload has in common with its equals."""
+        if self.model is None:
+            return Compared(comparable(stored, stored), dict(stored))
+        text = json.dumps(stored)
+        read = self._read(text)
+        now = _plain(comparable(read, self._dump(read, job_type, round_trip=True)))
+        if has_times_in_zones(text):
+            return Compared(now, now)  # such versions lost the zones
+        try:
+            return Compared(now, _plain(self._dump(self._read(text), job_type, round_trip=False)))
+        except PayloadError:  # a version that wrote it so would have refused it
+            return Compared(now, now)
+
+    def _check(self, given: Mapping[str, Any], job_type: str) -> BaseModel:
+        """What was given, as values of Python; the members of a set that is to be a list are in their order."""
+        checked = self._validate(given, job_type)
+        sets = {name: value for name, value in given.items() if isinstance(value, Set)}
+        if not sets:
+            return checked
+        arguments, plain = _arguments(checked), self._settle(checked, job_type)
+        ordered = {
+            name: in_order(list(value), plain[name])
+            for name, value in sets.items()
+            if isinstance(plain.get(name), list) and _is_in_order_of_set(arguments[name], value)
+        }
+        return self._validate({**given, **ordered}, job_type)
+
+    def _validate(self, given: Mapping[str, Any], job_type: str) -> BaseModel:
+        """Values of Python; or, for what is strict and came as JSON, those of JSON."""
+        assert self.model is not None
+        try:
+            return self.model.model_validate(dict(given), **_BOTH_NAMES)
+        except ValidationError as error:
+            refusal = error
+        except PydanticUserError as error:
+            reason = str(error).replace(_FIELD_PREFIX, "").splitlines()[0]
+            raise JobDefinitionError(f"{job_type}: the types of its payload cannot be used: {reason}") from error
+        try:
+            return self._read(json.dumps(dict(given), allow_nan=False))
+        except ValidationError as error:
+            nearer = min(refusal, error, key=ValidationError.error_count)
+        except (TypeError, ValueError, RecursionError):  # it did not come as JSON
+            nearer = refusal
+        raise PayloadError(f"{job_type}: {_explain(nearer)}")
+
+    def _read(self, text: str) -> BaseModel:
+        """What JSON says.
+
+        Raises:
+            ValidationError: it does not fit.
+        """
+        assert self.model is not None
+        try:
+            return self.model.model_validate_json(text, **_BOTH_NAMES)
+        except ValidationError as error:
+            refusal = error
+        is_too_deep = refusal.errors(include_url=False)[0]["type"] == "json_invalid"  # for pydantic's parser, not ours
+        if not is_too_deep and not has_times_in_zones(text):
+            raise refusal
+        try:
+            return self.model.model_validate(with_times_in_zones(json.loads(text)), **_BOTH_NAMES)
+        except ValidationError:
+            raise refusal from None
+
+    def _dump(self, checked: BaseModel, job_type: str, *, round_trip: bool, by_alias: bool = True) -> dict[str, Any]:
+        try:
+            text = checked.model_dump_json(by_alias=by_alias, round_trip=round_trip, warnings=False)
+            return dict(json.loads(text))
+        except Exception as error:  # serializers of users raise whatever they like
+            raise PayloadError(f"{job_type}: the payload cannot be written as JSON: {error}") from error
+
+    def _settle(self, checked: BaseModel, job_type: str, *, by_alias: bool = True) -> dict[str, Any]:
+        dumped = self._dump(checked, job_type, round_trip=True, by_alias=by_alias)
+        try:
+            return _plain(settled(checked, dumped))
+        except MergedKeys as error:
+            raise PayloadError(f"{job_type}: the payload is not JSON: {error}.") from None
+
+    def _write(self, checked: BaseModel, job_type: str, by_alias: bool) -> str:
+        plain = self._settle(checked, job_type, by_alias=by_alias)
+        return to_json(plain, f"{job_type}: the payload", MAX_PAYLOAD_BYTES)
+
+    def _refusal(self, checked: BaseModel, text: str, job_type: str, by_alias: bool) -> str | None:
+        """Why what is written is not what was given; None if it is."""
+        try:
+            read = self._read(text)
+        except ValidationError as error:
+            return f"does not survive JSON: {_explain(error)}"
+        after = _arguments(read)
+        for name, value in _arguments(checked).items():
+            if name not in after or not alike(value, after[name]):
+                before, behind = _short(value), _short(after.get(name))
+                back = f"would come back as {behind}" if behind != before else "would not come back as it is"
+                return f"changes when it is written as JSON: {name}: {before} {back}"
+        if self._write(read, job_type, by_alias) != text:
+            return f"changes each time it is written as JSON: {text[:200]}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What equal payloads have in common.
+
+    Attributes:
+        now: the same for equal payloads.
+        formerly: the payload as earlier versions compared it, for what they have left in the ledger.
+    """
+
+    now: Mapping[str, Any]
+    formerly: Mapping[str, Any]
 
 
 def fingerprint(value: Any) -> str:
@@ -136,7 +259,7 @@ def storable(text: str) -> str:
 
 
 def to_json(value: Any, what: str, limit_bytes: int) -> str:
-    """Write a value as JSON that Postgres' jsonb can hold.
+    """Write a value as JSON that Postgres' jsonb can hold, keys in their order.
 
     Args:
         value: anything made of dict (with text keys), list, str, int, finite float, bool and None.
@@ -147,13 +270,13 @@ def to_json(value: Any, what: str, limit_bytes: int) -> str:
         PayloadError: not JSON, too long, or with a NUL or a lone surrogate, which jsonb refuses.
     """
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_not_json)
+        _refuse_keys(value, what)
+        text = json.dumps(
+            value, allow_nan=False, ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=_not_json
+        )
         size = len(text.encode())
-        comes_back = json.loads(text) == _as_json_reads(value)
     except (TypeError, ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         raise PayloadError(f"{what} is not JSON: {error}") from None
-    if not comes_back:
-        raise PayloadError(f"{what} is not JSON: a key that is not text would come back as text.")
     if size > limit_bytes:
         raise PayloadError(f"{what} has {size:,} bytes of JSON; the limit is {limit_bytes:,}.")
     if "\\u0000" in text and "\x00" in "".join(_texts(value)):
@@ -161,17 +284,37 @@ def to_json(value: Any, what: str, limit_bytes: int) -> str:
     return text
 
 
+def encode_result(result: Any) -> str | None:
+    """Write the result of a job as JSON; None for none.
+
+    Raises:
+        PayloadError: it is not JSON, too long, or would lose an entry of a dictionary.
+    """
+    if result is None:
+        return None
+    what = "the result"
+    try:
+        plain = settled(result, to_jsonable_python(result))
+    except (ValueError, RecursionError) as error:  # pydantic's serialisation errors are ValueErrors
+        raise PayloadError(f"The result cannot be written as JSON: {error}") from error
+    return to_json(plain, what, MAX_RESULT_BYTES)
+
+
 def _not_json(value: Any) -> Any:
-    raise TypeError(f"{value!r} of type {type(value).__name__} has no JSON form")
+    raise TypeError(f"{_short(value)} of type {type(value).__name__} has no JSON form")
 
 
-def _as_json_reads(value: Any) -> Any:
-    """Tuples come back as lists, which is fine; everything else must come back equal."""
+def _refuse_keys(value: Any, what: str) -> None:
     if isinstance(value, dict):
-        return {key: _as_json_reads(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json_reads(item) for item in value]
-    return value
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise PayloadError(
+                    f"{what} is not JSON: a key that is not text, {_short(key)}, would come back as text."
+                )
+            _refuse_keys(item, what)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_keys(item, what)
 
 
 def _texts(value: Any) -> list[str]:
@@ -184,23 +327,41 @@ def _texts(value: Any) -> list[str]:
     return []
 
 
-def _refuse_unfillable(parameter: inspect.Parameter, owner: str) -> None:
-    if parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL):
-        raise JobDefinitionError(
-            f"{owner}._perform: parameter {str(parameter)!r} has no name in a JSON payload; "
-            "use ordinary named parameters."
-        )
-    if parameter.name in RESERVED_NAMES:
-        raise JobDefinitionError(
-            f"{owner}._perform: a parameter may not be called {parameter.name!r}, because "
-            f"dispatch({parameter.name}=…) is an option. Rename the parameter."
-        )
+def _field(parameter: inspect.Parameter, hint: Any) -> tuple[Any, Any]:
+    """A field of the model, by whose name it is read and written whatever its annotation says of aliases."""
+    named: dict[str, Any] = dict.fromkeys(_ALIASES, parameter.name)
+    if isinstance(parameter.default, FieldInfo):
+        return Annotated[hint, parameter.default], Field(**named)
+    if parameter.default is parameter.empty:
+        return hint, Field(**named)
+    return hint, Field(parameter.default, **named)
+
+
+def _without_prefix(name: str) -> str:
+    return name.removeprefix(_FIELD_PREFIX)
+
+
+def _plain(dumped: Mapping[str, Any]) -> dict[str, Any]:
+    """By the names of the parameters."""
+    return {_without_prefix(name): value for name, value in dumped.items()}
+
+
+def _arguments(checked: BaseModel) -> dict[str, Any]:
+    known = {_without_prefix(name): getattr(checked, name) for name in type(checked).model_fields}
+    return known | (checked.__pydantic_extra__ or {})
+
+
+def _is_in_order_of_set(value: Any, given: Set[Any]) -> bool:
+    """Whether a value that was given as a set has become a list in the set's order, which is by chance."""
+    if isinstance(value, Set) or not isinstance(value, Iterable):
+        return False
+    return not isinstance(value, Sequence) or list(value) == list(given)
 
 
 def _explain(error: ValidationError) -> str:
     problems = []
     for item in error.errors(include_url=False, include_context=False):
-        where = ".".join(str(part) for part in item["loc"]) or "payload"
+        where = ".".join(_without_prefix(str(part)) for part in item["loc"]) or "payload"
         given = "" if item["type"] == "missing" else f" (given: {_short(item['input'])})"
         problems.append(f"{where}: {item['msg']}{given}")
     return "; ".join(problems[:10])

@@ -5,14 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, to_jsonable_python
-
 from jobledger.connections.default import Connections
 from jobledger.domain.endings import Interrupt
-from jobledger.domain.payload import MAX_RESULT_BYTES, to_json
+from jobledger.domain.payload import encode_result
 from jobledger.domain.records import Claim, Evidence
 from jobledger.domain.retry import Retry
-from jobledger.errors import ConfigurationError, PayloadError, UnknownJobType
+from jobledger.errors import ConfigurationError, UnknownJobType
 from jobledger.failpoints import Failpoint, reach
 from jobledger.ledger import leases
 from jobledger.observe.log_run import LoggedRun, LogTail
@@ -162,18 +160,3 @@ class Attempt:
     def _leave_child(self, code: int) -> None:
         if os.getpid() != self._pid:
             os._exit(int(code) & 0xFF)
-
-
-def encode_result(result: Any) -> str | None:
-    """What a job returned, as JSON; None for nothing.
-
-    Raises:
-        PayloadError: it cannot be written.
-    """
-    if result is None:
-        return None
-    try:
-        plain = to_jsonable_python(result)
-    except PydanticSerializationError as error:
-        raise PayloadError(f"The result cannot be written as JSON: {error}") from error
-    return to_json(plain, "the result", MAX_RESULT_BYTES)

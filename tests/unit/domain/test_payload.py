@@ -5,19 +5,26 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as some
-from pydantic import BaseModel, Field
+from pydantic import (
+    BaseModel,
+    Field,
+    computed_field,
+)
 
 from jobledger import JobDefinitionError, PayloadError
 from jobledger.domain.options import RESERVED_NAMES
-from jobledger.domain.payload import MAX_PAYLOAD_BYTES, Payload, to_json
+from jobledger.domain.payload import MAX_PAYLOAD_BYTES, Payload, encode_result, to_json
+
+PRAGUE = ZoneInfo("Europe/Prague")
 
 
 class Colour(enum.StrEnum):
@@ -275,6 +282,15 @@ def test_a_value_nested_too_deep_is_refused_and_one_less_deep_taken(depth: int) 
         assert text == '{"nested":' + "[" * (depth + 1) + "]" * (depth + 1) + "}"
 
 
+@pytest.mark.parametrize("depth", [100, 190, 230])
+def test_a_parameter_may_be_nested_as_deep_as_pydantic_writes(depth: int) -> None:
+    nested: Any = 5
+    for _ in range(depth):
+        nested = [nested]
+
+    assert there_and_back(payload_of(Parameters.untyped), {"path": nested})["path"] == nested
+
+
 def test_a_value_that_contains_itself_is_refused() -> None:
     circle: list[Any] = []
     circle.append(circle)
@@ -294,6 +310,93 @@ def test_a_number_without_json_form_is_refused_where_a_float_is_wanted(number: f
 
     with pytest.raises(PayloadError, match="is not JSON"):
         payload_of(perform).encode({"share": number}, "Import")
+
+
+# -- names that collide
+
+
+@pytest.mark.parametrize("name", ["self", "cls", "limit", "p_path", "__class__"])
+def test_a_field_may_have_any_name_that_python_can_pass(name: str) -> None:
+    def perform(self: Any, /, path: str = "", **rest: Any) -> None: ...
+
+    assert there_and_back(payload_of(perform), {"path": "a", name: 1}) == {"path": "a", name: 1}
+    assert stored(Parameters.nothing, **{name: 1}) == {name: 1}
+
+
+def test_a_field_that_is_called_like_the_first_parameter_is_refused() -> None:
+    with pytest.raises(PayloadError, match=r"Import: 'self' cannot be a field of the payload.*_perform\(self, /"):
+        payload_of(Parameters.open).encode({"path": "a", "self": 1}, "Import")
+
+
+def test_a_default_that_does_not_fit_is_refused_by_the_name_of_the_parameter() -> None:
+    def perform(self: Any, limit: int = "many") -> None: ...  # type: ignore[assignment]
+
+    with pytest.raises(PayloadError, match=r"^Import: limit: Input should be a valid integer"):
+        payload_of(perform).encode({}, "Import")
+
+
+def test_a_type_that_is_not_there_is_refused_in_our_words() -> None:
+    class Unfinished(BaseModel):
+        later: "NeverDefined"  # type: ignore[name-defined] # noqa: F821
+
+    def perform(self: Any, value: Unfinished) -> None: ...
+
+    with pytest.raises(JobDefinitionError, match="Import: the types of its payload cannot be used"):
+        payload_of(perform).encode({"value": {"later": 1}}, "Import")
+
+
+# -- results
+
+
+class Report(BaseModel):
+    rows: dict[int, int]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def total(self) -> int:
+        return sum(self.rows.values())
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (None, None),
+        ({"b": 1, "a": (1, 2)}, '{"a":[1,2],"b":1}'),
+        ({1: "a", 2: "b"}, '{"1":"a","2":"b"}'),
+        (Report(rows={1: 2}), '{"rows":{"1":2},"total":2}'),
+        ({"red", "green", "blue"}, '["blue","green","red"]'),
+        ({"at": time(2, 30, tzinfo=ZoneInfo("Europe/Prague"))}, '{"at":"02:30:00[Europe/Prague]"}'),
+        ((number for number in range(3)), "[0,1,2]"),
+        ([Decimal("1.50"), UUID(int=1), Colour.RED], '["1.50","00000000-0000-0000-0000-000000000001","red"]'),
+    ],
+)
+def test_a_result_is_written_as_json(result: Any, text: str | None) -> None:
+    assert encode_result(result) == text
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({1: "a", "1": "b"}, "the keys 1 and '1' would both be '1'"),
+        ({"rows": [{True: 1, "true": 2}]}, "the keys True and 'true' would both be 'true'"),
+        (object(), "Unable to serialize unknown type"),
+        (math.nan, "is not JSON"),
+        ("a\x00b", "NUL"),
+        ("\ud800", "is not JSON"),
+        (b"\xff", "cannot be written as JSON"),
+    ],
+)
+def test_a_result_that_would_lose_something_is_refused(result: Any, said: str) -> None:
+    with pytest.raises(PayloadError, match=f"(?i)the result .*{said}"):
+        encode_result(result)
+
+
+def test_a_result_that_contains_itself_is_refused() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+
+    with pytest.raises(PayloadError, match="result cannot be written as JSON"):
+        encode_result(circle)
 
 
 def test_a_value_that_json_would_change_is_refused() -> None:
