@@ -1,7 +1,8 @@
 """Jobs that the API may create; loaded together with `sample_jobs`, whose jobs it may not."""
 
-from datetime import date
+from datetime import date, time
 from typing import Annotated, Literal
+from uuid import UUID
 
 from pydantic import BaseModel, Field
 
@@ -69,6 +70,20 @@ class FailsOnce(BaseJob):
             raise ValueError("not yet")
         self.progress(3, 3, "done")
         return "second time lucky"
+
+
+class Shift(BaseJob):
+    """Takes types that are strict, a time of day with its zone, and whatever else is said."""
+
+    api_dispatchable = True
+
+    def _perform(
+        self, id: Annotated[UUID, Field(strict=True)], begins: time, limit: int = 5, **rest: object
+    ) -> dict[str, object]:
+        return {"id": id, "begins": begins, **rest}
+
+    @classmethod
+    def check_payload(cls, **payload: object) -> None: ...
 
 
 class UniqueImport(BaseJob):

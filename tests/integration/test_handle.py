@@ -1,10 +1,12 @@
 """Handles: what the ledger says of a job, now or once it has ended."""
 
+import math
 import os
 import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -179,6 +181,30 @@ def test_waiting_gives_up_at_its_timeout(connections: Connections) -> None:
     assert str(given_up.value).endswith("after 0.2 s.")
     assert 0.2 <= time.monotonic() - started < 1
     assert isinstance(given_up.value, TimeoutError)
+
+
+@pytest.mark.parametrize("timeout", [None, "soon", True, math.nan, date(2026, 1, 1), {}])
+def test_a_wait_that_is_no_length_of_time_is_refused(connections: Connections, timeout: Any) -> None:
+    job = Echo.dispatch()
+
+    with pytest.raises(OptionError, match=r"timeout=.* (is no length of time|must lie between)"):
+        job.wait(timeout)
+    with pytest.raises(OptionError, match=r"wait=.* (is no length of time|must lie between)"):
+        job.cancel("no need", wait=timeout)
+    assert job.refresh().status is JobStatus.QUEUED
+
+
+@pytest.mark.parametrize("timeout", [0.05, "50ms", timedelta(milliseconds=50), -1, -0.5])
+def test_a_wait_has_many_spellings(connections: Connections, timeout: Any) -> None:
+    with pytest.raises(WaitTimeout, match="is still queued after"):
+        Echo.dispatch().wait(timeout)
+
+
+def test_a_wait_may_be_without_an_end(connections: Connections) -> None:
+    job = Echo.dispatch()
+    run(job)
+
+    assert job.wait(math.inf).status is JobStatus.COMPLETED
 
 
 def test_waiting_in_vain_says_what_the_job_waits_for(connections: Connections) -> None:

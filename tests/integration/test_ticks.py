@@ -5,14 +5,16 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
 
 from harness import eventually, one_value
-from jobledger import Connections, JobHandle, Settings
+from jobledger import BaseJob, Connections, JobHandle, Settings
+from jobledger.domain.tick import Tick, TickKind
 from jobledger.schedules import Schedule, ScheduleBook
 from jobledger.schedules.definition import CatchUp
 from jobledger.schedules.ticks import Due, due, fire, write_definitions
@@ -26,6 +28,7 @@ Define = Callable[..., Schedule]
 HOURLY: dict[str, Any] = {"hours": 1, "misfire_grace_time": 7200}
 """An interval that is due once, half an hour ago, if it was created 90 minutes ago."""
 LONG_AGO = "90 minutes"
+PRAGUE = ZoneInfo("Europe/Prague")
 
 
 @pytest.fixture
@@ -105,6 +108,53 @@ def test_a_function_gets_the_arguments_of_its_definition(connections: Connection
 
     (job,) = jobs_of(connections, schedule)
     assert job.payload == {"table": "flights", "source": "api"}
+
+
+class OfMoment(BaseJob):
+    def _perform(self, at: datetime, of_day: time) -> str:
+        return f"{at.astimezone(UTC):%H:%M}, {of_day.tzinfo}"
+
+
+@pytest.mark.parametrize(
+    "fire_at",
+    [
+        datetime(2026, 10, 25, 0, 30, tzinfo=UTC),  # 02:30 in Prague, for the first time
+        datetime(2026, 10, 25, 1, 30, tzinfo=UTC),  # and for the second
+        datetime(2026, 3, 29, 1, 0, tzinfo=UTC),
+    ],
+)
+def test_a_function_passes_its_fire_time_on_in_the_night_of_a_clock_change(
+    connections: Connections, define: Define, fire_at: datetime
+) -> None:
+    handles: list[JobHandle] = []
+
+    def dispatching(tick: Tick) -> None:
+        handles.append(OfMoment.dispatch(at=tick.logical_time, of_day=tick.logical_time.timetz()))
+
+    schedule = define(dispatching, "interval", LONG_AGO, **HOURLY, timezone="Europe/Prague")
+
+    assert fire(connections, replace(only_due(connections, schedule), fire_at=fire_at, kind=TickKind.BACKFILL))
+    run_job(str(handles[0].id))
+
+    assert handles[0].refresh().result == f"{fire_at:%H:%M}, Europe/Prague"
+
+
+def test_a_job_class_keeps_its_payload_whatever_its_types(connections: Connections) -> None:
+    book = ScheduleBook()
+    payload = {"at": datetime(2026, 10, 25, 2, 30, tzinfo=PRAGUE), "of_day": time(2, 30, tzinfo=PRAGUE)}
+    schedule = book.schedule(every="1h", name="of a moment", payload=payload)(OfMoment)
+    (defined,) = book
+    write_definitions(connections, book)
+    with connections.transaction() as connection:
+        connection.execute(
+            sa.text("UPDATE schedules SET decided_until = now() - interval '90 minutes' WHERE name = 'of a moment'")
+        )
+
+    assert schedule is OfMoment
+    assert defined.definition.payload == {"at": "2026-10-25T02:30:00+02:00", "of_day": "02:30:00[Europe/Prague]"}
+    assert fire(connections, only_due(connections, defined))
+    (job,) = jobs_of(connections, defined)
+    assert job.payload == defined.definition.payload
 
 
 def test_the_jobs_of_a_tick_are_seen_and_pushed_after_its_commit_only(connections: Connections, define: Define) -> None:

@@ -134,6 +134,20 @@ class TestCreatedJob:
         assert api.post("/create-jobs/reports.send", json=EMPTY_TABLE).status_code == 422
         assert api.post("/create-jobs/Effect", json={}).status_code == 404
 
+    def test_takes_fields_of_any_name_if_the_job_does(self, api: httpx.Client, connections: Connections) -> None:
+        payload = {"self": 1, "cls": 2, "p_limit": 3}
+        answer = api.post("/create-jobs/AnyObject", json={"payload": payload})
+        assert answer.status_code == 201
+        run_job(answer.json()["job_id"])
+        assert JobHandle.fetch(answer.json()["job_id"], connections).result == payload
+
+    def test_takes_what_a_type_reads_from_json(self, api: httpx.Client, connections: Connections) -> None:
+        payload = {"id": str(UUID(int=1)), "begins": "06:00:00[Europe/Prague]", "more": [1]}
+        answer = api.post("/create-jobs/Shift", json={"payload": payload})
+        assert answer.status_code == 201
+        run_job(answer.json()["job_id"])
+        assert JobHandle.fetch(answer.json()["job_id"], connections).result == payload
+
     def test_takes_options(self, api: httpx.Client, connections: Connections) -> None:
         parent = api.post("/create-jobs/", json=EMPTY_TABLE | LATER).json()["job_id"]
         options = {
@@ -324,6 +338,26 @@ REFUSED = {
     "bad parent": (EMPTY_TABLE | {"after": ["mum"]}, 422, "after='mum'"),
     "unknown parent": (EMPTY_TABLE | {"after": [str(uuid4())]}, 422, "which the ledger does not have"),
     "unknown option": (EMPTY_TABLE | {"owner": "me"}, 422, "owner: Extra inputs are not permitted"),
+    "field that is called like a method's own first parameter": (
+        {"job": "Shift", "payload": {"id": str(UUID(int=1)), "begins": "06:00", "self": 1}},
+        422,
+        "Shift: 'self' cannot be a field of the payload",
+    ),
+    "field that the check cannot be given": (
+        {"job": "Shift", "payload": {"id": str(UUID(int=1)), "begins": "06:00", "cls": 1}},
+        422,
+        "Shift: check_payload cannot be called with this payload: multiple values for argument 'cls'",
+    ),
+    "field by its own name": (
+        {"job": "Shift", "payload": {"id": str(UUID(int=1)), "begins": "06:00", "limit": "x"}},
+        422,
+        "Shift: limit: Input should be a valid integer",
+    ),
+    "zone that there is not": (
+        {"job": "Shift", "payload": {"id": str(UUID(int=1)), "begins": "06:00:00[Europe/Nowhere]"}},
+        422,
+        "Shift: begins: Input should be in a valid time format",
+    ),
     "no job": ({"payload": {}}, 422, "job: Field required"),
     "payload that is no object": ({"job": "AnyObject", "payload": [1]}, 422, "payload: Input should be a valid dict"),
     "not an object": ('"EmptyTable"', 422, "body: Input should be a valid dictionary"),

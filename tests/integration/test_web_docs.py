@@ -3,12 +3,14 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from datetime import time
 from typing import Annotated, Any
+from uuid import UUID
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from pydantic import BaseModel, BeforeValidator, Field, InstanceOf
+from pydantic import BaseModel, BeforeValidator, Field, InstanceOf, Json
 
 from jobledger import BaseJob, Connections, Settings
 from jobledger.registry import load_job_modules, registry
@@ -166,3 +168,57 @@ class TestStrangeJob:
             monkeypatch.setattr(job_class, "api_dispatchable", False)
         document = _document(create_app(Connections(Settings())))
         assert "api_dispatchable" in document["components"]["schemas"]["request"]["description"]
+
+    def test_with_a_type_that_differs_from_another_in_a_sign_only(self, defined: list[type[BaseJob]]) -> None:
+        class Spaced(BaseJob):
+            """Takes a number."""
+
+            job_type = "load it"
+            api_dispatchable = True
+
+            def _perform(self, number: int) -> None: ...
+
+        class Slashed(BaseJob):
+            """Takes a text."""
+
+            job_type = "load/it"
+            api_dispatchable = True
+
+            def _perform(self, text: str) -> None: ...
+
+        class Plain(BaseJob):
+            """Takes nothing."""
+
+            job_type = "load_it"
+            api_dispatchable = True
+
+            def _perform(self) -> None: ...
+
+        defined += [Spaced, Slashed, Plain]
+        document = _document(create_app(Connections(Settings())))
+        mapping = document["components"]["schemas"]["request"]["discriminator"]["mapping"]
+        refs = [mapping[one.job_type] for one in defined]
+        assert len(set(refs)) == 3
+        assert refs[2].endswith("request.load_it")
+        for ref, one in zip(refs, defined, strict=True):
+            assert _resolved(document, {"$ref": ref})["description"] == one.__doc__
+        operations = [path["post"]["operationId"] for path in document["paths"].values() if "post" in path]
+        assert len(set(operations)) == len(operations)
+
+    def test_with_a_payload_that_has_types_of_all_kinds(self, defined: list[type[BaseJob]]) -> None:
+        class Strict(BaseModel, strict=True):
+            id: UUID
+            size: Annotated[int, Field(alias="s")]
+
+        class Kinds(BaseJob):
+            api_dispatchable = True
+
+            def _perform(
+                self, strict: Strict, at: time, numbers: Json[list[int]], words: frozenset[str] = frozenset()
+            ) -> None: ...
+
+        defined.append(Kinds)
+        document = _document(create_app(Connections(Settings())))
+        example = _body(document, "/create-jobs/Kinds")["example"]["payload"]
+        assert Kinds.payload_type is not None
+        Kinds.payload_type.encode({**example, "numbers": "[1]"}, "Kinds")

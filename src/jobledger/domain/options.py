@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Self
 from uuid import UUID
 
@@ -80,6 +80,22 @@ def seconds(value: Duration, what: str = "duration") -> float:
     if not math.isfinite(result) or not 0 <= result <= LONGEST_SECONDS:
         raise OptionError(f"{what}={value!r} must lie between 0 seconds and 100 years.")
     return result
+
+
+def epoch(value: object, what: str) -> float:
+    """Turn a moment into seconds since 1970 UTC.
+
+    Raises:
+        OptionError: it is no datetime, or says no time zone.
+    """
+    if not isinstance(value, datetime):
+        raise OptionError(f"{what}={value!r:.60} is no moment: say a datetime with its time zone.")
+    if value.utcoffset() is None:
+        raise OptionError(f"{what}={value}: say the time zone, for example datetime(…, tzinfo=UTC).")
+    try:
+        return value.timestamp()
+    except (OverflowError, ValueError):  # in the first and last hours of the calendar
+        raise OptionError(f"{what}={value}: this moment lies beyond the calendar.") from None
 
 
 def queue_name(value: object) -> str:
@@ -227,5 +243,5 @@ def filled_in(title: str, payload: dict[str, Any]) -> str:
     """A title with the fields of a payload; one that does not fit the payload stays as it is written."""
     try:
         return title.format(**payload)[:500]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         return title

@@ -6,8 +6,9 @@ jobs that failed together do not come back together.
 
 import math
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jobledger.domain.endings import RetryIn
 from jobledger.domain.options import Duration
@@ -47,18 +48,23 @@ class Retry:
     give_up_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_attempts <= 1000:
-            raise ConfigurationError(f"Retry(max_attempts={self.max_attempts}): say 1 to 1000 attempts.")
+        if not _is_number(self.max_attempts, int) or not 1 <= self.max_attempts <= 1000:
+            raise ConfigurationError(f"Retry(max_attempts={self.max_attempts!r}): say 1 to 1000 attempts.")
         if self.backoff not in ("exponential", "linear", "fixed"):
             raise ConfigurationError(f"Retry(backoff={self.backoff!r}): say 'exponential', 'linear' or 'fixed'.")
-        if not 0 < self.base < math.inf or not 0 < self.cap <= LONGEST_CAP_SECONDS:
+        is_said = _is_number(self.base, int | float) and _is_number(self.cap, int | float)
+        if not is_said or not 0 < self.base < math.inf or not 0 < self.cap <= LONGEST_CAP_SECONDS:
             raise ConfigurationError(
-                f"Retry(base={self.base}, cap={self.cap}): both must be above 0 seconds, and cap at most a year."
+                f"Retry(base={self.base!r}, cap={self.cap!r}): both must be numbers above 0 seconds, and cap at most a "
+                "year."
             )
+        if not isinstance(self.jitter, bool):
+            raise ConfigurationError(f"Retry(jitter={self.jitter!r}): say True or False.")
         for name in ("on", "give_up_on"):
             spoken = getattr(self, name)
             kinds = (spoken,) if isinstance(spoken, type) else spoken
-            if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+            is_many = isinstance(kinds, Collection)
+            if not is_many or not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
                 raise ConfigurationError(f"Retry({name}={spoken!r}): say exception classes.")
             object.__setattr__(self, name, tuple(kinds))
 
@@ -98,3 +104,7 @@ class Retry:
         if not self.jitter:
             return wait_seconds
         return wait_seconds * (1 + random.random() * JITTER)  # noqa: S311 - spreads load, guards nothing
+
+
+def _is_number(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -3,10 +3,10 @@
 import asyncio
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from uuid import UUID
 
 import structlog
@@ -17,9 +17,11 @@ from jobledger.domain.limits import Limit, Rate
 from jobledger.domain.options import DEFAULT_PRIORITY, Duration, Options
 from jobledger.domain.payload import Payload
 from jobledger.domain.retry import Retry
+from jobledger.domain.signature import UnboundTypeVariables, bindings_of, type_variables_of
 from jobledger.domain.tick import Tick
 from jobledger.domain.unique import Unique
 from jobledger.errors import JobDefinitionError, OptionError
+from jobledger.job import unfit
 from jobledger.job.dispatcher import Dispatcher, SyncSession
 from jobledger.job.handle import JobHandle
 from jobledger.registry import registry
@@ -82,6 +84,7 @@ class BaseJob:
     api_dispatchable: ClassVar[bool] = False
 
     payload_type: ClassVar[Payload | None] = None
+    not_a_job: ClassVar[str] = unfit.NO_PERFORM
     options: ClassVar[Options] = Options()
     has_on_failed: ClassVar[bool] = False
 
@@ -92,6 +95,14 @@ class BaseJob:
         if cls._perform is BaseJob._perform:
             return  # a common ancestor of jobs, not a job
         cls.job_type = cls.__dict__.get("job_type") or cls.__name__
+        unfit.refuse_job_type(cls)
+        unfit.refuse_methods(cls, BaseJob)
+        payload_type, cls.not_a_job = _payload_type_of(cls)
+        cls.payload_type = payload_type
+        if payload_type is None:
+            return  # an ancestor, too
+        unfit.refuse_check(cls, payload_type.field_names)
+        unfit.refuse_constructor(cls)
         if not isinstance(cls.retry, Retry):
             raise JobDefinitionError(f"{cls.__name__}.retry={cls.retry!r}: say Retry(…).")
         try:
@@ -109,7 +120,6 @@ class BaseJob:
         if cls.options.priority != cls.priority:
             text = f"{cls.__name__}.priority={cls.priority} is not within 1 to 10: {cls.options.priority} is taken."
             warnings.warn(text, stacklevel=2)
-        cls.payload_type = Payload.from_signature(cls._perform, cls.__name__)
         cls.has_on_failed = cls.on_failed is not BaseJob.on_failed
         _refuse_unfit(cls)
         registry.register(cls.job_type, cls)
@@ -121,13 +131,13 @@ class BaseJob:
         raise NotImplementedError
 
     def on_failed(self, error: Failure) -> None:
-        """Called after the last attempt, in a job of its own, also when the process was killed.
+        """Called after the last attempt, in a job of its own, also when the process was killed; may be `async def`.
 
         That job is dispatched once; like every job it runs again if it is interrupted.
         """
 
     @classmethod
-    def check_payload(cls, *args: Any, **payload: Any) -> None:
+    def check_payload(cls, /, *args: Any, **payload: Any) -> None:
         """Called at dispatch with the typed payload, to refuse what types cannot: raise `JobRefused`."""
 
     # -- to be asked for
@@ -264,18 +274,41 @@ class BaseJob:
         Raises:
             PayloadError: the stored payload does not fit this version of the class.
         """
-        job = cls()
-        job._context = context
+        job = cls._made(context)
         arguments = cls.payload_type.decode(context.payload, cls.job_type) if cls.payload_type else {}
-        result = job._perform(**arguments)
-        return asyncio.run(result) if inspect.iscoroutine(result) else result
+        return _awaited(job._perform(**arguments))
 
     @classmethod
     def call_on_failed(cls, context: "RunContext", failure: Failure) -> None:
         """Call `on_failed`; its job does this, with the failed job's id and payload in the context."""
+        on_failed: Callable[[Failure], Any] = cls._made(context).on_failed
+        _awaited(on_failed(failure))
+
+    @classmethod
+    def _made(cls, context: "RunContext") -> Self:
         job = cls()
-        job._context = context
-        job.on_failed(failure)
+        object.__setattr__(job, "_context", context)  # a class may forbid its attributes to be set
+        return job
+
+
+def _awaited(result: Any) -> Any:
+    return asyncio.run(result) if inspect.iscoroutine(result) else result
+
+
+def _payload_type_of(job_class: type[BaseJob]) -> tuple[Payload | None, str]:
+    """What a class takes; nothing, and why, if it leaves something to its subclasses and so is no job itself."""
+    name = job_class.__name__
+    missing = unfit.abstract_methods(job_class)
+    if missing:
+        return None, f"is abstract ({', '.join(missing)}): dispatch a subclass that has all of its methods."
+    try:
+        payload_type = Payload.from_signature(job_class._perform, name, bindings_of(job_class, "_perform"))
+    except UnboundTypeVariables as error:
+        if not error.variables <= type_variables_of(job_class):
+            raise
+        left = ", ".join(sorted(one.__name__ for one in error.variables))
+        return None, f"is generic in {left}: dispatch a subclass that says the type: class …({name}[…])."
+    return payload_type, unfit.NO_PERFORM
 
 
 def _refuse_unfit(job_class: type[BaseJob]) -> None:

@@ -14,12 +14,13 @@ from jobledger.connections.default import default_connections
 from jobledger.dispatch import accept
 from jobledger.dispatch.admission import Request
 from jobledger.domain.limits import Limit, Rate
-from jobledger.domain.options import DISPATCH_OPTIONS, RESERVED_NAMES, Duration, Options, filled_in
+from jobledger.domain.options import DISPATCH_OPTIONS, RESERVED_NAMES, Duration, Options, epoch, filled_in, seconds
 from jobledger.domain.payload import Payload
 from jobledger.domain.records import Accepted
 from jobledger.domain.unique import Unique
-from jobledger.errors import JobDefinitionError, OptionError
+from jobledger.errors import JobDefinitionError, OptionError, PayloadError
 from jobledger.job.handle import JobHandle
+from jobledger.job.unfit import ask_class, refuse_constructor
 from jobledger.observe.log import get_logger
 
 log: Final = get_logger(__name__)
@@ -34,6 +35,8 @@ class Dispatchable(Protocol):
     def job_type(self) -> str: ...
     @property
     def payload_type(self) -> Payload | None: ...
+    @property
+    def not_a_job(self) -> str: ...
     @property
     def unique(self) -> Unique | None: ...
     @property
@@ -66,19 +69,20 @@ class Dispatcher:
 
     def dispatch_in(self, delay: Duration, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
         """See `BaseJob.dispatch_in`."""
-        return Dispatcher(self._job_class, self._options.but(delay=delay)).dispatch(session=session, **given)
+        options = replace(self._options, delay_seconds=seconds(delay, "dispatch_in"))
+        return Dispatcher(self._job_class, options).dispatch(session=session, **given)
 
     def dispatch_at(self, when: datetime, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
         """See `BaseJob.dispatch_at`."""
-        if when.tzinfo is None:
-            raise OptionError(f"dispatch_at({when}): say the time zone, for example datetime(…, tzinfo=UTC).")
-        options = replace(self._options, available_at_epoch=when.timestamp())
+        options = replace(self._options, available_at_epoch=epoch(when, "dispatch_at"))
         return Dispatcher(self._job_class, options).dispatch(session=session, **given)
 
     def dispatch_many(
         self, payloads: Iterable[Mapping[str, Any]], /, *, session: SyncSession | None = None, **spoken: Any
     ) -> list[JobHandle]:
         """See `BaseJob.dispatch_many`."""
+        if not isinstance(payloads, Iterable) or isinstance(payloads, Mapping | str | bytes):
+            raise OptionError(f"dispatch_many({payloads!r:.60}): say a list of payloads, each a dictionary.")
         ready = self.set(**spoken)
         if ready._options.idempotency_key is not None:
             raise OptionError("dispatch_many takes no idempotency_key: dispatch each job with a key of its own.")
@@ -91,6 +95,8 @@ class Dispatcher:
         Raises:
             DispatchRefused: the payload does not fit the class.
         """
+        if not isinstance(payload, Mapping):
+            raise PayloadError(f"{self._job_class.job_type}: {payload!r:.60} is no payload: say a dictionary.")
         return self._request(dict(payload), options_inside=False)
 
     async def adispatch(self, /, *, session: AsyncSession | None = None, **given: Any) -> JobHandle:
@@ -114,7 +120,8 @@ class Dispatcher:
         job_class = self._job_class
         if job_class.payload_type is None:
             name = getattr(job_class, "__name__", job_class.job_type)
-            raise JobDefinitionError(f"{name} has no _perform, so there is nothing to dispatch.")
+            raise JobDefinitionError(f"{name} {job_class.not_a_job}")
+        refuse_constructor(job_class)
         spoken: dict[str, Any] = {
             name: given.pop(name) for name in DISPATCH_OPTIONS if options_inside and name in given
         }
@@ -126,7 +133,7 @@ class Dispatcher:
         options = self._with(spoken)
         payload = job_class.payload_type.encode(given, job_class.job_type)
         stored = json.loads(payload)
-        job_class.check_payload(**(job_class.payload_type.decode(stored, job_class.job_type) or stored))
+        ask_class(job_class, job_class.payload_type.decode(stored, job_class.job_type) or stored)
         return Request(
             job_type=job_class.job_type,
             payload=payload,

@@ -1,5 +1,6 @@
 """What `dispatch()` gives back: a job's id, and what the ledger says of it."""
 
+import math
 import random
 import time
 from datetime import datetime
@@ -9,6 +10,7 @@ from uuid import UUID
 from jobledger import control
 from jobledger.connections.default import Connections, default_connections
 from jobledger.control import Answer, Verdict
+from jobledger.domain.options import Duration, seconds
 from jobledger.domain.status import TERMINAL, JobStatus
 from jobledger.errors import JobNotFound, OptionError, WaitTimeout
 from jobledger.ledger import queries
@@ -104,7 +106,7 @@ class JobHandle:
         self._row, self.status = row, row.status
         return self
 
-    def cancel(self, reason: str = "", by: str = "the application", wait: float = 0.0) -> Answer:
+    def cancel(self, reason: str = "", by: str = "the application", wait: Duration = 0.0) -> Answer:
         """Cancel the job, unless it has ended. One that runs is ended within 15 seconds.
 
         What waits for it does as its `on_parent_failure` says: by default it is canceled, too.
@@ -112,17 +114,19 @@ class JobHandle:
         Args:
             reason: why, for people.
             by: who wants it.
-            wait: how long to wait for the end of a job that runs, in seconds.
+            wait: how long to wait for the end of a job that runs: seconds, timedelta, or a text such as "15s".
 
         Returns:
             Whether it was canceled, or will be; if not, why not.
 
         Raises:
+            OptionError: that is no length of time; nothing was asked for.
             LedgerUnavailable: Postgres is away.
         """
+        wait_seconds = _patience(wait, "wait")
         answer = control.cancel(self._connections, self.id, by, reason)
-        if answer.verdict is Verdict.REQUESTED and wait > 0:
-            answer = control.wait_for_cancel(self._connections, self.id, wait)
+        if answer.verdict is Verdict.REQUESTED and wait_seconds > 0:
+            answer = control.wait_for_cancel(self._connections, self.id, wait_seconds)
         return self._seen(answer)
 
     def retry(self, by: str = "the application") -> Answer:
@@ -143,26 +147,41 @@ class JobHandle:
             self.status = answer.status
         return answer
 
-    def wait(self, timeout: float = 60) -> Self:
+    def wait(self, timeout: Duration = 60) -> Self:
         """Wait until the job has ended, however it ended: look at `status`.
 
         Args:
-            timeout: the longest to wait, in seconds.
+            timeout: the longest to wait: seconds, timedelta, or a text such as "5m".
 
         Raises:
+            OptionError: that is no length of time.
             WaitTimeout: the job has not ended by then.
             JobNotFound: see `refresh`.
             LedgerUnavailable: Postgres is away.
         """
-        deadline = time.monotonic() + timeout
+        patience = _patience(timeout, "timeout")
+        deadline = time.monotonic() + patience
         pause = FIRST_LOOK_SECONDS
         while not (row := self.refresh()._row) or not row.is_terminal:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise WaitTimeout(f"Job {self.id} is still {self.status} after {timeout:g} s{_standing(row)}.")
+                raise WaitTimeout(f"Job {self.id} is still {self.status} after {patience:g} s{_standing(row)}.")
             time.sleep(min(left, pause * (1 + random.random())))  # noqa: S311 - many waiters must not look at once
             pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
         return self
+
+
+def _patience(value: Duration, what: str) -> float:
+    """How long to wait, in seconds. A number may be below 0, as what is left of a deadline is, or infinite.
+
+    Raises:
+        OptionError: it is no length of time.
+    """
+    if isinstance(value, float) and not math.isnan(value):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value < 0:
+        return 0.0
+    return seconds(value, what)
 
 
 def _checked_id(job_id: object) -> UUID:

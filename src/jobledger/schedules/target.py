@@ -25,6 +25,7 @@ class JobClass(Protocol):
 
     job_type: str
     payload_type: Payload | None
+    not_a_job: str
 
     def set(self, **options: Any) -> ScheduledDispatcher: ...
 
@@ -62,7 +63,7 @@ def refuse_unfit(name: str, target: Any, args: tuple[Any, ...], kwargs: Mapping[
     where = f"Schedule {name!r}: {name_of(target)}"
     if is_job_class(target):
         if target.payload_type is None:
-            raise ScheduleError(f"{where} has no _perform, so there is nothing to dispatch.")
+            raise ScheduleError(f"{where} {target.not_a_job}")
         return
     if not callable(target) or isinstance(target, type):
         raise ScheduleError(f"{where} is neither a function nor a job class.")

@@ -5,6 +5,7 @@ The page is Swagger UI, all of it served from here.
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.json_schema import models_json_schema
 
+from jobledger.domain.payload import fingerprint
 from jobledger.job.definition import BaseJob
 from jobledger.web.api.examples import example_of
 from jobledger.web.api.jobs import MAX_JOBS, dispatchable_jobs
@@ -46,14 +48,16 @@ def build_document(app: FastAPI, jobs: Mapping[str, type[BaseJob]]) -> Json:
     payloads, definitions = _payload_schemas(jobs)
     schemas.update({_PAYLOAD + name: one for name, one in definitions.items()})
     create: Json = document["paths"]["/create-jobs/"]["post"]
+    components = _components(jobs)
     examples: Json = {}
     for job_type, job_class in jobs.items():
         form = _form(job_class, payloads[job_type])
-        schemas[_REQUEST + _component(job_type)] = _as_kind(form, job_type)
+        schemas[_REQUEST + components[job_type]] = _as_kind(form, job_type)
         example = {"payload": example_of(payloads[job_type], schemas), "queue": job_class.options.chosen_queue}
         examples[job_type] = {"description": form["description"], "value": {"job": job_type, **example}}
-        document["paths"][f"/create-jobs/{quote(job_type)}"] = {"post": _operation(create, job_type, form, example)}
-    schemas[_UNION] = _union(jobs)
+        operation = _operation(create, job_type, components[job_type], form, example)
+        document["paths"][f"/create-jobs/{quote(job_type)}"] = {"post": operation}
+    schemas[_UNION] = _union(components)
     if len(examples) > 1:
         examples["several"] = {"description": "All or none.", "value": [one["value"] for one in examples.values()]}
     one = {"$ref": _SCHEMAS + _UNION}
@@ -102,23 +106,23 @@ def _as_kind(form: Json, job_type: str) -> Json:
     return {**form, "properties": properties, "required": ["job", "payload"]}
 
 
-def _union(jobs: Mapping[str, type[BaseJob]]) -> Json:
-    if not jobs:
+def _union(components: Mapping[str, str]) -> Json:
+    if not components:
         return {**CreateJob.model_json_schema(), "description": "No loaded job has api_dispatchable = True."}
-    mapping = {job_type: _SCHEMAS + _REQUEST + _component(job_type) for job_type in jobs}
+    mapping = {job_type: _SCHEMAS + _REQUEST + name for job_type, name in components.items()}
     return {
         "oneOf": [{"$ref": ref} for ref in mapping.values()],
         "discriminator": {"propertyName": "job", "mapping": mapping},
     }
 
 
-def _operation(create: Json, job_type: str, form: Json, example: Json) -> Json:
+def _operation(create: Json, job_type: str, component: str, form: Json, example: Json) -> Json:
     created = {"description": "Accepted", "content": _json({"schema": {"$ref": _SCHEMAS + "Created"}})}
     return {
         "tags": ["forms"],
         "summary": form["description"].partition("\n")[0] or job_type,
         "description": form["description"],
-        "operationId": f"create_{_component(job_type)}",
+        "operationId": f"create_{component}",
         "requestBody": _body(form, example=example),
         "responses": {**create["responses"], "201": created},
     }
@@ -132,9 +136,14 @@ def _json(content: Json) -> Json:
     return {"application/json": content}
 
 
-def _component(job_type: str) -> str:
-    """A name that OpenAPI allows for a component."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", job_type)
+def _components(jobs: Mapping[str, type[BaseJob]]) -> dict[str, str]:
+    """Names that OpenAPI allows for a component, each for one type: also for "a b" beside "a_b"."""
+    plain = {job_type: re.sub(r"[^A-Za-z0-9._-]", "_", job_type) for job_type in jobs}
+    shared = {name for name, count in Counter(plain.values()).items() if count > 1}
+    return {
+        job_type: name if name not in shared or name == job_type else f"{name}-{fingerprint(job_type)[:12]}"
+        for job_type, name in plain.items()
+    }
 
 
 _STATIC: Final = Path(__file__).resolve().parent.parent / "static"
