@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -27,6 +29,7 @@ from jobledger import (
     OptionError,
     ParentNotFound,
 )
+from jobledger.domain.payload import fingerprint
 from jobledger.maintenance.prune import prune
 from jobledger.worker import run_job
 from sample_jobs import Echo, Effect
@@ -117,6 +120,31 @@ def test_a_key_that_was_used_for_something_else_is_refused(connections: Connecti
     assert refused.value.job_id == first.id
     assert isinstance(refused.value, DispatchRefused)
     assert count(connections, key) == 1
+
+
+class KeyedPrice(BaseJob):
+    def _perform(self, price: Decimal, at: datetime) -> None: ...
+
+
+def test_equal_payloads_are_the_same_however_they_are_spelled(connections: Connections) -> None:
+    first = KeyedPrice.dispatch(price="1.50", at="2026-10-25T02:30:00+02:00", idempotency_key="spelled")
+
+    again = KeyedPrice.dispatch(price=1.5, at=datetime(2026, 10, 25, 0, 30, tzinfo=UTC), idempotency_key="spelled")
+
+    assert (again.id, again.is_duplicate) == (first.id, True)
+    with pytest.raises(IdempotencyConflict):
+        KeyedPrice.dispatch(price="1.5", at="2026-10-25T02:30:00+01:00", idempotency_key="spelled")
+
+
+def test_a_key_that_an_earlier_version_took_is_known(connections: Connections) -> None:
+    payload = {"price": "1.50", "at": "2026-10-25T02:30:00+02:00"}
+    first = KeyedPrice.dispatch(**payload, idempotency_key="former")
+    former = fingerprint(["KeyedPrice", payload])  # as it was made before
+    execute(connections, "UPDATE idempotency_keys SET payload_hash = :former WHERE key = 'former'", former=former)
+
+    assert KeyedPrice.dispatch(**payload, idempotency_key="former").id == first.id
+    with pytest.raises(IdempotencyConflict):
+        KeyedPrice.dispatch(**{**payload, "price": "2.50"}, idempotency_key="former")
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\nb", "a\x00b", "\ud800", 5, b"key"])

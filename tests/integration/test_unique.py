@@ -5,11 +5,15 @@ import contextlib
 import itertools
 import os
 import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
@@ -483,6 +487,90 @@ def test_a_function_of_a_schedule_dispatches_what_is_not_there(
     if job_class is Strict:
         with pytest.raises(AlreadyDispatched):  # outside of a tick it is an error as ever
             job_class.dispatch(note=note)
+
+
+# -- equal payloads have one text
+
+
+class UniquePrice(BaseJob):
+    unique = Unique("note", "price", "at")
+
+    def _perform(self, note: str, price: Decimal, at: datetime, words: frozenset[str] = frozenset()) -> None: ...
+
+
+class HourlyPrice(UniquePrice):
+    unique = Unique(within="1h")
+
+
+@pytest.mark.parametrize("job_class", [UniquePrice, HourlyPrice])
+def test_a_number_or_a_moment_may_be_spelled_as_one_likes(
+    connections: Connections, note: str, job_class: type[BaseJob]
+) -> None:
+    first = job_class.dispatch(note=note, price="1.5", at="2026-10-25T00:30:00Z")
+    prague = ZoneInfo("Europe/Prague")
+    for price, at in (("1.50", "2026-10-25T02:30+02:00"), (1.5, datetime(2026, 10, 25, 2, 30, tzinfo=prague))):
+        assert job_class.dispatch(note=note, price=price, at=at).id == first.id
+    assert (
+        job_class.dispatch(note=note, price=1.5, at=datetime(2026, 10, 25, 2, 30, tzinfo=prague, fold=1)).id != first.id
+    )
+
+
+@pytest.mark.parametrize("job_class", [UniquePrice, HourlyPrice])
+def test_what_an_earlier_version_left_in_the_ledger_is_there(
+    connections: Connections, note: str, job_class: type[BaseJob]
+) -> None:
+    payload = {"note": note, "price": "1.50", "at": "2026-10-25T02:30:00+02:00", "words": []}
+    unique = job_class.unique
+    assert unique is not None
+    first = job_class.dispatch(**payload)
+    new, old = first_key(connections, first), unique.key(job_class.job_type, payload)  # as it was made before
+    assert new != old
+    execute(connections, "UPDATE job_statuses SET unique_key = :old WHERE unique_key = :new", old=old, new=new)
+    execute(connections, "UPDATE unique_windows SET unique_key = :old WHERE unique_key = :new", old=old, new=new)
+
+    assert job_class.dispatch(**payload).id == first.id
+    again = job_class.dispatch_many([{**payload, "price": "1.5"}, payload])
+
+    assert [(one.id, one.is_duplicate) for one in again] == [(first.id, True)] * 2
+    assert count(connections, note) == 1
+
+
+def first_key(connections: Connections, job: JobHandle) -> str:
+    """The key by which this job is unique."""
+    of_window = "SELECT unique_key FROM unique_windows WHERE job_id = :id"
+    return str(
+        one_value(
+            connections, f"SELECT coalesce(unique_key, ({of_window})) FROM job_statuses WHERE id = :id", id=job.id
+        )
+    )
+
+
+SETS = """
+import sys
+from test_unique import UniquePrice
+job = UniquePrice.set(idempotency_key=sys.argv[1]).dispatch(
+    note=sys.argv[1], price=1, at="2026-01-01T00:00:00Z", words={"one", "two", "three", "four", "five"}
+)
+print(job.id)
+"""
+
+
+def test_sets_are_the_same_in_every_process(connections: Connections, environment: dict[str, str], note: str) -> None:
+    here = str(Path(__file__).parent)
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", SETS, note],
+            env={**os.environ, **environment, "PYTHONPATH": f"{here}:{Path(here).parent}", "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    ]
+
+    assert len(set(said)) == 1
+    assert count(connections, note) == 1
 
 
 # -- with real processes

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from jobledger.connections.locks import waiting_for_conflicts
 from jobledger.domain.limits import AppliedLimit
 from jobledger.domain.options import Options
-from jobledger.domain.payload import fingerprint
+from jobledger.domain.payload import Compared, fingerprint
 from jobledger.domain.records import Accepted, NewJob
 from jobledger.domain.status import TERMINAL, JobStatus, OnParentFailure
 from jobledger.domain.unique import Unique
@@ -34,6 +34,7 @@ class Request:
 
     Attributes:
         payload: the JSON object, as text.
+        compared: what it has in common with equal ones, if that is asked; None for the payload itself.
     """
 
     job_type: str
@@ -42,6 +43,15 @@ class Request:
     has_on_failed: bool
     unique: Unique | None = None
     applied_limits: tuple[AppliedLimit, ...] = ()
+    compared: Compared | None = None
+
+    @property
+    def equal_by(self) -> Compared:
+        """What it has in common with equal ones."""
+        if self.compared is not None:
+            return self.compared
+        payload = json.loads(self.payload)
+        return Compared(payload, payload)
 
     @property
     def may_be_known(self) -> bool:
@@ -85,14 +95,16 @@ def _known_by_key(connection: Connection, row: NewJob, request: Request) -> Acce
     scope, key = row.idempotency_scope, row.idempotency_key
     if scope is None or key is None:
         return None
-    payload_hash = fingerprint([request.job_type, json.loads(request.payload)])
+    compared = request.equal_by
+    payload_hash = fingerprint([request.job_type, compared.now])
+    former_hash = fingerprint([request.job_type, compared.formerly])
     for _ in range(MOST_LOOKS):
         if uniqueness.take_key(connection, scope, key, payload_hash, row.id):
             return None
         taken = uniqueness.find_key(connection, scope, key)
         if taken is None:  # pruned at this moment
             continue
-        if taken.payload_hash != payload_hash:
+        if taken.payload_hash not in (payload_hash, former_hash):
             raise IdempotencyConflict(
                 f"idempotency_key={key!r} was used before, by job {taken.job_id}, for another job type or payload.",
                 taken.job_id,
@@ -138,9 +150,15 @@ def _write_unique(connection: Connection, rows: list[NewJob], requests: Sequence
     equal = _EqualJobs(rows, requests)
     found: dict[UUID, Accepted] = {}
     for key, row, unique in sorted(equal.within, key=lambda one: one[0]):
-        known = _known_in_window(connection, key, row, unique)
+        known = _known_in_window(connection, (*equal.former_keys(row), key), row, unique)
         if known is not None:
             found[row.id] = known
+    for row, unique in equal.during:
+        for key in equal.former_keys(row):
+            holder = uniqueness.unfinished(connection, key)
+            known = _resolve_conflict(connection, row, unique, holder) if holder is not None else None
+            if known is not None:
+                found[row.id] = known
     new = sorted((row for row in equal.rows if row.id not in found), key=lambda row: row.unique_key or "")
     if new:
         found |= _insert(connection, new, family)
@@ -166,13 +184,17 @@ class _EqualJobs:
         self.firsts: list[tuple[NewJob, UUID]] = []
         self.during: list[tuple[NewJob, Unique]] = []
         self.within: list[tuple[str, NewJob, Unique]] = []
+        self._former_keys: dict[UUID, set[str]] = {}
         kinds: dict[UUID, tuple[NewJob, str | None, Unique | None]] = {}
         by_key: dict[str, UUID] = {}
         for row, request in zip(asked, requests, strict=True):
             unique = request.unique
-            key = unique.key(request.job_type, json.loads(request.payload)) if unique is not None else None
+            key = unique.key(request.job_type, request.equal_by.now) if unique is not None else None
             first = by_key.setdefault(key, row.id) if key is not None else row.id
             self.firsts.append((row, first))
+            former = unique.key(request.job_type, request.equal_by.formerly) if unique is not None else None
+            if former is not None and former != key:
+                self._former_keys.setdefault(first, set()).add(former)
             if first == row.id:
                 kinds[first] = (row, key, unique)
             elif unique is not None and unique.on_conflict == "error":
@@ -190,16 +212,21 @@ class _EqualJobs:
                 else:
                     self.within.append((key, written, unique))
 
+    def former_keys(self, row: NewJob) -> list[str]:
+        """The keys that an earlier version of jobledger may have left for jobs like this one, if they are others."""
+        return sorted(self._former_keys.get(row.id, ()))
 
-def _known_in_window(connection: Connection, key: str, row: NewJob, unique: Unique) -> Accepted | None:
-    """The equal job that was dispatched a while ago; None if a new time begins with this row."""
+
+def _known_in_window(connection: Connection, keys: Sequence[str], row: NewJob, unique: Unique) -> Accepted | None:
+    """The equal job that was dispatched a while ago; None if a new time begins with this row, by the last key."""
     for _ in range(MOST_LOOKS):
-        holder = uniqueness.in_window(connection, key)
-        if holder is not None:
-            return _resolve_conflict(connection, row, unique, holder) or Accepted(
-                holder.id, holder.status, None, is_duplicate=True
-            )
-        if uniqueness.open_window(connection, key, unique.within_seconds or 0.0, row.id):
+        for key in keys:
+            holder = uniqueness.in_window(connection, key)
+            if holder is not None:
+                return _resolve_conflict(connection, row, unique, holder) or Accepted(
+                    holder.id, holder.status, None, is_duplicate=True
+                )
+        if uniqueness.open_window(connection, keys[-1], unique.within_seconds or 0.0, row.id):
             return None
     raise DispatchContended(f"{row.job_type}: equal jobs come and go too quickly: try again.")
 

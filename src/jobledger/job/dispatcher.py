@@ -134,6 +134,7 @@ class Dispatcher:
         payload = job_class.payload_type.encode(given, job_class.job_type)
         stored = json.loads(payload)
         ask_class(job_class, job_class.payload_type.decode(stored, job_class.job_type) or stored)
+        may_be_known = job_class.unique is not None or options.idempotency_key is not None
         return Request(
             job_type=job_class.job_type,
             payload=payload,
@@ -143,6 +144,7 @@ class Dispatcher:
             applied_limits=tuple(
                 one.of(job_class.job_type, stored) for one in (job_class.limit, job_class.rate) if one is not None
             ),
+            compared=job_class.payload_type.compared(stored, job_class.job_type) if may_be_known else None,
         )
 
 
