@@ -7,14 +7,16 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
 from rq.job import Job
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
 
 from harness import one_value, row_of
 from jobledger import (
@@ -254,6 +256,26 @@ def test_a_moment_must_say_its_time_zone(connections: Connections) -> None:
         Import.dispatch_at(datetime(2113, 1, 1), table="flights")
 
 
+@pytest.mark.parametrize("moment", [date(2113, 1, 1), None, "2113-01-01T00:00:00Z", 4512412800, timedelta(days=1)])
+def test_what_is_no_moment_is_refused(connections: Connections, moment: Any) -> None:
+    with pytest.raises(OptionError, match=r"dispatch_at=.* is no moment: say a datetime"):
+        Import.dispatch_at(moment, table="flights")
+
+
+def test_a_moment_in_the_night_of_a_clock_change_is_the_one_that_is_meant(connections: Connections) -> None:
+    for fold, utc in ((0, "00:30"), (1, "01:30")):
+        moment = datetime(2113, 10, 29, 2, 30, tzinfo=ZoneInfo("Europe/Prague"), fold=fold)
+        row = row_of(connections, Import.dispatch_at(moment, table="flights"))
+        assert row.available_at == moment.astimezone(UTC)
+        assert row.available_at.astimezone(UTC).strftime("%H:%M") == utc
+
+
+@pytest.mark.parametrize("delay", [None, date(2113, 1, 1), "soon", [5]])
+def test_what_is_no_delay_is_refused(connections: Connections, delay: Any) -> None:
+    with pytest.raises(OptionError, match=r"dispatch_in=.* is no length of time"):
+        Import.dispatch_in(delay, table="flights")
+
+
 # -- many
 
 
@@ -302,6 +324,18 @@ def test_a_payload_among_many_cannot_carry_options(connections: Connections) -> 
         Echo.dispatch_many([{"queue": "low"}])
 
 
+@pytest.mark.parametrize("payloads", [None, 5, {"table": "flights"}, "flights", b"flights"])
+def test_what_is_no_list_of_payloads_is_refused(connections: Connections, payloads: Any) -> None:
+    with pytest.raises(OptionError, match=r"dispatch_many\(.*\): say a list of payloads, each a dictionary"):
+        Import.dispatch_many(payloads)
+
+
+@pytest.mark.parametrize("payload", [None, 5, "flights", ["table"], [("table", "flights")]])
+def test_what_is_no_payload_is_refused(connections: Connections, payload: Any) -> None:
+    with pytest.raises(PayloadError, match=r"Import: .* is no payload: say a dictionary"):
+        Import.dispatch_many([{"table": "flights"}, payload])
+
+
 def test_none_of_many_is_nothing(connections: Connections) -> None:
     assert Import.dispatch_many([]) == []
 
@@ -330,6 +364,14 @@ def test_async_code_dispatches_in_its_own_transaction(connections: Connections) 
     assert before_commit == []
     assert pushed(connections, "etl") == [str(parent.id)]
     assert (row_of(connections, parent).status, row_of(connections, child).status) == ("queued", "deferred")
+
+
+def test_an_async_dispatch_wants_an_async_session(connections: Connections) -> None:
+    with (
+        Session(connections.engine) as session,
+        pytest.raises(OptionError, match="session= is a Session: say an Async"),
+    ):
+        asyncio.run(Import.adispatch(session=session, table="flights"))  # type: ignore[arg-type]
 
 
 def test_a_job_dispatched_in_an_async_transaction_is_gone_with_it(connections: Connections) -> None:

@@ -16,19 +16,21 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session
 from uuid6 import uuid7
 
-from jobledger.connections.deadlines import DISPATCH_SECONDS
+from jobledger.connections.deadlines import DISPATCH_SECONDS, within
 from jobledger.connections.default import Connections, default_connections
 from jobledger.connections.locks import CONFLICT_SECONDS
 from jobledger.dispatch.admission import Request, admit
 from jobledger.dispatch.after_commit import after_commit_of
+from jobledger.dispatch.parts import in_parts
 from jobledger.domain.options import DEFAULT_PRIORITY
 from jobledger.domain.records import Accepted, NewJob, Wake
 from jobledger.domain.status import JobStatus
-from jobledger.errors import OptionError
+from jobledger.errors import LedgerUnavailable, OptionError
 from jobledger.lifecycle import limits
 from jobledger.lifecycle.push import ask_for_room, push, push_quietly
 from jobledger.observe.log import get_logger
@@ -37,6 +39,9 @@ log: Final = get_logger(__name__)
 
 ANSWER_SECONDS: Final = 0.5
 """What is left of `within_seconds` for all that is not waiting."""
+
+COMMIT_SECONDS: Final = 5.0
+"""For the commit of many rows, which waits for the disk and for standbys."""
 
 SHORTEST_SECONDS: Final = 0.05
 """For a transaction that comes too late: it is given up, and not before it has begun."""
@@ -81,7 +86,9 @@ def dispatch(
     into: Connections | None = None,
     within_seconds: float | None = None,
 ) -> list[Accepted]:
-    """Write rows, in one statement, and push the wake-ups of those that may run.
+    """Write rows, all or none, and push the wake-ups of those that may run.
+
+    One row is one statement; many are written in parts (`dispatch.parts`).
 
     Args:
         requests: what to dispatch; all with the same `after` parents.
@@ -98,8 +105,8 @@ def dispatch(
         ParentNotFound: a parent is not in the ledger; nothing was written.
         IdempotencyConflict: the key was used for something else; nothing was written.
         DispatchContended: somebody who dispatches the same does not come to an end; nothing was written.
-        LedgerUnavailable: Postgres is away; without a session this means that it is unknown whether the jobs
-            were accepted if the connection was lost during the commit.
+        LedgerUnavailable: Postgres is away, or too slow; without a session this means that it is unknown whether the
+            jobs were accepted if the connection was lost during the commit.
     """
     begun = time.monotonic()
     connections = into or default_connections()
@@ -122,18 +129,74 @@ def dispatch(
         row.id: Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) for row in rows if row.pushed
     }
     if session is None:
-        deadline, patience = _limits(requests, within_seconds, time.monotonic() - begun)
-        with connections.transaction(deadline) as connection:
-            accepted = admit(connection, rows, requests, patience)
+        accepted = _write(connections, rows, requests, within_seconds, begun)
         (push if asks_first else push_quietly)(connections, _due(accepted, wakes))
         limits.release_new(connections, _keys(accepted, rows))
         return accepted
-    accepted = admit(session.connection(), rows, [_giving_back(one) for one in requests] if tick else requests)
+    accepted = _admit_all(session.connection(), rows, [_giving_back(one) for one in requests] if tick else requests)
     if tick is not None:
         _say_what_was_there(tick, requests, accepted)
     held = after_commit_of(session, until_commit=True)
     held.add(session, connections, _due(accepted, wakes), _keys(accepted, rows), has_room=asks_first)
     return accepted
+
+
+def _write(
+    connections: Connections,
+    rows: list[NewJob],
+    requests: Sequence[Request],
+    within_seconds: float | None,
+    begun: float,
+) -> list[Accepted]:
+    """Write rows in a transaction of their own."""
+    if within_seconds is None and len(rows) > 1:
+        return _write_many(connections, rows, requests)
+    deadline, patience = _limits(requests, within_seconds, time.monotonic() - begun)
+    with connections.transaction(deadline) as connection:
+        return _admit_all(connection, rows, requests, patience)
+
+
+def _write_many(connections: Connections, rows: list[NewJob], requests: Sequence[Request]) -> list[Accepted]:
+    """Write rows in parts, each in its own time, and commit them together."""
+    parts = in_parts(rows, requests)
+    wait = CONFLICT_SECONDS * any(request.may_be_known for request in requests)
+    accepted: dict[int, Accepted] = {}
+    began, seconds = time.monotonic(), DISPATCH_SECONDS
+    try:
+        with connections.transaction(sum(part.seconds + wait for part in parts) + DISPATCH_SECONDS) as connection:
+            for part in parts:
+                began, seconds = time.monotonic(), part.seconds + wait
+                with within(connection, seconds):
+                    accepted |= zip(part.places, admit(connection, part.rows, part.requests), strict=True)
+            began, seconds = time.monotonic(), COMMIT_SECONDS
+            with within(connection, seconds):
+                connection.commit()
+    except LedgerUnavailable as error:
+        if time.monotonic() - began < seconds:
+            raise  # Postgres is away indeed
+        if len(accepted) == len(rows):
+            said = f"Postgres did not commit {len(rows):,} jobs within {seconds:.2g} s: whether it will is not known."
+        else:
+            said = (
+                f"Postgres is too slow: it took {len(accepted):,} of {len(rows):,} jobs, and not the next ones within "
+                f"{seconds:.2g} s. Nothing was written; dispatch fewer at once, or later."
+            )
+        raise LedgerUnavailable(said) from error
+    return [accepted[place] for place in range(len(rows))]
+
+
+def _admit_all(
+    connection: Connection, rows: list[NewJob], requests: Sequence[Request], patience: float | None = None
+) -> list[Accepted]:
+    """Write rows in a transaction of which they are not all; all of them or none."""
+    parts = in_parts(rows, requests) if len(rows) > 1 else []
+    if len(parts) < 2:
+        return admit(connection, rows, requests, patience)
+    accepted: dict[int, Accepted] = {}
+    with connection.begin_nested():
+        for part in parts:
+            accepted |= zip(part.places, admit(connection, part.rows, part.requests, patience), strict=True)
+    return [accepted[place] for place in range(len(rows))]
 
 
 def _limits(
@@ -185,6 +248,8 @@ async def dispatch_async(
     requests: Sequence[Request], session: AsyncSession, into: Connections | None = None
 ) -> list[Accepted]:
     """The same in the transaction of an AsyncSession."""
+    if not hasattr(session, "run_sync"):
+        raise OptionError(f"session= is a {type(session).__name__}: say an AsyncSession, or call `X.dispatch(…)`.")
     return await session.run_sync(lambda sync_session: dispatch(requests, sync_session, into))
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Final
 from uuid import UUID
 
@@ -65,12 +64,14 @@ def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Accepted]:
     ]
 
 
+_COLUMNS: Final = [name for name in NewJob.__slots__ if name not in ("payload", "applied_limits")]
+"""Limits are rows of their own, see `limits`; the payload is JSON already."""
+
+
 def _as_json(job: NewJob) -> str:
-    fields = {**asdict(job), "id": str(job.id), "schedule_id": job.schedule_id and str(job.schedule_id)}
-    del fields["applied_limits"]  # rows of their own: see slots
-    fields["held_by"] = job.held_by
-    payload = fields.pop("payload")
-    return json.dumps(fields)[:-1] + f', "payload": {payload}}}'
+    columns = {name: getattr(job, name) for name in _COLUMNS}
+    columns |= {"id": str(job.id), "schedule_id": job.schedule_id and str(job.schedule_id), "held_by": job.held_by}
+    return json.dumps(columns)[:-1] + f', "payload": {job.payload}}}'
 
 
 _REPLACE: Final = sa.text("""
