@@ -170,6 +170,8 @@ class Running:
     """It was to be canceled long enough ago for its own process to have ended it."""
     isolated: bool
     """Its process runs nothing else: the death of the process is the job's."""
+    age_seconds: float
+    """Since it began."""
     max_attempts: int
     errors: int
     crashes: int
@@ -179,7 +181,8 @@ class Running:
 _RUNNING: Final = """
 SELECT j.id, j.attempt, a.worker, a.lease_expires_at < now() AS lease_stale,
        coalesce(j.cancel_requested_at < now() - make_interval(secs => :cancel_seconds), false) AS cancel_overdue,
-       a.isolated, j.max_attempts, j.errors, j.crashes, j.losses
+       a.isolated, CAST(extract(epoch FROM clock_timestamp() - a.started_at) AS float8) AS age_seconds,
+       j.max_attempts, j.errors, j.crashes, j.losses
   FROM job_statuses j JOIN job_attempts a ON a.job_id = j.id AND a.number = j.attempt
  WHERE j.status = 'started'
 """
@@ -217,12 +220,14 @@ _END_BACKEND: Final = sa.text(
     f"SELECT pg_terminate_backend(s.pid, 2000) {_SESSION} AND (:surely OR a.lease_expires_at < now())"
 )
 _CANCEL_STATEMENT: Final = sa.text(f"SELECT pg_cancel_backend(s.pid) {_SESSION}")
-_STILL_LOST: Final = sa.text("""
+_LOST: Final = """
 SELECT true FROM job_statuses j JOIN job_attempts a ON a.job_id = j.id AND a.number = j.attempt
  WHERE j.id = CAST(:id AS uuid) AND j.attempt = :attempt AND j.status = 'started'
    AND (:surely OR a.lease_expires_at < now())
-   FOR NO KEY UPDATE OF j SKIP LOCKED
-""")
+"""
+_IS_LOST: Final = sa.text(_LOST)
+_LOCK_LOST: Final = sa.text(f"{_LOST} FOR NO KEY UPDATE OF j SKIP LOCKED")
+_PROVE_WRITABLE: Final = sa.text("LOCK TABLE job_attempts IN ROW EXCLUSIVE MODE")
 
 
 def end_backend(connection: Connection, job_id: UUID, attempt: int, *, surely: bool) -> None:
@@ -268,5 +273,20 @@ def lock_if_lost(connection: Connection, job_id: UUID, attempt: int, *, surely: 
         False if it is not over after all (renewed, or ended by somebody else), or if somebody else has the row locked:
         another reaper, or a dispatch with `after=`, whose end the next sweep will see.
     """
-    found = connection.execute(_STILL_LOST, {"id": str(job_id), "attempt": attempt, "surely": surely})
+    found = connection.execute(_LOCK_LOST, {"id": str(job_id), "attempt": attempt, "surely": surely})
     return found.one_or_none() is not None
+
+
+def is_lost(connection: Connection, job_id: UUID, attempt: int, *, surely: bool) -> bool:
+    """The same without the lock, as the row was committed last."""
+    found = connection.execute(_IS_LOST, {"id": str(job_id), "attempt": attempt, "surely": surely})
+    return found.one_or_none() is not None
+
+
+def prove_writable(connection: Connection) -> None:
+    """Take the lock that renewals take on the table of attempts: if it is not to be had, a stale lease proves nothing.
+
+    Raises:
+        LockTimeout: another transaction has the table locked, as one that builds an index does.
+    """
+    connection.execute(_PROVE_WRITABLE)

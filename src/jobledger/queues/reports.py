@@ -23,11 +23,14 @@ class Death:
         worker: name of the RQ worker that said so last.
         process_died: its work-horse died, rather than that something was raised in it.
         report: RQ's words: of a traceback the line that names the error, otherwise the last line.
+        age_seconds: since RQ said so, by the clock of Redis. Of a Redis that came back with older data it may be more
+            than the attempt has lasted: then it is about an earlier one.
     """
 
     worker: str
     process_died: bool
     report: str
+    age_seconds: float
 
 
 def reported_deaths(client: redis.Redis, job_ids: Iterable[UUID]) -> dict[UUID, Death]:
@@ -41,18 +44,21 @@ def reported_deaths(client: redis.Redis, job_ids: Iterable[UUID]) -> dict[UUID, 
     """
     ids = list(job_ids)
     with client.pipeline(transaction=False) as pipeline:
+        pipeline.time()
         for job_id in ids:
             pipeline.hget(keys.hash_of(job_id), "status")
             pipeline.xrevrange(keys.results_of(job_id), count=1)
-        answers = pipeline.execute()
+        (seconds, microseconds), *answers = pipeline.execute()
+    now = seconds + microseconds / 1_000_000
     deaths: dict[UUID, Death] = {}
     for job_id, status, entries in zip(ids, answers[0::2], answers[1::2], strict=True):
         if status == b"failed" and entries:
-            deaths[job_id] = _death(entries[0][1])
+            entry_id, entry = entries[0]
+            deaths[job_id] = _death(entry_id, entry, now)
     return deaths
 
 
-def _death(entry: Mapping[bytes, bytes]) -> Death:
+def _death(entry_id: bytes, entry: Mapping[bytes, bytes], now: float) -> Death:
     # rq 3.0 results.py:308 packs the text so; the length is bounded because Redis is not trusted.
     try:
         packed = base64.b64decode(entry.get(b"exc_string", b""))
@@ -63,6 +69,7 @@ def _death(entry: Mapping[bytes, bytes]) -> Death:
         worker=entry.get(b"worker_name", b"").decode("utf-8", "replace"),
         process_died=text.startswith("Work-horse terminated unexpectedly"),
         report=_what_was_raised(text)[:1000],
+        age_seconds=now - int(entry_id.partition(b"-")[0]) / 1000,  # the first part is Redis's time, XADD
     )
 
 

@@ -43,6 +43,7 @@ LOOK_SECONDS: Final = 2.0
 """So often the ledger is asked for fences and cancels; a read that writes nothing."""
 
 PROGRESS_PAUSE_SECONDS: Final = 1.0
+BEAT_LOCK_SECONDS: Final = 3.0
 END_SECONDS: Final = 90.0
 """Longest for a process to write an end; then it counts as stuck, and its lease runs out."""
 
@@ -101,7 +102,7 @@ class Keeper:
             self._note_deaths()
             self._beat()
             self._look_for_stops()
-        except (LedgerUnavailable, SQLAlchemyError) as error:
+        except (LedgerUnavailable, LockTimeout, SQLAlchemyError) as error:
             was_ready, self._is_ready = self._is_ready, self._is_ready and not isinstance(error, LedgerUnavailable)
             if self._kept or was_ready:
                 log.warning("Leases are not renewed", attempts=len(self._kept), error=str(error).split("\n")[0])
@@ -202,7 +203,7 @@ class Keeper:
         if not due:
             return
         try:
-            with self._connections.transaction(STATEMENT_SECONDS) as connection:
+            with transaction_waiting_for_locks(self._connections, STATEMENT_SECONDS, BEAT_LOCK_SECONDS) as connection:
                 heard = leases.beat(connection, [one for _, one in due.values()])
         except BaseException:
             for kept, _ in due.values():  # at the next turn, as long as the leases still last

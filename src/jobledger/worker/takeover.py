@@ -59,7 +59,10 @@ def _report(connections: Connections, note: AttemptNote) -> Death | None:
         found = queues.reported_deaths(connections.maintenance_redis, [note.job_id]).get(note.job_id)
     except redis.RedisError:
         return None
-    return found if found is not None and found.worker == note.worker else None
+    if found is None or found.worker != note.worker:
+        return None
+    lasted = time.monotonic() - note.began_at
+    return found if found.age_seconds <= lasted else None  # an older one is about an earlier attempt
 
 
 def overdue(
