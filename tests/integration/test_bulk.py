@@ -10,7 +10,7 @@ from harness import execute, one_value
 from jobledger import Connections, JobHandle, JobStatus, OptionError, Unique, control
 from jobledger.connections.locks import LockPatience
 from jobledger.control import Answer, Verdict
-from jobledger.domain.records import Runner
+from jobledger.domain.records import Runner, Untold
 from jobledger.ledger import moves
 from jobledger.ledger.queries import Filter
 from jobledger.maintenance.relay import relay_due
@@ -188,20 +188,30 @@ def test_what_has_left_the_selected_statuses_is_not_canceled(
 
 
 def test_what_somebody_holds_is_refused_and_the_rest_is_done(connections: Connections) -> None:
-    parent, *others = Echo.dispatch_many([{}] * 5)
-    child = Echo.dispatch(after=parent)
+    held, *others = Echo.dispatch_many([{}] * 5)
     bad = [failed() for _ in range(2)]
     with Session(connections.engine) as session:
-        Echo.dispatch(after=[child, bad[0]], session=session, on_parent_failure="run")
+        Echo.dispatch(after=[held, bad[0]], session=session, on_parent_failure="run")
 
         waiting_ones = control.to_cancel(connections, Filter([JobStatus.QUEUED]))
         canceled = answers_to(control.cancel_selected(connections, waiting_ones, "ann"))
         retried = answers_to(control.retry_selected(connections, control.to_retry(connections, Filter()), "ann"))
         session.rollback()
 
-    assert canceled == {parent.id: Verdict.REFUSED} | {one.id: Verdict.DONE for one in others}
+    assert canceled == {held.id: Verdict.REFUSED} | {one.id: Verdict.DONE for one in others}
     assert retried == {bad[0].id: Verdict.REFUSED, bad[1].id: Verdict.DONE}
-    assert statuses(parent, child, bad[0]) == [JobStatus.QUEUED, JobStatus.DEFERRED, JobStatus.FAILED]
+    assert statuses(held, bad[0]) == [JobStatus.QUEUED, JobStatus.FAILED]
+
+
+def test_jobs_whose_children_have_yet_to_be_told_are_not_retried(connections: Connections) -> None:
+    told, untold = failed(), failed()
+    with connections.transaction() as connection:
+        moves.note_untold(connection, [Untold(untold.id)])
+
+    answers = answers_to(control.retry_selected(connections, control.to_retry(connections, Filter()), "ann"))
+
+    assert answers == {told.id: Verdict.DONE, untold.id: Verdict.REFUSED}
+    assert statuses(told, untold) == [JobStatus.QUEUED, JobStatus.FAILED]
 
 
 def test_what_waits_for_an_equal_job_is_waited_for_as_what_is_held(

@@ -18,6 +18,7 @@ from jobledger.control import Verdict
 from jobledger.domain.records import Evidence, Runner
 from jobledger.embedded import free_port
 from jobledger.ledger import moves
+from jobledger.lifecycle.children import propagate_due
 from jobledger.lifecycle.finish import Again, CancelRunning, Decision, Fail, HandBack, complete, settle
 from jobledger.maintenance.prune import prune
 from jobledger.queues import waiting
@@ -361,22 +362,22 @@ def test_a_claim_waits_for_a_cancel_that_came_first_and_finds_nothing(connection
     assert handle.refresh().status is JobStatus.CANCELED
 
 
-def test_a_cancel_says_that_somebody_holds_what_waits_for_the_job(
-    connections: Connections, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("jobledger.control.jobs.LOCK_SECONDS", 0.1)
+def test_a_child_that_another_transaction_has_locked_keeps_no_job_from_being_canceled(connections: Connections) -> None:
     parent = Echo.dispatch()
-    child = Echo.dispatch(after=parent)
+    child, other = Echo.dispatch_many([{}] * 2, after=parent)
     with Session(connections.engine) as session:
         Echo.dispatch(after=child, session=session)
-        answer = parent.cancel()
+        assert parent.cancel().is_done
+        assert (child.refresh().status, other.refresh().status) == (JobStatus.DEFERRED, JobStatus.CANCELED)
+        waits = parent.retry()
         session.rollback()
 
-    assert (answer.verdict, answer.status) == (Verdict.REFUSED, JobStatus.QUEUED)
-    assert "another transaction holds it, or a job that waits for it" in answer.message
-    assert (parent.refresh().status, child.refresh().status) == (JobStatus.QUEUED, JobStatus.DEFERRED)
-    assert parent.cancel().is_done
+    assert waits.verdict is Verdict.REFUSED
+    assert "are still being told of its end; try again" in waits.message
+    assert parent.refresh().status is JobStatus.CANCELED
+    eventually(lambda: propagate_due(connections, 1.0), what="a scheduler tells the child")
     assert child.refresh().status is JobStatus.CANCELED
+    assert parent.retry().is_done
 
 
 @pytest.mark.parametrize(("ask", "status"), [(control.cancel, JobStatus.QUEUED), (control.retry, JobStatus.FAILED)])

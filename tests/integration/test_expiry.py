@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from harness import SHORT, Stack, eventually, one_value
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, OptionError, Reason
 from jobledger.ledger import moves
+from jobledger.lifecycle.children import propagate_due
 from jobledger.maintenance.expire import expire
 from jobledger.maintenance.relay import relay_due
 from jobledger.worker import run_job
@@ -183,7 +184,7 @@ def test_what_somebody_holds_expires_later(connections: Connections) -> None:
     assert expire(connections) == 1
 
 
-def test_a_child_that_somebody_holds_keeps_no_other_job_from_expiring(
+def test_a_job_that_another_transaction_has_locked_keeps_no_other_from_expiring(
     connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobledger.maintenance.expire.BATCH", 1)
@@ -192,7 +193,7 @@ def test_a_child_that_somebody_holds_keeps_no_other_job_from_expiring(
     let_expire(connections, parents[0])
     let_expire(connections, parents[1])
     with Session(connections.engine) as session:
-        Echo.dispatch(after=child, session=session)
+        Echo.dispatch(after=parents[0], session=session)
 
         assert expire(connections) == 1
         assert (parents[0].refresh().status, child.refresh().status) == (JobStatus.QUEUED, JobStatus.DEFERRED)
@@ -200,6 +201,21 @@ def test_a_child_that_somebody_holds_keeps_no_other_job_from_expiring(
         session.rollback()
 
     assert expire(connections) == 1
+    assert child.refresh().status is JobStatus.CANCELED
+
+
+def test_a_child_that_another_transaction_has_locked_keeps_its_parent_from_nothing(connections: Connections) -> None:
+    parent = Echo.dispatch(expires_in=60)
+    child = Echo.dispatch(after=parent)
+    let_expire(connections, parent)
+    with Session(connections.engine) as session:
+        Echo.dispatch(after=child, session=session)
+
+        assert expire(connections) == 1
+        assert (parent.refresh().reason, child.refresh().status) == ("expired", JobStatus.DEFERRED)
+        session.rollback()
+
+    eventually(lambda: propagate_due(connections, 1.0), what="a scheduler tells the child")
     assert child.refresh().status is JobStatus.CANCELED
 
 

@@ -33,6 +33,7 @@ from jobledger.domain.records import Evidence, Runner, Wake
 from jobledger.ledger import leases, moves, wakeups
 from jobledger.ledger.heartbeats import GAP_SECONDS
 from jobledger.ledger.leases import Progress
+from jobledger.lifecycle.children import propagate_due
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reaper import reap
 from jobledger.maintenance.reconcile import reconcile
@@ -488,7 +489,7 @@ def test_a_row_that_somebody_has_locked_stops_no_reaper(connections: Connections
 
 
 @pytest.mark.usefixtures("settled")
-def test_a_child_that_somebody_holds_keeps_no_reaper_from_the_others(connections: Connections) -> None:
+def test_a_child_that_another_transaction_has_locked_keeps_no_reaper_from_any_job(connections: Connections) -> None:
     parent, other = started(connections), started(connections)
     child = Echo.dispatch(after=parent)
     let_leases_run_out(connections)
@@ -498,12 +499,12 @@ def test_a_child_that_somebody_holds_keeps_no_reaper_from_the_others(connections
     with Session(connections.engine) as session:
         Echo.dispatch(after=child, session=session)
 
-        assert reap(connections) == 1
-        assert statuses(parent, other, child) == [JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED]
+        assert reap(connections) == 2
+        assert statuses(parent, other, child) == [JobStatus.FAILED, JobStatus.SCHEDULED, JobStatus.DEFERRED]
         session.rollback()
 
-    assert reap(connections) == 1, "the next sweep sees to it"
-    assert statuses(parent, child) == [JobStatus.FAILED, JobStatus.CANCELED]
+    eventually(lambda: propagate_due(connections, 1.0), what="a scheduler tells the child")
+    assert statuses(child) == [JobStatus.CANCELED]
 
 
 @pytest.mark.usefixtures("settled")

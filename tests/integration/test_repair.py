@@ -13,10 +13,11 @@ from rq.job import JobStatus as RQStatus
 from rq.results import Result
 from sqlalchemy.orm import Session
 
-from harness import execute, one_value, row_of
+from harness import eventually, execute, one_value, row_of
 from jobledger import BaseJob, Connections, Failure, JobHandle, JobStatus, Reason, Settings, configure, queues
 from jobledger.domain.records import Runner, Wake
 from jobledger.ledger import moves, wakeups
+from jobledger.lifecycle.children import propagate_due
 from jobledger.maintenance.clean import clean
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reconcile import MAX_LOST_WAKES, reconcile
@@ -36,7 +37,7 @@ BEGUN = "rq:wip:default"
 
 @pytest.fixture(autouse=True)
 def _empty(connections: Connections) -> None:
-    for table in ("job_statuses", "sweeps", "lost_wakes", "redis_epoch"):
+    for table in ("job_statuses", "job_propagations", "sweeps", "lost_wakes", "redis_epoch"):
         execute(connections, f"DELETE FROM {table}")
 
 
@@ -304,7 +305,7 @@ def test_what_somebody_holds_keeps_nobody_from_giving_up_the_others(connections:
     connections.redis.delete(LIST)
     pushed_ago(connections, 15 * 16 + 1)
     with Session(connections.engine) as session:
-        Echo.dispatch(after=child, session=session)
+        Echo.dispatch(after=held, session=session)
 
         assert sweep(connections) == 1
         assert (held.refresh().status, free.refresh().status) == (JobStatus.QUEUED, JobStatus.FAILED)
@@ -633,11 +634,12 @@ def test_a_child_that_somebody_holds_keeps_none_from_being_let_go(connections: C
     with Session(connections.engine) as session:
         Echo.dispatch(after=held, session=session)
 
-        assert release_stuck_children(connections) == 1
+        assert release_stuck_children(connections) == 2
         assert (held.refresh().status, released.refresh().status) == (JobStatus.DEFERRED, JobStatus.QUEUED)
+        assert release_stuck_children(connections) == 0, "it is known"
         session.rollback()
 
-    assert release_stuck_children(connections) == 1
+    eventually(lambda: propagate_due(connections, 1.0), what="a scheduler tells the child")
     assert held.refresh().status is JobStatus.CANCELED
 
 

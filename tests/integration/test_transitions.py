@@ -98,7 +98,7 @@ JOB_IN: dict[JobStatus, Callable[[Connection], UUID]] = {
 def parent_of(ledger: Connection, child: UUID, mode: OnParentFailure = OnParentFailure.CANCEL) -> UUID:
     parent = inserted(ledger)
     moves.lock_parents(ledger, [parent])
-    moves.link(ledger, [parent], {child: mode})
+    moves.link(ledger, {parent: QUEUED}, {child: mode})
     return parent
 
 
@@ -124,16 +124,12 @@ def promote_due(ledger: Connection, job_id: UUID) -> None:
 
 
 def release(ledger: Connection, job_id: UUID) -> None:
-    moves.release_children(ledger, parent_of(ledger, job_id))
-
-
-def release_in_spite(ledger: Connection, job_id: UUID) -> None:
-    moves.release_in_spite(ledger, [parent_of(ledger, job_id, OnParentFailure.RUN)])
+    moves.release_children(ledger, [(parent_of(ledger, job_id), job_id)])
 
 
 def release_later(ledger: Connection, job_id: UUID) -> None:
     ledger.execute(sa.text("UPDATE job_statuses SET available_at = now() + '1h' WHERE id = :id"), {"id": job_id})
-    moves.release_children(ledger, parent_of(ledger, job_id))
+    moves.release_children(ledger, [(parent_of(ledger, job_id), job_id)])
 
 
 def give_up(ledger: Connection, job_id: UUID) -> None:
@@ -184,12 +180,11 @@ MOVES_OF_FUNCTIONS = {
     "promote_due": Move(frozenset({SCHEDULED}), QUEUED, promote_due),
     "release_children": Move(frozenset({DEFERRED}), QUEUED, release),
     "release_children, delayed": Move(frozenset({DEFERRED}), SCHEDULED, release_later),
-    "release_in_spite": Move(frozenset({DEFERRED}), QUEUED, release_in_spite),
     "run_held": Move(frozenset({DEFERRED}), QUEUED, moves.run_deferred),
     "cancel_children": Move(
         frozenset({DEFERRED}),
         CANCELED,
-        lambda ledger, job: moves.cancel_children(ledger, [parent_of(ledger, job)], "failed"),
+        lambda ledger, job: moves.cancel_children(ledger, {job: f"parent {parent_of(ledger, job)} failed"}),
     ),
     "cancel": Move(
         frozenset({DEFERRED, SCHEDULED, QUEUED}),

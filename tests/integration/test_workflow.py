@@ -17,8 +17,8 @@ from harness import eventually, one_value
 from jobledger import BaseJob, Connections, JobHandle, JobStatus, Outcome, ParentNotFound, Reason
 from jobledger.domain.records import Evidence, Runner
 from jobledger.ledger import moves
-from jobledger.lifecycle.finish import Fail, Settled, complete, settle
-from jobledger.lifecycle.push import push_quietly
+from jobledger.lifecycle.children import propagate_due
+from jobledger.lifecycle.finish import Fail, Settled, announce, complete, settle
 from jobledger.maintenance.relay import relay, relay_due
 from jobledger.worker import run_job
 from sample_jobs import Echo, Fails
@@ -269,12 +269,23 @@ def finish_and_push(connections: Connections, handle: JobHandle) -> None:
     """What the run of a job does at its end."""
     with connections.transaction() as connection:
         settled = finish(connection, handle)
-    push_quietly(connections, settled.wakes)
+    announce(connections, settled)
 
 
 def fail_and_push(connections: Connections, handle: JobHandle) -> None:
     with connections.transaction() as connection:
-        settle(connection, handle.id, 1, Outcome.ERROR, Fail(Reason.ERROR, {"errors": 1}), Evidence())
+        settled = settle(connection, handle.id, 1, Outcome.ERROR, Fail(Reason.ERROR, {"errors": 1}), Evidence())
+    announce(connections, settled)
+
+
+def tell_all(connections: Connections) -> None:
+    """What schedulers do: parents that ended at the same moment may have left children to them."""
+
+    def is_told() -> bool:
+        propagate_due(connections, 1.0)
+        return not one_value(connections, "SELECT count(*) FROM job_propagations")
+
+    eventually(is_told, what="all children are told")
 
 
 def waits_for(connections: Connections, holder: Connection) -> Callable[[], bool]:
@@ -310,10 +321,11 @@ def test_a_last_parent_that_ends_while_the_other_is_ending_releases_the_child(
     claim(connections, other)
 
     with connections.transaction() as connection:
-        finish(connection, one)
-        second = threads.submit(finish_and_push, connections, other)
-        eventually(waits_for(connections, connection), what="the second parent waits for the first")
-    second.result(30)
+        settled = finish(connection, one)
+        threads.submit(finish_and_push, connections, other).result(30)
+        assert other.refresh().status is JobStatus.COMPLETED, "it waits for nobody"
+    announce(connections, settled)
+    tell_all(connections)
 
     assert child.refresh().status is JobStatus.QUEUED
     assert pushed(connections) == [str(child.id)]
@@ -329,6 +341,7 @@ def test_two_last_parents_that_end_at_the_same_moment_release_the_child_once(
         claim(connections, other)
 
         together(threads, *[partial(finish_and_push, connections, parent) for parent in (one, other)])
+        tell_all(connections)
 
         assert child.refresh().status is JobStatus.QUEUED
         assert pushed(connections).count(str(child.id)) == 1
@@ -344,6 +357,7 @@ def test_parents_with_the_same_children_that_end_at_the_same_moment_do_not_deadl
             claim(connections, parent)
 
         together(threads, *[partial(finish_and_push, connections, parent) for parent in parents])
+        tell_all(connections)
 
         assert {child.refresh().status for child in children} == {JobStatus.QUEUED}
 
@@ -358,6 +372,7 @@ def test_a_parent_that_completes_while_the_other_fails_leaves_the_child_canceled
         claim(connections, bad)
 
         together(threads, partial(finish_and_push, connections, good), partial(fail_and_push, connections, bad))
+        tell_all(connections)
 
         assert child.refresh().reason == f"parent {bad.id} failed"
 

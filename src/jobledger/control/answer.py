@@ -66,10 +66,7 @@ def refusal(job_id: UUID, status: JobStatus | None, why: dict[JobStatus, str]) -
 
 def held(job_id: UUID, status: JobStatus | None) -> Answer:
     """Nothing was done, because another transaction has not ended."""
-    words = (
-        "another transaction holds it, or a job that waits for it, or dispatches an equal one, and does not end: "
-        "nothing was changed; try again"
-    )
+    words = "another transaction holds it, or dispatches an equal one, and does not end: nothing was changed; try again"
     return refusal(job_id, status, dict.fromkeys(JobStatus, words))
 
 

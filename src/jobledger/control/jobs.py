@@ -17,7 +17,7 @@ from jobledger.domain.records import Wake
 from jobledger.domain.status import TERMINAL, JobStatus
 from jobledger.ledger import moves, queries, uniqueness
 from jobledger.ledger.queries import Standing
-from jobledger.lifecycle.finish import Settled, announce, propagate_end
+from jobledger.lifecycle.finish import Settled, announce, settled_with_children
 from jobledger.observe.log import get_logger
 
 log: Final = get_logger(__name__)
@@ -104,9 +104,13 @@ def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock
         if objection is not None:
             return Answer(job_id, Verdict.REFUSED, status, objection)
         parent = queries.unended_parent(connection, job_id)
-        if parent is not None and status in (JobStatus.FAILED, JobStatus.CANCELED):
-            why = f"its parent {parent[0]} is {parent[1]}; retry it when that has ended"
-            return Answer(job_id, Verdict.REFUSED, status, why)
+        if status in (JobStatus.FAILED, JobStatus.CANCELED):
+            if parent is not None:
+                why = f"its parent {parent[0]} is {parent[1]}; retry it when that has ended"
+                return Answer(job_id, Verdict.REFUSED, status, why)
+            if queries.has_untold_children(connection, job_id):
+                why = "the jobs that wait for it are still being told of its end; try again in a moment"
+                return Answer(job_id, Verdict.REFUSED, status, why)
         if status is JobStatus.DEFERRED and parent is None:
             wake, rival = moves.run_deferred(connection, job_id), None
         else:
@@ -149,8 +153,7 @@ def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") ->
         reason: why; kept there too.
 
     Returns:
-        What came of it; refused, too, if another transaction holds the job's row, or that of a job that waits for it,
-        for longer than 3 s.
+        What came of it; refused, too, if another transaction holds the job's row for longer than 3 s.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -179,14 +182,15 @@ def cancel_if(
         if objection is not None:
             return Answer(job_id, Verdict.REFUSED, status, objection)
         ended = moves.cancel(connection, job_id, text)
-        wakes = propagate_end(connection, job_id, "was canceled") if ended is not None and ended.has_children else []
+        if ended is not None:
+            settled = settled_with_children(connection, job_id, JobStatus.CANCELED, has_children=ended.has_children)
         requested = ended is None and moves.request_cancel(connection, job_id, text)
     if requested:
         log.info("To be canceled", job_id=str(job_id), by=by)
         return Answer(job_id, Verdict.REQUESTED, status, f"it runs, and is ended within {CANCEL_SECONDS:g} s")
     if ended is None:
         return refusal(job_id, status, _NO_CANCEL)
-    announce(connections, Settled(JobStatus.CANCELED, wakes), freed=[job_id])
+    announce(connections, settled, freed=[job_id])
     log.info("Canceled", job_id=str(job_id), was=status, by=by)
     return Answer(job_id, Verdict.DONE, JobStatus.CANCELED, f"canceled; it was {status}")
 

@@ -271,7 +271,7 @@ def _insert_children(connection: Connection, rows: list[NewJob], family: _Family
     inserted = moves.insert(connection, [_as_child(row, family.modes[row.id], parents) for row in rows])
     if inserted:
         modes = {one.id: family.modes[one.id] for one in inserted}
-        moves.link(connection, list(parents), modes, [one for one, status in parents.items() if status in _HOW])
+        moves.link(connection, parents, modes)
     return inserted
 
 

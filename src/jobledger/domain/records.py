@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from jobledger.domain.limits import AppliedLimit
@@ -156,9 +156,22 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job that has come to its end; its children must hear of it in the same transaction."""
+    """A job that has come to its end; its children are told, or noted to be told, in the same transaction."""
 
     has_children: bool
+
+
+FIRST_ID: Final = UUID(int=0)
+LAST_ID: Final = UUID(int=2**128 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Untold:
+    """Children of a job that has ended, by the order of their ids, who have yet to be told."""
+
+    parent_id: UUID
+    first_child_id: UUID = FIRST_ID
+    last_child_id: UUID = LAST_ID
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ DELETE FROM job_statuses
                  AND NOT (has_children AND status <> 'completed' AND EXISTS (
                      SELECT FROM job_dependencies d JOIN job_statuses c ON c.id = d.child_id
                       WHERE d.parent_id = job_statuses.id AND d.on_parent_failure = 'hold' AND c.status = 'deferred'))
+                 AND NOT (has_children AND EXISTS (
+                     SELECT FROM job_propagations n WHERE n.parent_id = job_statuses.id))
                ORDER BY finished_at LIMIT :limit FOR UPDATE SKIP LOCKED)
 RETURNING id
 ), unlimited AS (
@@ -26,7 +28,8 @@ SELECT count(*) FROM gone
 
 
 def prune_finished(connection: Connection, completed_seconds: float, failed_seconds: float, limit: int) -> int:
-    """Delete jobs that ended long ago, oldest first, with their attempts and limits; none that another job is held for.
+    """Delete jobs that ended long ago, oldest first, with their attempts and limits; none that another job is held for,
+    or has yet to be told of.
 
     Args:
         completed_seconds: how long completed and canceled jobs are kept.

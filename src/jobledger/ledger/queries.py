@@ -291,6 +291,16 @@ def unended_parent(connection: Connection, job_id: UUID) -> tuple[UUID, JobStatu
     return (row.id, JobStatus(row.status)) if row is not None else None
 
 
+_HAS_UNTOLD_CHILDREN: Final = sa.text("""
+SELECT EXISTS (SELECT FROM job_propagations WHERE parent_id = CAST(:id AS uuid))
+""")
+
+
+def has_untold_children(connection: Connection, job_id: UUID) -> bool:
+    """Whether children of a job that has ended have yet to be told."""
+    return bool(connection.execute(_HAS_UNTOLD_CHILDREN, {"id": str(job_id)}).scalar())
+
+
 def is_in_use(connection: Connection, kind: PauseKind, name: str) -> bool:
     """Whether there is any job, ended or not, in a queue or of a type."""
     column = job_statuses.c.queue if kind is PauseKind.QUEUE else job_statuses.c.job_type

@@ -15,12 +15,13 @@ from uuid6 import uuid7
 from jobledger.connections.default import Connections
 from jobledger.domain.endings import RetryIn, Snooze
 from jobledger.domain.payload import storable
-from jobledger.domain.records import Evidence, Wake
+from jobledger.domain.records import Evidence, Failed, Wake
 from jobledger.domain.retry import Retry
 from jobledger.domain.status import JobStatus, Outcome, Reason
 from jobledger.ledger import moves
 from jobledger.ledger.direct import Direct, Executor
 from jobledger.lifecycle import limits
+from jobledger.lifecycle.children import propagate_end, propagate_quietly
 from jobledger.lifecycle.push import push_quietly
 
 MAX_CRASHES: Final = 3
@@ -29,6 +30,9 @@ CRASH_BACKOFF: Final = Retry(MAX_CRASHES, backoff="fixed", base=1)
 LOSS_BACKOFF: Final = Retry(MAX_LOSSES, backoff="exponential", base=2, cap=60)
 """A lost attempt is not the job's fault: it runs again at once. But if it has lived to say what took it, such as a full
 disk or a connection, and that was not the first one, that gets time to pass."""
+
+TELL_SECONDS: Final = 0.5
+"""So long the process that ended a job goes on with telling its children; then schedulers do."""
 
 UNKNOWN_TYPE_WAIT_SECONDS: Final = 30.0
 UNKNOWN_TYPE_LIMIT_SECONDS: Final = 3600.0
@@ -151,11 +155,13 @@ class Settled:
     Attributes:
         wakes: jobs that may run now, to be pushed after the commit.
         wait_seconds: for a scheduled job, until its next attempt.
+        untold: jobs of which children have yet to be told of their end.
     """
 
     status: JobStatus
     wakes: Sequence[Wake] = ()
     wait_seconds: float | None = None
+    untold: Collection[UUID] = ()
 
 
 def complete(
@@ -169,8 +175,7 @@ def complete(
     ended = moves.complete(connection, job_id, attempt, result, evidence)
     if ended is None:
         return None
-    wakes = moves.release_children(connection, job_id) if ended.has_children else []
-    return Settled(JobStatus.COMPLETED, wakes)
+    return settled_with_children(connection, job_id, JobStatus.COMPLETED, has_children=ended.has_children)
 
 
 def complete_alone(
@@ -224,8 +229,7 @@ def _settle_unless_requested(
     failed = moves.fail(connection, job_id, attempt, outcome, decision.reason, decision.spent, evidence, callback_id)
     if failed is None:
         return None
-    wakes = propagate_end(connection, job_id) if failed.has_children else []
-    return Settled(JobStatus.FAILED, [failed.callback, *wakes] if failed.callback else wakes)
+    return settled_as_failed(connection, job_id, failed)
 
 
 def _cancel_running(
@@ -234,33 +238,43 @@ def _cancel_running(
     ended = moves.cancel_running(connection, job_id, attempt, outcome, storable(reason)[:LONGEST_REASON], evidence)
     if ended is None:
         return None
-    return Settled(JobStatus.CANCELED, propagate_end(connection, job_id, "was canceled") if ended.has_children else ())
+    return settled_with_children(connection, job_id, JobStatus.CANCELED, has_children=ended.has_children)
 
 
-def propagate_end(connection: Connection, job_id: UUID, how: str = "failed") -> list[Wake]:
-    """Tell those that wait for this job, directly or through others, that it did not complete.
-
-    Generation by generation they are canceled, released or left waiting, as their `on_parent_failure` says.
+def settled_as_failed(connection: Connection, job_id: UUID, failed: Failed) -> Settled:
+    """Tell the children of a job that this transaction has failed, in the same transaction.
 
     Args:
-        how: what this job did, for the reason of its children: "failed" or "was canceled".
-
-    Returns:
-        Those that may run now, to be pushed after the commit.
+        failed: what its move has given.
     """
-    generation, wakes = [job_id], list[Wake]()
-    while generation:
-        moves.lock_children(connection, generation)
-        canceled = moves.cancel_children(connection, generation, how)
-        wakes += moves.release_in_spite(connection, generation)
-        generation, how = canceled, "was canceled"
-    return wakes
+    return settled_with_children(
+        connection, job_id, JobStatus.FAILED, has_children=failed.has_children, callback=failed.callback
+    )
+
+
+def settled_with_children(
+    connection: Executor, job_id: UUID, status: JobStatus, *, has_children: bool, callback: Wake | None = None
+) -> Settled:
+    """Tell the children of a job that this transaction has ended, in the same transaction.
+
+    Args:
+        connection: in that transaction.
+        status: in which the job has ended.
+        has_children: whether any job has waited for it.
+        callback: the job that its end has inserted.
+    """
+    first = [callback] if callback is not None else []
+    if not has_children:
+        return Settled(status, first)
+    told = propagate_end(connection, job_id)
+    return Settled(status, [*first, *told.wakes], untold=told.untold)
 
 
 def announce(
     connections: Connections, settled: Settled | None, freed: Collection[UUID] = (), direct: Direct | None = None
 ) -> None:
-    """Do what follows the commit of a move: push the jobs that may run now, and pass the slots of others on.
+    """Do what follows the commit of a move: push the jobs that may run now, pass the slots of others on, and tell more
+    children of the job, if they are many.
 
     Nothing is raised: repair does what is left undone.
 
@@ -274,3 +288,5 @@ def announce(
         push_quietly(connections, settled.wakes)
     if freed:
         limits.pass_on(connections, list(freed), direct)
+    if settled is not None and settled.untold:
+        propagate_quietly(connections, settled.untold, TELL_SECONDS)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from jobledger.connections.default import Connections
+from jobledger.lifecycle.children import propagate_due
 from jobledger.maintenance.clean import LIMIT, clean
 from jobledger.maintenance.expire import expire
 from jobledger.maintenance.limits import maintain_limits
@@ -24,6 +25,9 @@ from jobledger.settings import Settings
 
 CLEAN_SECONDS: Final = 30.0
 PRUNE_SECONDS: Final = 3600.0
+
+TELL_SECONDS: Final = 5.0
+"""So long a pass tells jobs that wait of the ends of others; then comes the next one."""
 
 STAY_SHARE: Final = 0.9
 """Of the pause between two looks at limits: so long the first one stays for what rates allow soon."""
@@ -126,6 +130,11 @@ CHORES: Final = (
         _relay_seconds,
         (Step("jobs that were not started in time", lambda connections, _: expire(connections)),),
     ),
+    Chore(
+        "propagate",
+        _relay_seconds,
+        (Step("jobs whose parents had ended", lambda connections, _: propagate_due(connections, TELL_SECONDS)),),
+    ),
     Chore("limits", _relay_seconds, (Step("slots that stood free, or were miscounted", _maintain_limits),)),
     Chore(
         "relay",
@@ -143,7 +152,6 @@ CHORES: Final = (
         (
             Step("workers that Redis had forgotten", lambda connections, _: find_late_workers(connections)),
             Step("entries of Redis", lambda connections, manner: clean(connections, manner.entries)),
-            # The last one: it raises after its work.
             Step("jobs that waited for nobody", lambda connections, _: release_stuck_children(connections)),
         ),
     ),

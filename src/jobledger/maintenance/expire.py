@@ -7,10 +7,9 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from jobledger.connections.default import Connections
-from jobledger.domain.records import Failed, Wake
 from jobledger.domain.status import JobStatus
 from jobledger.ledger import moves
-from jobledger.lifecycle.finish import Settled, announce, propagate_end
+from jobledger.lifecycle.finish import Settled, announce, settled_as_failed
 from jobledger.maintenance.one_by_one import OneByOne
 
 BATCH: Final = 500
@@ -23,7 +22,7 @@ DEADLINE_SECONDS: Final = 15.0
 def expire(connections: Connections) -> int:
     """Fail what has expired, call its `on_failed`, and tell what waits for it.
 
-    What somebody holds, or of which somebody holds a job that waits for it, is left for the next pass.
+    A job that another transaction holds is left for the next pass.
 
     Returns:
         How many jobs expired.
@@ -51,7 +50,8 @@ def _expire_childless(connections: Connections, ids: Sequence[UUID]) -> int:
         return 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
         failed = moves.expire(connection, ids, with_children=False)
-    announce(connections, Settled(JobStatus.FAILED, _callbacks(failed)), freed=ids)
+    callbacks = [one.callback for one in failed if one.callback is not None]
+    announce(connections, Settled(JobStatus.FAILED, callbacks), freed=ids)
     return len(failed)
 
 
@@ -66,10 +66,4 @@ def _expire_parent(connections: Connections, each: OneByOne, job_id: UUID) -> in
 
 def _expire_family(connection: Connection, job_id: UUID) -> Settled | None:
     failed = moves.expire(connection, [job_id], with_children=True)
-    if not failed:
-        return None
-    return Settled(JobStatus.FAILED, [*_callbacks(failed), *propagate_end(connection, job_id)])
-
-
-def _callbacks(failed: Sequence[Failed]) -> list[Wake]:
-    return [one.callback for one in failed if one.callback is not None]
+    return settled_as_failed(connection, job_id, failed[0]) if failed else None

@@ -49,7 +49,7 @@ class OneByOne:
                 done = action(connection)
         except LockTimeout as held:
             self._patience.note_held()
-            words = "Left for the next pass: another transaction holds it, or a job that waits for it"
+            words = "Left for the next pass: another transaction holds it"
             log.warning(words, job_id=str(job_id), error=str(held))
             return None
         except SQLAlchemyError as error:

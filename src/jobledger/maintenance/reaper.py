@@ -45,8 +45,8 @@ DEADLINE_SECONDS: Final = 15.0
 def reap(connections: Connections, *, is_sweep: bool = True) -> int:
     """End the attempts of vanished runs; their jobs run again or fail, as their budgets say.
 
-    One that cannot be ended now, because somebody holds its row or that of a job that waits for it, is left for the
-    next sweep; the others are ended.
+    One that cannot be ended now, because another transaction holds its row, is left for the next sweep; the others are
+    ended.
 
     Args:
         connections: the servers.

@@ -19,10 +19,9 @@ from uuid6 import uuid7
 
 from jobledger import queues
 from jobledger.connections.default import Connections
-from jobledger.domain.status import JobStatus
 from jobledger.ledger import heartbeats, moves, stats, wakeups
 from jobledger.ledger.wakeups import PUSH_GRACE_SECONDS, Suspect
-from jobledger.lifecycle.finish import Settled, announce, propagate_end
+from jobledger.lifecycle.finish import Settled, announce, settled_as_failed
 from jobledger.maintenance.one_by_one import OneByOne
 from jobledger.observe.log import get_logger
 from jobledger.process import this_process
@@ -124,7 +123,4 @@ def _give_up(connections: Connections, each: OneByOne, one: Suspect, death: Deat
 
 def _end_family(connection: Connection, one: Suspect) -> Settled | None:
     failed = moves.give_up(connection, one, UUID(int=uuid7().int))
-    if failed is None:
-        return None
-    wakes = propagate_end(connection, one.id) if failed.has_children else []
-    return Settled(JobStatus.FAILED, [failed.callback, *wakes] if failed.callback else wakes)
+    return settled_as_failed(connection, one.id, failed) if failed is not None else None

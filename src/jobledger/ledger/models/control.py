@@ -122,6 +122,18 @@ lost_wakes: Final = sa.Table(
     sa.Index(None, "lost_at"),
 )
 
+job_propagations: Final = sa.Table(
+    "job_propagations",
+    metadata,
+    sa.Column("parent_id", sa.Uuid, nullable=False, comment="A job that has ended, and children that were not told"),
+    sa.Column("first_child_id", sa.Uuid, nullable=False),
+    sa.Column("last_child_id", sa.Uuid, nullable=False, comment="Later ones were dispatched after the end"),
+    moment("due_at", nullable=False, now=True),
+    sa.PrimaryKeyConstraint("parent_id", "first_child_id"),
+    # The longest due first.
+    sa.Index(None, "due_at"),
+)
+
 redis_epoch: Final = sa.Table(
     "redis_epoch",
     metadata,

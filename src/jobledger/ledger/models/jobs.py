@@ -187,7 +187,7 @@ job_dependencies: Final = sa.Table(
         sa.Boolean,
         nullable=False,
         server_default=sa.false(),
-        comment="The parent did not complete, and the child runs all the same",
+        comment="The child waits for the parent no longer: that completed, or the child runs all the same",
     ),
     sa.PrimaryKeyConstraint("parent_id", "child_id"),
     sa.ForeignKeyConstraint(["parent_id"], ["job_statuses.id"], ondelete="CASCADE"),

@@ -15,15 +15,17 @@ control     what a person asks for: retry, cancel
 """
 
 from jobledger.ledger.moves.children import (
+    Child,
     cancel_children,
     deferred_between,
     link,
-    lock_children,
     lock_parents,
+    next_children,
+    note_untold,
     release_children,
-    release_in_spite,
     release_stuck,
     stuck_children,
+    take_untold,
 )
 from jobledger.ledger.moves.claim import claim, claim_again, claim_many
 from jobledger.ledger.moves.control import cancel, cancel_many, request_cancel, retry, retry_many, run_deferred
@@ -51,6 +53,7 @@ from jobledger.ledger.moves.limits import (
 from jobledger.ledger.moves.waiting import Expired, expire, expired, give_up, promote_due
 
 __all__ = [
+    "Child",
     "Completion",
     "Expired",
     "LimitedClaim",
@@ -74,13 +77,13 @@ __all__ = [
     "hand_back",
     "insert",
     "link",
-    "lock_children",
     "lock_parents",
     "make_limit_keys",
     "make_way",
+    "next_children",
+    "note_untold",
     "promote_due",
     "release_children",
-    "release_in_spite",
     "release_oldest",
     "release_stuck",
     "replace_limits",
@@ -92,4 +95,5 @@ __all__ = [
     "run_deferred",
     "set_limits",
     "stuck_children",
+    "take_untold",
 ]

@@ -1,18 +1,19 @@
 """Jobs that wait for others: linked at dispatch, released by the last parent, canceled or kept if one fails.
 
-Rows are locked in the order of their ids, parents before children, so that families that move at once cannot
-deadlock.
+Rows are locked in the order of their ids, parents before children; children that are locked already are left out. So
+families that move at once cannot deadlock. Children that an end could not tell are noted, and told later.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobledger.domain.records import Wake
-from jobledger.domain.status import JobStatus, OnParentFailure
+from jobledger.domain.records import Untold, Wake
+from jobledger.domain.status import TERMINAL, JobStatus, OnParentFailure
 from jobledger.ledger.direct import Executor
 
 _LOCK_PARENTS: Final = sa.text("""
@@ -22,7 +23,9 @@ RETURNING id, status, reason
 """)
 _LINK: Final = sa.text("""
 INSERT INTO job_dependencies (parent_id, child_id, on_parent_failure, is_over)
-SELECT parent_id, child_id, on_parent_failure, on_parent_failure = 'run' AND parent_id = ANY(CAST(:dead AS uuid[]))
+SELECT parent_id, child_id, on_parent_failure,
+       parent_id = ANY(CAST(:completed AS uuid[]))
+       OR on_parent_failure = 'run' AND parent_id = ANY(CAST(:dead AS uuid[]))
   FROM unnest(CAST(:parents AS uuid[])) AS p(parent_id),
        unnest(CAST(:children AS uuid[]), CAST(:on_parent_failure AS text[])) AS c(child_id, on_parent_failure)
 """)
@@ -41,123 +44,229 @@ def lock_parents(connection: Connection, parents: Sequence[UUID]) -> dict[UUID, 
     return {row.id: JobStatus(row.status) for row in rows}
 
 
-def link(
-    connection: Connection,
-    parents: Sequence[UUID],
-    children: Mapping[UUID, OnParentFailure],
-    dead: Collection[UUID] = (),
-) -> None:
-    """Record that each child waits for each parent.
+def link(connection: Connection, parents: Mapping[UUID, JobStatus], children: Mapping[UUID, OnParentFailure]) -> None:
+    """Record that each child waits for each parent, or that this is over already.
 
     Args:
-        parents: what is waited for.
+        connection: in the transaction that has the parents locked.
+        parents: what is waited for, and where it stands.
         children: who waits, and what becomes of it when a parent does not complete.
-        dead: those of the parents that have failed or were canceled already.
     """
+    ended = {one: status for one, status in parents.items() if status in TERMINAL}
     connection.execute(
         _LINK,
         {
             "parents": [str(one) for one in parents],
             "children": [str(one) for one in children],
             "on_parent_failure": list(children.values()),
-            "dead": [str(one) for one in dead],
+            "completed": [str(one) for one, status in ended.items() if status is JobStatus.COMPLETED],
+            "dead": [str(one) for one, status in ended.items() if status is not JobStatus.COMPLETED],
         },
     )
 
 
+# The children of each range, in the order of their ids, as far as a part goes. Those that are to move are locked,
+# unless another transaction has them: that is not waited for. Only the primary key may serve: many jobs may wait.
+_NEXT_CHILDREN: Final = sa.text("""
+WITH ranges AS MATERIALIZED (
+    SELECT * FROM unnest(CAST(:parents AS uuid[]), CAST(:firsts AS uuid[]), CAST(:lasts AS uuid[]))
+                  WITH ORDINALITY AS r(parent_id, first_child_id, last_child_id, number)
+), part AS MATERIALIZED (
+    SELECT r.number, r.parent_id, p.status AS parent_status, d.child_id, d.on_parent_failure,
+           NOT d.is_over AND (p.status = 'completed' OR d.on_parent_failure <> 'hold') AS is_concerned
+      FROM ranges r JOIN job_statuses p ON p.id = r.parent_id AND p.finished_at IS NOT NULL
+     CROSS JOIN LATERAL (SELECT * FROM job_dependencies d
+                          WHERE d.parent_id = r.parent_id AND d.child_id BETWEEN r.first_child_id AND r.last_child_id
+                          ORDER BY d.child_id LIMIT :each) AS d
+), locked AS (
+    SELECT c.id FROM job_statuses c
+     WHERE c.id IN (SELECT child_id FROM part WHERE is_concerned) AND c.status || '' = 'deferred'
+     ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
+)
+SELECT part.number - 1 AS range, part.parent_id, part.parent_status, part.child_id, part.on_parent_failure,
+       part.is_concerned AND c.status = 'deferred' AS waits, locked.id IS NOT NULL AS is_locked
+  FROM part JOIN job_statuses c ON c.id = part.child_id LEFT JOIN locked ON locked.id = part.child_id
+ ORDER BY part.number, part.child_id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A child of a job that has ended.
+
+    Attributes:
+        range: the place of its range among those that were asked for.
+        waits: whether it waits for this job, and is not to go on waiting.
+        is_locked: whether this transaction has it locked, if it waits.
+    """
+
+    range: int
+    parent_id: UUID
+    parent_status: JobStatus
+    child_id: UUID
+    on_parent_failure: OnParentFailure
+    waits: bool
+    is_locked: bool
+
+
+def next_children(connection: Executor, ranges: Sequence[Untold], each: int) -> list[Child]:
+    """The next children of jobs that have ended, in the order of the ranges and of their ids.
+
+    Those that wait are locked, unless they are locked already: so a part waits for no other transaction, and cannot
+    deadlock.
+
+    Args:
+        connection: in a transaction.
+        ranges: of which jobs, and which children. A job that has not ended has none.
+        each: at most so many of each range.
+    """
+    parameters = {
+        "parents": [str(one.parent_id) for one in ranges],
+        "firsts": [str(one.first_child_id) for one in ranges],
+        "lasts": [str(one.last_child_id) for one in ranges],
+        "each": each,
+    }
+    return [
+        Child(
+            row.range,
+            row.parent_id,
+            JobStatus(row.parent_status),
+            row.child_id,
+            OnParentFailure(row.on_parent_failure),
+            row.waits,
+            row.is_locked,
+        )
+        for row in connection.execute(_NEXT_CHILDREN, parameters)
+    ]
+
+
 # What is over is not counted twice: a parent that failed may be retried, and complete.
 _RELEASE: Final = sa.text("""
-WITH ended AS (
-    SELECT child_id, count(*) AS parents FROM job_dependencies
-     WHERE parent_id = ANY(CAST(:ids AS uuid[])) AND NOT is_over AND (:completed OR on_parent_failure = 'run')
-     GROUP BY child_id
-), waiting AS (
-    SELECT c.id, ended.parents FROM ended JOIN job_statuses c ON c.id = ended.child_id
-     WHERE c.status = 'deferred' ORDER BY c.id FOR NO KEY UPDATE OF c
+WITH over AS (
+    UPDATE job_dependencies d SET is_over = true
+      FROM unnest(CAST(:parents AS uuid[]), CAST(:children AS uuid[])) AS ended(parent_id, child_id)
+     WHERE d.parent_id = ended.parent_id AND d.child_id = ended.child_id AND NOT d.is_over
+    RETURNING d.child_id
+), counted AS (
+    SELECT child_id, count(*) AS parents FROM over GROUP BY child_id
 ), released AS (
     UPDATE job_statuses c
-       SET waiting_parents = c.waiting_parents - waiting.parents, updated_at = statement_timestamp(),
-           status = CASE WHEN c.waiting_parents > waiting.parents THEN 'deferred'
+       SET waiting_parents = greatest(c.waiting_parents - counted.parents, 0), updated_at = statement_timestamp(),
+           status = CASE WHEN c.waiting_parents > counted.parents THEN 'deferred'
                          WHEN c.available_at > statement_timestamp() THEN 'scheduled' ELSE 'queued' END,
-           queued_at = CASE WHEN c.waiting_parents = waiting.parents AND c.available_at <= statement_timestamp()
+           queued_at = CASE WHEN c.waiting_parents <= counted.parents AND c.available_at <= statement_timestamp()
                             THEN statement_timestamp() END,
-           pushed_at = CASE WHEN c.waiting_parents = waiting.parents AND c.available_at <= statement_timestamp()
+           pushed_at = CASE WHEN c.waiting_parents <= counted.parents AND c.available_at <= statement_timestamp()
                             THEN statement_timestamp() END,
-           push_count = CASE WHEN c.waiting_parents = waiting.parents AND c.available_at <= statement_timestamp()
+           push_count = CASE WHEN c.waiting_parents <= counted.parents AND c.available_at <= statement_timestamp()
                              THEN 1 ELSE 0 END
-      FROM waiting
-     WHERE c.id = waiting.id AND c.status = 'deferred'
+      FROM counted
+     WHERE c.id = counted.child_id AND c.status = 'deferred'
     RETURNING c.id, c.queue, c.job_type, c.title, c.timeout_seconds, c.status
-), over AS (
-    UPDATE job_dependencies d SET is_over = true FROM released
-     WHERE NOT :completed AND d.child_id = released.id AND d.parent_id = ANY(CAST(:ids AS uuid[]))
 )
 SELECT * FROM released WHERE status = 'queued' ORDER BY id
 """)
 
 
-def release_children(connection: Executor, parent_id: UUID) -> list[Wake]:
-    """deferred -> queued (or scheduled, if delayed) for children whose last parent this was.
+def release_children(connection: Executor, ended: Collection[tuple[UUID, UUID]]) -> list[Wake]:
+    """deferred -> queued (or scheduled, if delayed) for children whose last parent has ended.
 
-    Children are locked in the order of their ids, so that two parents that end at once cannot deadlock.
+    Args:
+        connection: in the transaction that has them locked.
+        ended: pairs of a parent and a child that waits for it no longer. One that is given again counts once.
 
     Returns:
         The children to push after the commit.
     """
-    return _release(connection, [parent_id], completed=True)
-
-
-def release_in_spite(connection: Connection, parents: Sequence[UUID]) -> list[Wake]:
-    """The same for children that run although these parents, the last ones, have failed or were canceled."""
-    return _release(connection, parents, completed=False)
-
-
-def _release(connection: Executor, parents: Sequence[UUID], *, completed: bool) -> list[Wake]:
-    rows = connection.execute(_RELEASE, {"ids": [str(one) for one in parents], "completed": completed})
+    parameters = {"parents": [str(one) for one, _ in ended], "children": [str(one) for _, one in ended]}
+    rows = connection.execute(_RELEASE, parameters)
     return [Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) for row in rows]
 
 
-_LOCK_CHILDREN: Final = sa.text("""
-SELECT c.id FROM job_dependencies d JOIN job_statuses c ON c.id = d.child_id
- WHERE d.parent_id = ANY(CAST(:ids AS uuid[])) AND c.status = 'deferred' ORDER BY c.id FOR NO KEY UPDATE OF c
-""")
-
-
-def lock_children(connection: Connection, parents: Sequence[UUID]) -> None:
-    """Lock all that wait for these parents, in the order of their ids, before some are canceled and others released."""
-    connection.execute(_LOCK_CHILDREN, {"ids": [str(one) for one in parents]})
-
-
 _CANCEL_CHILDREN: Final = sa.text("""
-WITH waiting AS (
-    SELECT c.id, min(CAST(d.parent_id AS text)) AS parent_id
-      FROM job_dependencies d JOIN job_statuses c ON c.id = d.child_id
-     WHERE d.parent_id = ANY(CAST(:ids AS uuid[])) AND c.status = 'deferred' AND d.on_parent_failure = 'cancel'
-     GROUP BY c.id
-), locked AS (
-    SELECT c.id, waiting.parent_id FROM job_statuses c JOIN waiting ON c.id = waiting.id
-     WHERE c.status = 'deferred' ORDER BY c.id FOR NO KEY UPDATE OF c
-)
 UPDATE job_statuses c
-   SET status = 'canceled', reason = 'parent ' || locked.parent_id || ' ' || CAST(:how AS text),
+   SET status = 'canceled', reason = given.reason,
        finished_at = statement_timestamp(), updated_at = statement_timestamp()
-  FROM locked
- WHERE c.id = locked.id AND c.status = 'deferred'
+  FROM unnest(CAST(:ids AS uuid[]), CAST(:reasons AS text[])) AS given(child_id, reason)
+ WHERE c.id = given.child_id AND c.status = 'deferred'
 RETURNING c.id, c.has_children
 """)
 
 
-def cancel_children(connection: Connection, parents: Sequence[UUID], how: str) -> list[UUID]:
-    """deferred -> canceled for those that wait for these parents and are canceled with them.
+def cancel_children(connection: Executor, reasons: Mapping[UUID, str]) -> list[UUID]:
+    """deferred -> canceled for children that are canceled with a parent.
 
     Args:
-        how: what the parents did, for the reason: "failed" or "was canceled".
+        connection: in the transaction that has them locked.
+        reasons: of each.
 
     Returns:
         Those canceled jobs that have children themselves.
     """
-    rows = connection.execute(_CANCEL_CHILDREN, {"ids": [str(one) for one in parents], "how": how})
-    return [row.id for row in rows if row.has_children]
+    parameters = {"ids": [str(one) for one in reasons], "reasons": list(reasons.values())}
+    return [row.id for row in connection.execute(_CANCEL_CHILDREN, parameters) if row.has_children]
+
+
+_NOTE_UNTOLD: Final = sa.text("""
+INSERT INTO job_propagations AS known (parent_id, first_child_id, last_child_id, due_at)
+SELECT u.parent_id, u.first_child_id,
+       least(u.last_child_id, (SELECT d.child_id FROM job_dependencies d
+                                WHERE d.parent_id = u.parent_id ORDER BY d.child_id DESC LIMIT 1)),
+       statement_timestamp() + make_interval(secs => :wait_seconds)
+  FROM unnest(CAST(:parents AS uuid[]), CAST(:firsts AS uuid[]), CAST(:lasts AS uuid[]))
+       AS u(parent_id, first_child_id, last_child_id)
+ON CONFLICT (parent_id, first_child_id) DO UPDATE
+   SET last_child_id = greatest(known.last_child_id, excluded.last_child_id),
+       due_at = least(known.due_at, excluded.due_at)
+RETURNING parent_id
+""")
+
+
+def note_untold(connection: Executor, ranges: Sequence[Untold], wait_seconds: float = 0.0) -> None:
+    """Note which children are still to be told that a job has ended, in the transaction that ended it or told others.
+
+    Args:
+        connection: in that transaction.
+        ranges: of those that have waited until now. A child that is dispatched from now on is told by its dispatch.
+        wait_seconds: for so long they are left alone.
+    """
+    connection.execute(
+        _NOTE_UNTOLD,
+        {
+            "parents": [str(one.parent_id) for one in ranges],
+            "firsts": [str(one.first_child_id) for one in ranges],
+            "lasts": [str(one.last_child_id) for one in ranges],
+            "wait_seconds": wait_seconds,
+        },
+    )
+
+
+_TAKE_UNTOLD: Final = """
+WITH taken AS (
+    SELECT parent_id, first_child_id FROM job_propagations WHERE {which}
+     ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED
+)
+DELETE FROM job_propagations p USING taken
+ WHERE p.parent_id = taken.parent_id AND p.first_child_id = taken.first_child_id
+RETURNING p.parent_id, p.first_child_id, p.last_child_id
+"""
+_TAKE_DUE: Final = sa.text(_TAKE_UNTOLD.format(which="due_at <= statement_timestamp()"))
+_TAKE_OF: Final = sa.text(_TAKE_UNTOLD.format(which="parent_id = ANY(CAST(:parents AS uuid[]))"))
+
+
+def take_untold(connection: Connection, limit: int, parents: Collection[UUID] | None = None) -> list[Untold]:
+    """Take notes of children that are still to be told; what is not told in the same transaction is noted again.
+
+    Args:
+        connection: in a transaction.
+        limit: so many notes at most.
+        parents: only of these jobs, also before it is time; None for all that are due, the longest due first.
+    """
+    if parents is None:
+        rows = connection.execute(_TAKE_DUE, {"limit": limit})
+    else:
+        rows = connection.execute(_TAKE_OF, {"limit": limit, "parents": [str(one) for one in parents]})
+    return [Untold(row.parent_id, row.first_child_id, row.last_child_id) for row in rows]
 
 
 _DEFERRED_BETWEEN: Final = sa.text("""
@@ -175,7 +284,9 @@ def deferred_between(connection: Connection) -> tuple[UUID, UUID] | None:
 _NO_PARENT_LEFT: Final = """
 NOT EXISTS (SELECT FROM job_dependencies d JOIN job_statuses p ON p.id = d.parent_id
              WHERE d.child_id = c.id AND NOT d.is_over
-               AND (p.finished_at IS NULL OR (d.on_parent_failure = 'hold' AND p.status <> 'completed')))
+               AND (p.finished_at IS NULL OR (d.on_parent_failure = 'hold' AND p.status <> 'completed')
+                    OR EXISTS (SELECT FROM job_propagations n
+                                WHERE n.parent_id = p.id AND c.id BETWEEN n.first_child_id AND n.last_child_id)))
 """
 _STUCK: Final = sa.text(f"""
 SELECT c.id, (SELECT d.parent_id FROM job_dependencies d JOIN job_statuses p ON p.id = d.parent_id

@@ -71,6 +71,7 @@ WITH taken AS (
        AND j.status = ANY(CAST(:statuses AS text[])) AND j.finished_at <= CAST(:until AS timestamptz)
        AND NOT EXISTS (SELECT FROM job_dependencies d JOIN job_statuses p ON p.id = d.parent_id
                         WHERE d.child_id = j.id AND p.finished_at IS NULL)
+       AND NOT EXISTS (SELECT FROM job_propagations n WHERE n.parent_id = j.id)
      ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
 ), moved AS (
     UPDATE job_statuses SET {QUEUE_AGAIN} FROM taken WHERE id = taken_id AND status IN ('failed', 'canceled')
@@ -83,7 +84,7 @@ SELECT * FROM moved ORDER BY id
 def retry_many(
     connection: Connection, ids: Sequence[UUID], statuses: Collection[JobStatus], until: datetime
 ) -> list[Wake]:
-    """failed or canceled -> queued, for jobs that ended by then.
+    """failed or canceled -> queued, for jobs that ended by then, and all of whose children were told.
 
     Args:
         statuses: only jobs that are in one of these now.
@@ -147,6 +148,7 @@ def run_deferred(connection: Connection, job_id: UUID) -> Wake | None:
 _RETRY: Final = sa.text(f"""
 WITH moved AS (
     UPDATE job_statuses SET {QUEUE_AGAIN} WHERE id = CAST(:id AS uuid) AND status IN ('failed', 'canceled')
+       AND NOT EXISTS (SELECT FROM job_propagations n WHERE n.parent_id = job_statuses.id)
     RETURNING {QUEUED_AGAIN}
 ), {FORGOTTEN}
 SELECT * FROM moved
@@ -159,7 +161,8 @@ def retry(connection: Connection, job_id: UUID) -> Wake | None:
     It waits for nothing any more, neither a time nor parents, and does not expire: whoever asks means now.
 
     Returns:
-        What the caller pushes after the commit; None if the job is neither failed nor canceled.
+        What the caller pushes after the commit; None if the job is neither failed nor canceled, or has children that
+        have yet to be told so.
     """
     row = connection.execute(_RETRY, {"id": str(job_id)}).one_or_none()
     return Wake(**row._mapping) if row is not None else None
