@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import sqlalchemy as sa
 
 from deadly_jobs import (
     MISUSES,
@@ -24,7 +25,7 @@ from deadly_jobs import (
 )
 from harness import Process, Stack, eventually, execute, one_value, stack
 from jobledger import Connections, JobHandle, JobStatus, Outcome, Settings, configure
-from sample_jobs import EFFECTS, Echo
+from sample_jobs import EFFECTS, Echo, Effect
 
 pytestmark = pytest.mark.one_database
 
@@ -222,6 +223,26 @@ def test_what_a_job_sets_does_not_reach_its_end(connections: Connections, how: s
 
     assert (job.status, job.result) == (JobStatus.COMPLETED, 1)
     assert len(job.attempts) == 1
+
+
+def test_a_lock_on_the_table_of_attempts_ends_no_healthy_run(connections: Connections, fleet: Stack) -> None:
+    execute(connections, EFFECTS)
+    job = Effect.dispatch(note="once", sleep_seconds=4 * LEASE_SECONDS)
+    eventually(lambda: job.refresh().status is JobStatus.STARTED, SOON)
+
+    with connections.engine.connect() as builder, builder.begin():  # as CREATE INDEX does, which lets others read
+        builder.execute(sa.text("LOCK TABLE job_attempts IN SHARE MODE"))
+        eventually(
+            lambda: "the table of attempts is locked" in fleet.processes[1].output(), SOON, "a word of the reaper"
+        )
+        eventually(lambda: one_value(connections, STALE, id=job.id), SOON, "a stale lease")
+    job.wait(2 * SOON)
+
+    assert outcomes(job) == [Outcome.COMPLETED]
+    assert effects(connections, job) == 1
+
+
+STALE = "SELECT lease_expires_at < now() - interval '2 s' FROM job_attempts WHERE job_id = :id"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -663,6 +663,31 @@ def test_without_a_word_of_rq_a_run_with_a_lease_is_left_alone(connections: Conn
     assert reap(connections) == 0
 
 
+def test_a_report_of_an_older_snapshot_of_redis_ends_no_healthy_attempt(connections: Connections) -> None:
+    handle = Mourned.dispatch()
+    claim(connections, handle)
+    job = Job.fetch(str(handle.id), connection=connections.redis)
+    job.set_status(RQStatus.FAILED)
+    Result.create_failure(job, ttl=60, exc_string=DEATH, worker_name=ME.worker)
+    (_, entry), *_ = connections.redis.xrevrange(f"rq:results:{job.id}", count=1)  # type: ignore[misc, union-attr]
+    seconds, _ = connections.redis.time()  # type: ignore[misc]
+    connections.redis.delete(f"rq:results:{job.id}")
+    connections.redis.xadd(f"rq:results:{job.id}", entry, id=f"{(seconds - 60) * 1000}-0")  # type: ignore[arg-type]
+
+    assert reap(connections) == 0
+    assert handle.refresh().status is JobStatus.STARTED
+
+
+def test_a_report_about_a_process_that_others_shared_is_a_loss(connections: Connections) -> None:
+    handle = Mourned.dispatch()
+    claim(connections, handle)
+    execute(connections, "UPDATE job_attempts SET isolated = false")
+    let_rq_say(connections, handle, DEATH)
+
+    assert reap(connections) == 1
+    assert [one.outcome for one in handle.attempts] == [Outcome.LOST]
+
+
 def test_a_retry_after_a_crash_is_not_taken_for_dead_by_the_old_report(connections: Connections) -> None:
     handle = started(connections)
     let_rq_say(connections, handle, DEATH)

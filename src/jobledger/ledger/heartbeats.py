@@ -79,6 +79,14 @@ def record(connection: Connection, name: str, by: str | None, gap_seconds: float
     return bool(connection.execute(_RECORD, {**parameters, "by": by}).scalar_one())
 
 
+_BEGIN_ANEW: Final = sa.text("UPDATE sweeps SET resumed_at = now() WHERE name = :name")
+
+
+def begin_anew(connection: Connection, name: str) -> None:
+    """Note that a chore could not judge anything at this moment: as if sweeps had begun just now."""
+    connection.execute(_BEGIN_ANEW, {"name": name})
+
+
 @dataclass(frozen=True, slots=True)
 class Counted:
     """What the last count found.

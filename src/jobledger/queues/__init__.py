@@ -18,7 +18,7 @@ from jobledger.queues.server import RedisFacts, facts, read_epoch, try_write
 from jobledger.queues.stale import Begun, Slice, ours_of, read_begun, read_slice, remove, remove_begun, remove_doubles
 from jobledger.queues.wakes import head, length, names, push, waiting
 from jobledger.queues.window import Window, window_of
-from jobledger.queues.workers import WorkerRecord, forget_current_job, kill_horse, put_back_workers, workers
+from jobledger.queues.workers import WorkerRecord, forget_current_job, put_back_workers, workers
 
 __all__ = [
     "RUN_JOB",
@@ -31,7 +31,6 @@ __all__ = [
     "facts",
     "forget_current_job",
     "head",
-    "kill_horse",
     "length",
     "names",
     "ours_of",

@@ -12,6 +12,9 @@ import redis
 from jobledger.queues import keys
 
 REPORT_LIMIT_BYTES: Final = 64 * 1024
+MEASURING_SECONDS: Final = 2.0
+"""Between the looks at two clocks."""
+
 TRACEBACK: Final = "Traceback (most recent call last):"
 
 
@@ -31,6 +34,10 @@ class Death:
     process_died: bool
     report: str
     age_seconds: float
+
+    def is_about(self, worker: str, lasted_seconds: float) -> bool:
+        """Whether this is about an attempt of this worker that has lasted for so long, not about an earlier one."""
+        return self.worker == worker and self.age_seconds <= lasted_seconds + MEASURING_SECONDS
 
 
 def reported_deaths(client: redis.Redis, job_ids: Iterable[UUID]) -> dict[UUID, Death]:

@@ -1,6 +1,5 @@
 """What RQ's workers say of themselves, the set by which they are found, and what they are told."""
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, cast
@@ -32,15 +31,6 @@ class WorkerRecord:
     pid: int | None
     heartbeat_at: datetime | None
     queues: tuple[str, ...] = ()
-
-
-def kill_horse(client: redis.Redis, worker: str, job_id: UUID) -> None:
-    """Have a worker kill the process of a job, if it runs that job at this moment; whoever forks none ignores it.
-
-    Raises:
-        redis.RedisError: Redis is away.
-    """
-    client.publish(f"rq:pubsub:{worker}", json.dumps({"command": "stop-job", "job_id": str(job_id)}))
 
 
 # RQ forgets the job of a work-horse that ended with exit code 0 only when it takes the next one (rq 3.0

@@ -15,6 +15,7 @@ from jobledger.domain.status import Outcome
 from jobledger.errors import ConfigurationError, UnknownJobType
 from jobledger.ledger import leases
 from jobledger.lifecycle import finish
+from jobledger.lifecycle.takeover import take_over
 from jobledger.observe.log import get_logger
 from jobledger.queues import Death
 from jobledger.registry import load_job_modules, registry
@@ -59,10 +60,8 @@ def _report(connections: Connections, note: AttemptNote) -> Death | None:
         found = queues.reported_deaths(connections.maintenance_redis, [note.job_id]).get(note.job_id)
     except redis.RedisError:
         return None
-    if found is None or found.worker != note.worker:
-        return None
-    lasted = time.monotonic() - note.began_at
-    return found if found.age_seconds <= lasted else None  # an older one is about an earlier attempt
+    is_about = found is not None and found.is_about(note.worker, time.monotonic() - note.began_at)
+    return found if is_about else None
 
 
 def overdue(
@@ -100,10 +99,7 @@ def end(
         running = leases.running_attempt(connection, note.job_id, note.attempt)
         if running is None:
             return
-        restarted = leases.server_restarted(connection, note.job_id, note.attempt)
-        decision = finish.decide(outcome, running, retry, judged, server_restarted=restarted)
-        leases.end_backend(connection, note.job_id, note.attempt, surely=True)
-        settled = finish.settle(connection, note.job_id, note.attempt, outcome, decision, evidence)
+        settled = take_over(connection, running, outcome, evidence, retry, judged, surely=True)
     if settled is not None:
         finish.announce(connections, settled, [note.job_id])
         log.warning("Ended", job_id=note.id, attempt=note.attempt, outcome=outcome.value, status=settled.status.value)
