@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
+import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
-from pydantic_core import to_jsonable_python
 
 from jobledger.domain.canonical import (
-    MergedKeys,
     alike,
     comparable,
     has_times_in_zones,
     in_order,
+    parsed,
     settled,
     with_times_in_zones,
 )
@@ -202,16 +202,12 @@ class Payload:
     def _dump(self, checked: BaseModel, job_type: str, *, round_trip: bool, by_alias: bool = True) -> dict[str, Any]:
         try:
             text = checked.model_dump_json(by_alias=by_alias, round_trip=round_trip, warnings=False)
-            return dict(json.loads(text))
+            return dict(parsed(text))
         except Exception as error:  # serializers of users raise whatever they like
             raise PayloadError(f"{job_type}: the payload cannot be written as JSON: {error}") from error
 
     def _settle(self, checked: BaseModel, job_type: str, *, by_alias: bool = True) -> dict[str, Any]:
-        dumped = self._dump(checked, job_type, round_trip=True, by_alias=by_alias)
-        try:
-            return _plain(settled(checked, dumped))
-        except MergedKeys as error:
-            raise PayloadError(f"{job_type}: the payload is not JSON: {error}.") from None
+        return _plain(settled(checked, self._dump(checked, job_type, round_trip=True, by_alias=by_alias)))
 
     def _write(self, checked: BaseModel, job_type: str, by_alias: bool) -> str:
         plain = self._settle(checked, job_type, by_alias=by_alias)
@@ -292,12 +288,11 @@ def encode_result(result: Any) -> str | None:
     """
     if result is None:
         return None
-    what = "the result"
     try:
-        plain = settled(result, to_jsonable_python(result))
+        plain = settled(result, parsed(pydantic_core.to_json(result).decode()))
     except (ValueError, RecursionError) as error:  # pydantic's serialisation errors are ValueErrors
         raise PayloadError(f"The result cannot be written as JSON: {error}") from error
-    return to_json(plain, what, MAX_RESULT_BYTES)
+    return to_json(plain, "the result", MAX_RESULT_BYTES)
 
 
 def _not_json(value: Any) -> Any:

@@ -37,7 +37,7 @@ def refuse_job_type(job_class: type[Any]) -> None:
         JobDefinitionError: it is no text, or empty, too long, or not printable.
     """
     job_type = job_class.job_type
-    if isinstance(job_type, str) and 1 <= len(job_type) <= LONGEST_JOB_TYPE and job_type.isprintable():
+    if isinstance(job_type, str) and len(job_type) <= LONGEST_JOB_TYPE and job_type.strip() and job_type.isprintable():
         return
     said = f"{job_type!r:.60}" + ("…" if len(repr(job_type)) > 60 else "")
     raise JobDefinitionError(

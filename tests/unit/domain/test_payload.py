@@ -357,6 +357,11 @@ class Report(BaseModel):
         return sum(self.rows.values())
 
 
+class Twice(BaseModel):
+    a: int = Field(serialization_alias="same")
+    b: int = Field(serialization_alias="same")
+
+
 @pytest.mark.parametrize(
     ("result", "text"),
     [
@@ -377,12 +382,14 @@ def test_a_result_is_written_as_json(result: Any, text: str | None) -> None:
 @pytest.mark.parametrize(
     ("result", "said"),
     [
-        ({1: "a", "1": "b"}, "the keys 1 and '1' would both be '1'"),
-        ({"rows": [{True: 1, "true": 2}]}, "the keys True and 'true' would both be 'true'"),
+        ({1: "a", "1": "b"}, "two keys of a dictionary would both be '1'"),
+        ({"rows": [{True: 1, "true": 2}]}, "two keys of a dictionary would both be 'true'"),
+        (({None: number, "None": 2} for number in range(3)), "two keys of a dictionary would both be 'None'"),
+        (Twice(a=1, b=2), "two keys of a dictionary would both be 'same'"),
         (object(), "Unable to serialize unknown type"),
         (math.nan, "is not JSON"),
         ("a\x00b", "NUL"),
-        ("\ud800", "is not JSON"),
+        ("\ud800", "cannot be written as JSON"),
         (b"\xff", "cannot be written as JSON"),
     ],
 )

@@ -286,7 +286,7 @@ def test_a_default_may_be_made_by_the_annotation() -> None:
         (Any, Named(1, frozenset()), "would come back as"),
         (SecretStr, "hush", "would not come back as it is"),
         (Annotated[int, AfterValidator(lambda number: number + 1)], 1, "value: 2 would come back as 3"),
-        (dict[int | str, int], {1: 1, "1": 2}, "the keys 1 and '1' would both be '1'"),
+        (dict[int | str, int], {1: 1, "1": 2}, "two keys of a dictionary would both be '1'"),
         (dict[frozenset[int], int], {frozenset([1]): 1}, "cannot be written as JSON"),
         (dict[tuple[int, int], int], {(1, 2): 3}, "does not survive JSON"),
         (str | time, time(2, 30), "would come back as '02:30:00'"),

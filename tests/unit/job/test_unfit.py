@@ -101,7 +101,7 @@ def test_what_is_called_with_the_job_is_a_perform(perform: Any, fields: tuple[st
 # -- the type
 
 
-@pytest.mark.parametrize("job_type", ["x" * 201, "x" * 300, "a\x00b", "a\nb", "\ud800", 5, ("a",)])
+@pytest.mark.parametrize("job_type", ["x" * 201, " ", "x" * 300, "a\x00b", "a\nb", "\ud800", 5, ("a",)])
 def test_a_type_that_the_ledger_cannot_hold_is_refused(job_type: Any) -> None:
     with pytest.raises(JobDefinitionError, match=r"Sample: job_type=.*say a text of 1 to 200 printable") as refusal:
         define(job_type=job_type)
