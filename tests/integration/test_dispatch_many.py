@@ -5,7 +5,7 @@ import os
 import signal
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 
 from harness import one_value
 from jobledger import AlreadyDispatched, BaseJob, Connections, JobHandle, JobStatus, LedgerUnavailable, Limit, Unique
-from jobledger.dispatch import accept, parts
+from jobledger.dispatch import accept, after_commit, parts
+from jobledger.domain.records import Wake
 
 pytestmark = pytest.mark.one_database
 
@@ -266,6 +267,37 @@ def test_no_statement_holds_all_of_a_large_dispatch_at_once(connections: Connect
 
     assert peak < 2.2 * 200 * len(text)  # the payloads themselves, once, and what a part needs
     assert count(connections) == 200
+
+
+def test_wake_ups_of_many_are_pushed_in_batches(connections: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def counted(own: Connections, wakes: Sequence[Wake]) -> bool:
+        sizes.append(len(wakes))
+        return push(own, wakes)
+
+    push = accept.push
+    monkeypatch.setattr(accept, "push", counted)
+    monkeypatch.setattr(after_commit, "push", counted)
+
+    handles = Row.dispatch_many({"n": number} for number in range(2500))
+    with Session(connections.engine) as session:
+        handles += Row.dispatch_many(({"n": number} for number in range(1500)), session=session)
+        session.commit()
+
+    assert sizes == [1000, 1000, 500, 1000, 500]
+    pushed = connections.redis.lrange("rq:queue:nobody-listens", 0, -1)
+    assert [one.decode() for one in pushed] == [str(one.id) for one in handles]
+
+
+def test_many_are_accepted_while_redis_takes_nothing_and_each_row_says_so(connections: Connections) -> None:
+    connections.redis.config_set("maxmemory", 1)
+    try:
+        Row.dispatch_many({"n": number} for number in range(3000))
+    finally:
+        connections.redis.config_set("maxmemory", 0)
+
+    assert one_value(connections, "SELECT count(*) FROM job_statuses WHERE pushed_at IS NULL") == 3000
 
 
 def test_rows_are_written_as_they_were_given(connections: Connections) -> None:

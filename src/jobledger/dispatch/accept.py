@@ -26,7 +26,7 @@ from jobledger.connections.default import Connections, default_connections
 from jobledger.connections.locks import CONFLICT_SECONDS
 from jobledger.dispatch.admission import Request, admit
 from jobledger.dispatch.after_commit import after_commit_of
-from jobledger.dispatch.parts import in_parts
+from jobledger.dispatch.parts import in_batches, in_parts
 from jobledger.domain.options import DEFAULT_PRIORITY
 from jobledger.domain.records import Accepted, NewJob, Wake
 from jobledger.domain.status import JobStatus
@@ -130,7 +130,8 @@ def dispatch(
     }
     if session is None:
         accepted = _write(connections, rows, requests, within_seconds, begun)
-        (push if asks_first else push_quietly)(connections, _due(accepted, wakes))
+        for batch in in_batches(_due(accepted, wakes)):
+            (push if asks_first else push_quietly)(connections, batch)
         limits.release_new(connections, _keys(accepted, rows))
         return accepted
     accepted = _admit_all(session.connection(), rows, [_giving_back(one) for one in requests] if tick else requests)

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, SessionTransaction
 
 from jobledger.connections.default import Connections
+from jobledger.dispatch.parts import in_batches
 from jobledger.domain.records import Wake
 from jobledger.lifecycle import limits
 from jobledger.lifecycle.push import push, push_quietly
@@ -50,9 +51,10 @@ class AfterCommit:
         """Push what was committed, and release as many as there are slots for."""
         waiting, self._waiting = self._waiting, []
         if self._connections is not None:
-            push(self._connections, [one for _, one, has_room in waiting if has_room and isinstance(one, Wake)])
-            rest = [one for _, one, has_room in waiting if not has_room and isinstance(one, Wake)]
-            push_quietly(self._connections, rest)
+            for batch in in_batches([one for _, one, has_room in waiting if has_room and isinstance(one, Wake)]):
+                push(self._connections, batch)
+            for batch in in_batches([one for _, one, has_room in waiting if not has_room and isinstance(one, Wake)]):
+                push_quietly(self._connections, batch)
             limits.release_new(self._connections, [one for _, one, _ in waiting if isinstance(one, str)])
 
     def _rolled_back(self, _: Session, rolled_back: SessionTransaction) -> None:

@@ -4,13 +4,13 @@ So the time that a dispatch may take grows with its size, a Postgres that stands
 part, and no statement becomes larger than a part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from jobledger.connections.deadlines import DISPATCH_SECONDS
 from jobledger.dispatch.admission import Request
-from jobledger.domain.records import NewJob
+from jobledger.domain.records import NewJob, Wake
 
 MOST_ROWS: Final = 1000
 MOST_CHARACTERS: Final = 4 * 1024 * 1024
@@ -62,6 +62,12 @@ def in_parts(rows: Sequence[NewJob], requests: Sequence[Request]) -> list[Part]:
         parts[-1].requests.append(requests[place])
         parts[-1].places.append(place)
     return parts
+
+
+def in_batches(wakes: Sequence[Wake]) -> Iterator[Sequence[Wake]]:
+    """Wake-ups in numbers that Redis takes, and Postgres notes as not taken, in their short times."""
+    for first in range(0, len(wakes), MOST_ROWS):
+        yield wakes[first : first + MOST_ROWS]
 
 
 def _key(request: Request) -> str:
