@@ -5,8 +5,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -16,10 +17,12 @@ import redis
 from harness import Stack, eventually, stack
 from jobledger import Connections, JobStatus, Settings, configure
 from jobledger.connections.postgres import make_engine
+from jobledger.connections.redis import is_refusal, make_redis
 from jobledger.embedded import EmbeddedRedis, EmbeddedServers, free_port
 from jobledger.ledger.migrate import upgrade
 from jobledger.worker import ResilientRedis
 from jobledger.worker.redis import HEALTH_CHECK_SECONDS, RedisPatience, with_endurance
+from redis_refusals import REFUSALS, ConfiguredRedis, Refusal, full
 from sample_jobs import Echo, Reports
 
 OUTAGE_SECONDS = 4.0
@@ -81,20 +84,88 @@ def test_a_wrong_command_is_not_tried_again(own_redis: EmbeddedRedis) -> None:
             client.lpush("text", "1")
 
 
-def test_a_server_that_was_demoted_is_waited_for(own_redis: EmbeddedRedis, starter: ThreadPoolExecutor) -> None:
-    with ResilientRedis.from_url(own_redis.url) as client, redis.Redis.from_url(own_redis.url) as operator:
-        operator.config_set("replica-serve-stale-data", "yes")
-        operator.replicaof("127.0.0.1", free_port())
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_server_that_refuses_is_waited_for(
+    own_redis: EmbeddedRedis, starter: ThreadPoolExecutor, refusal: Refusal
+) -> None:
+    asks = [write, write_all_or_nothing, write_one_by_one, write_by_script]
+    if refusal is not full:  # which always lets take away
+        asks.append(pop)
+    with contextlib.ExitStack() as clients:
+        commands = [
+            partial(ask, clients.enter_context(ResilientRedis.from_url(own_redis.url)), str(number))
+            for number, ask in enumerate(asks)
+        ]
+        with redis.Redis.from_url(own_redis.url) as operator:
+            operator.rpush("list", "1", "2")
+        for command in commands:
+            command()
+        with ThreadPoolExecutor(len(asks)) as pool:
+            with refusal(own_redis), make_redis(own_redis.url) as impatient:
+                for ask in asks:
+                    with pytest.raises(redis.RedisError) as refused:
+                        ask(impatient, "impatient")
+                    assert is_refusal(refused.value), refused.value
+                answers = [pool.submit(command) for command in commands]
+                time.sleep(0.5)  # several tries
+                assert not any(answer.done() for answer in answers)
+            for answer in answers:
+                assert answer.result(20)
 
-        def promote() -> None:
-            time.sleep(1)  # the failover itself
-            operator.replicaof("NO", "ONE")
 
-        healing = starter.submit(promote)
-        assert client.set("a", "1")
-        with client.pipeline() as pipeline:
-            assert pipeline.set("a", "2").execute() == [True]
-        assert healing.done()
+def write(client: redis.Redis, key: str) -> object:
+    return client.set(key, "1")
+
+
+def write_all_or_nothing(client: redis.Redis, key: str) -> object:
+    with client.pipeline() as pipeline:
+        return pipeline.set(key, "1").get(key).execute()
+
+
+def write_one_by_one(client: redis.Redis, key: str) -> object:
+    with client.pipeline(transaction=False) as pipeline:
+        return pipeline.set(key, "1").get(key).execute()
+
+
+def write_by_script(client: redis.Redis, key: str) -> object:
+    return client.register_script("return redis.call('SET', KEYS[1], '1')")(keys=[key])
+
+
+def pop(client: redis.Redis, key: str) -> object:
+    return client.blpop([key, "list"])
+
+
+def test_a_server_that_loads_its_data_is_waited_for(tmp_path: Path, starter: ThreadPoolExecutor) -> None:
+    slow = ConfiguredRedis(tmp_path / "slow-redis", "--key-load-delay", "150", persistent=True)
+    starter.submit(slow.start).result()
+    with redis.Redis.from_url(slow.url) as operator, operator.pipeline(transaction=False) as pipeline:
+        for number in range(20_000):
+            pipeline.rpush("list", number)
+        pipeline.execute()
+    starter.submit(slow.restart).result()
+
+    with contextlib.closing(make_redis(slow.url, 5.0)) as impatient, pytest.raises(redis.BusyLoadingError):
+        impatient.ping()
+    with ResilientRedis.from_url(slow.url) as client:
+        assert client.llen("list") == 20_000
+
+    slow.stop()
+
+
+def test_a_cluster_that_is_down_is_waited_for(tmp_path: Path, starter: ThreadPoolExecutor) -> None:
+    cluster = ConfiguredRedis(tmp_path / "cluster", "--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
+    starter.submit(cluster.start).result()
+    with ResilientRedis.from_url(cluster.url) as client, redis.Redis.from_url(cluster.url) as operator:
+        with pytest.raises(redis.exceptions.ClusterDownError):
+            operator.set("a", "1")
+        waiting = starter.submit(client.set, "a", "1")
+        time.sleep(0.3)  # several tries
+        assert not waiting.done()
+        operator.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+
+        assert waiting.result(20)
+
+    cluster.stop()
 
 
 def test_a_pop_that_a_failover_unblocks_goes_on(own_redis: EmbeddedRedis, starter: ThreadPoolExecutor) -> None:
@@ -176,7 +247,13 @@ def frozen(servers: EmbeddedServers) -> Iterator[None]:
         process.resume()
 
 
-@pytest.mark.parametrize("outage", [stopped, frozen])
+def refusing(refusal: Refusal) -> Callable[[EmbeddedServers], contextlib.AbstractContextManager[None]]:
+    return lambda servers: refusal(servers.redis)
+
+
+@pytest.mark.parametrize(
+    "outage", [stopped, frozen, *(pytest.param(refusing(one), id=one.__name__) for one in REFUSALS)]
+)
 def test_a_busy_worker_survives_an_outage_and_takes_the_next_job(
     own: tuple[EmbeddedServers, Connections, Stack], tmp_path: Path, outage: object
 ) -> None:

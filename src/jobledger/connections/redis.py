@@ -4,6 +4,7 @@ redis-py calls its retry policy around everything that it sends, so the breaker 
 counts failures, and lets calls fail at once while the circuit is open.
 """
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -52,6 +53,9 @@ class CircuitBreaker(Retry):
         except (redis.ConnectionError, redis.TimeoutError):
             self._failed()
             raise
+        except redis.ResponseError:  # an answer, if not the wanted one: the next call does not wait for it either
+            self._failures = 0
+            raise
         finally:
             self._inside.call = False
         self._failures = 0
@@ -73,6 +77,27 @@ class CircuitBreaker(Retry):
         with self._lock:
             self._failures += 1
             self._opens_at = time.monotonic() + OPEN_SECONDS
+
+
+_REFUSALS: Final = (
+    redis.ReadOnlyError,
+    redis.OutOfMemoryError,
+    redis.BusyLoadingError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.MasterDownError,
+)
+_REFUSAL: Final = re.compile(
+    r"(?:^|caused error: |because of: |@user_script: ?\d+: )"  # plain, in a pipeline, in a transaction, in a script
+    r"-?(?:NOREPLICAS|OOM|MISCONF|BUSY|LOADING|READONLY|CLUSTERDOWN|MASTERDOWN|UNBLOCKED)(?= |$)"
+)
+"""How a server answers that is full, busy, loading, without its replicas or disk, or not the master (any more)."""
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether Redis answers that it does not do now what it will do later, when its operator has mended it."""
+    if isinstance(error, _REFUSALS):
+        return True
+    return isinstance(error, redis.ResponseError) and _REFUSAL.search(str(error)) is not None
 
 
 REDIS_DEADLINE_SECONDS: Final = 0.3

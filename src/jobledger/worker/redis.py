@@ -1,5 +1,8 @@
 """The Redis client of a worker's own process: an outage of minutes makes it wait, and does not end it.
 
+A server that answers and refuses (full, busy, loading, without its replicas or its disk, demoted) is away like any
+other.
+
 RQ's worker keeps its bookkeeping in Redis, and most of that is unprotected: one error while a job runs ends the worker,
 and its work-horse with it. Sending a command again is harmless here. RQ's bookkeeping sets what is so, and is the same
 done twice (a counter of its statistics may count twice). A wake-up that was popped by a command whose answer was lost
@@ -19,6 +22,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, MaxConnectionsError
 from redis.retry import Retry
 
+from jobledger.connections.redis import is_refusal
 from jobledger.observe.log import get_logger
 
 T = TypeVar("T")
@@ -46,9 +50,7 @@ KEEPALIVE: Final = {
 """A peer that has vanished without a word is noticed within 30 s, also under a pop that waits for minutes."""
 
 _AWAY: Final = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, socket.timeout)
-_REFUSED: Final = (AuthenticationError, AuthorizationError, MaxConnectionsError)
-_FAILED_OVER: Final = ("UNBLOCKED", "MASTERDOWN", "CLUSTERDOWN")
-"""What a server answers that is no longer the master, or not yet, besides READONLY and LOADING."""
+_NOT_ADMITTED: Final = (AuthenticationError, AuthorizationError, MaxConnectionsError)
 
 
 class RedisPatience(Retry):
@@ -85,7 +87,7 @@ class RedisPatience(Retry):
                 if not _may_pass(error) or (is_retryable is not None and not is_retryable(error)):
                     raise
                 failures += 1
-                with suppress(*_AWAY):
+                with suppress(*_AWAY, redis.ResponseError):  # it raises the error again, of a pipeline that watches
                     fail(error, failures) if with_failure_count else fail(error)
                 if time.monotonic() + pause > min(ends_at, _stop_deadline(self._stopping_seconds)):
                     raise
@@ -144,9 +146,9 @@ def _options() -> dict[str, Any]:
 
 
 def _may_pass(error: Exception) -> bool:
-    if isinstance(error, _REFUSED):
+    if isinstance(error, _NOT_ADMITTED):
         return False
-    return isinstance(error, _AWAY) or str(error).startswith(_FAILED_OVER)
+    return isinstance(error, _AWAY) or is_refusal(error)
 
 
 class _Process:
