@@ -21,10 +21,11 @@ import sqlalchemy as sa
 from harness import TESTS, Process, Stack, eventually, one_value
 from jobledger import Connections, __version__
 from jobledger.embedded import EmbeddedServers
+from jobledger.ledger.migrate import revisions
 from sample_jobs import EFFECTS
 
 UPGRADES = TESTS / "upgrades"
-PREVIOUS_VERSION, PREVIOUS_REVISION, NEWEST_REVISION = "0.1.0", "0001", "0009"
+PREVIOUS_VERSION, PREVIOUS_REVISION, NEWEST_REVISION = "0.1.0", "0001", revisions()[0]
 SECONDS = 120.0
 DONE, FAILED, WRONG = 0, 1, 2
 
