@@ -1,5 +1,6 @@
 """The engine of SQLAlchemy with the rules that every transaction relies on; what its errors mean."""
 
+import os
 import select
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from typing import Any, Final
 
 import psycopg2
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from jobledger.errors import LedgerUnavailable
 
@@ -17,31 +18,59 @@ CONNECT_TIMEOUT_SECONDS: Final = 2
 """libpq knows whole seconds, and 2 is the least that every version of it obeys."""
 
 
+_CONNECTING: Final = {
+    "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # milliseconds; keepalives say nothing while sent data is unacknowledged
+    "gssencmode": "disable",
+}
+"""How libpq connects, unless the URL says otherwise."""
+
+SESSION_SETTINGS: Final = {
+    "timezone": "UTC",
+    "default_transaction_isolation": "read committed",
+    "idle_in_transaction_session_timeout": f"{LONGEST_SILENCE_SECONDS}s",
+    "idle_session_timeout": "0",  # a job may work for long before it uses its session
+    "statement_timeout": "0",  # each transaction has a deadline of its own,
+    "lock_timeout": "0",  # and limits of its own for locks
+}
+"""What correctness needs of a session, whatever a role, a database or a URL sets."""
+
+
 def make_engine(url: str, application_name: str, **options: Any) -> Engine:
     """An engine with the rules that every transaction of ours relies on.
 
-    READ COMMITTED is what the guarded statements are written for: each sees what others committed before it.
+    READ COMMITTED is what the guarded statements are written for: each sees what others committed before it. What the
+    URL says of connecting and of the session is kept, but for what `SESSION_SETTINGS` needs otherwise.
     """
+    said = sa.make_url(url).query
+    connecting = {name: value for name, value in _CONNECTING.items() if name not in said}
     return sa.create_engine(
         url,
         isolation_level="READ COMMITTED",
         use_native_hstore=False,  # saves a query on each new connection
         pool_pre_ping=False,  # it would wait for a frozen server, outside of every deadline
         connect_args={
-            "application_name": application_name,
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "keepalives_idle": 15,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 15_000,  # milliseconds; keepalives say nothing while sent data is unacknowledged
-            "gssencmode": "disable",
-            "options": (
-                "-c timezone=UTC -c default_transaction_isolation=read\\ committed"
-                f" -c idle_in_transaction_session_timeout={LONGEST_SILENCE_SECONDS}s"
-            ),
+            "application_name": said.get("application_name", application_name),
+            "client_encoding": "UTF8",  # a payload may have any letter
+            "options": _session_options(said.get("options")),
+            **connecting,
         },
         **options,
     )
+
+
+def _session_options(said: str | tuple[str, ...] | None) -> str:
+    """Options for the server to start a session with: those of the URL, or else of the environment, and after them
+    ours, since the last one wins.
+    """
+    if said is None:
+        said = os.environ.get("PGOPTIONS", "")  # libpq reads it for who says no options
+    theirs = [said] if isinstance(said, str) else said
+    ours = [f"-c {name}=" + value.replace(" ", r"\ ") for name, value in SESSION_SETTINGS.items()]
+    return " ".join([*filter(None, theirs), *ours])
 
 
 def replace_ended(dbapi_connection: Any, *_: object) -> None:
@@ -59,12 +88,13 @@ def unavailable_as_error() -> Iterator[None]:
     """Name the ways in which Postgres can be away by one error.
 
     Raises:
-        LedgerUnavailable: the connection could not be made, or was lost.
+        LedgerUnavailable: the connection could not be made, or was lost; or Postgres takes no writes.
     """
     try:
         yield
     except sa.exc.DBAPIError as error:
         raise_if_lost(error)
+        raise_if_read_only(error)
         raise
     except sa.exc.TimeoutError as error:  # no free connection in the pool
         raise LedgerUnavailable(f"Postgres is busy or away: {first_line(error)}") from error
@@ -81,6 +111,9 @@ WAITED_IN_VAIN: Final = (LOCK_NOT_AVAILABLE, DEADLOCK)
 TRY_AGAIN: Final = (SERIALIZATION_FAILURE, *WAITED_IN_VAIN)
 NO_ROOM: Final = ("53100", "58030")
 """Disk full, I/O error: the ledger's server is in trouble, whichever statement met it."""
+
+READ_ONLY: Final = "25006"
+"""A write in a transaction that takes none."""
 
 SCHEMA_MISSING: Final = ("42P01", "42703")
 """No such table, no such column."""
@@ -135,6 +168,29 @@ def raise_if_lost(error: BaseException) -> None:
     """
     if is_connection_loss(error):
         raise LedgerUnavailable(f"Postgres is away: {first_line(error)}") from error
+
+
+def raise_if_read_only(error: BaseException) -> None:
+    """Name a server that takes no writes as one that is away; for transactions that no job can have made read-only.
+
+    Raises:
+        LedgerUnavailable: it is a standby, or `default_transaction_read_only` is on.
+    """
+    if sql_state(error) == READ_ONLY:
+        raise LedgerUnavailable(f"Postgres takes no writes: {first_line(error)}") from error
+
+
+def require_writable(connection: Connection) -> None:
+    """Look whether Postgres takes writes, without one.
+
+    Raises:
+        LedgerUnavailable: it takes none.
+    """
+    if connection.execute(_READ_ONLY).scalar_one() == "on":
+        raise LedgerUnavailable("Postgres takes no writes: it is a standby, or default_transaction_read_only is on.")
+
+
+_READ_ONLY: Final = sa.text("SELECT current_setting('transaction_read_only')")
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import psycopg2
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from jobledger.connections.postgres import raise_if_lost
+from jobledger.connections.postgres import raise_if_lost, raise_if_read_only
 
 _DIALECT: Final = sa.make_url("postgresql+psycopg2://").get_dialect()()
 
@@ -51,7 +51,7 @@ class Direct:
         """Execute one statement.
 
         Raises:
-            LedgerUnavailable: the connection is gone.
+            LedgerUnavailable: the connection is gone; or the statement is alone, and Postgres takes no writes.
             psycopg2.Error: the statement failed.
         """
         with self.raw.cursor() as cursor:
@@ -59,6 +59,8 @@ class Direct:
                 cursor.execute(_as_driver_sql(statement, self._prepared.get(statement)), parameters)
             except psycopg2.Error as error:
                 raise_if_lost(error)
+                if self.raw.autocommit:
+                    raise_if_read_only(error)
                 raise
             return DirectRows([column.name for column in cursor.description], cursor.fetchall())
 

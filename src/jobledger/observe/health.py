@@ -8,6 +8,7 @@ from typing import Final
 
 from jobledger import queues
 from jobledger.connections.default import Connections
+from jobledger.connections.postgres import require_writable
 from jobledger.ledger import heartbeats, migrate
 from jobledger.ledger.heartbeats import Counted
 
@@ -67,9 +68,10 @@ def look_at_ledger(connections: Connections, known_revisions: tuple[str, ...]) -
         known_revisions: of the schema, the one that the code needs first.
 
     Raises:
-        LedgerUnavailable: Postgres is away.
+        LedgerUnavailable: Postgres is away, or takes no writes.
     """
     with connections.transaction(LOOK_SECONDS) as connection:
+        require_writable(connection)
         revision = migrate.current_revision(connection)
         schema = _compare(revision, known_revisions)
         ages = heartbeats.ages_seconds(connection) if schema.is_usable else {}

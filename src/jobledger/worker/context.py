@@ -141,7 +141,9 @@ class RunContext:
 _BEGIN: Final = sa.text(
     "SELECT current_setting('search_path') AS search_path, current_setting('role') AS role,"
     " set_config('statement_timeout', :milliseconds, true), set_config('lock_timeout', :milliseconds, true),"
-    " set_config('idle_in_transaction_session_timeout', '0', true)"  # between its statements a job may work for long
+    " set_config('idle_in_transaction_session_timeout', '0', true),"  # between its statements a job may work for long
+    " CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL"  # Postgres has it from version 17 on
+    " THEN set_config('transaction_timeout', '0', true) END"
 )
 _RESTORE: Final = sa.text(
     "SELECT set_config('role', :role, true), set_config('search_path', :search_path, true),"
