@@ -3,6 +3,7 @@
 Effects go through the job's session into a table without any unique constraint, so that doubles are seen.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import json
@@ -162,6 +163,11 @@ class Stopped(Observed):
             return key
 
 
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
 class Poison(Observed):
     """Ends its process, outlives its time, or returns too much, as asked. Its effect must never be seen."""
 
@@ -174,6 +180,31 @@ class Poison(Observed):
 
     def _exit(self) -> None:
         os._exit(3)
+
+    def _exit_zero(self) -> None:
+        os._exit(0)
+
+    def _exec(self) -> None:
+        os.execvp("true", ["true"])
+
+    def _fork(self) -> str:
+        """A child that leaves the job must not end it; nor keep what the parent has written."""
+        if os.fork() == 0:
+            return "child"
+        os.wait()
+        raise RuntimeError("in the parent")
+
+    def _group(self) -> None:
+        async def sleep_on() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.to_thread(time.sleep, 0.1))
+                while True:
+                    time.sleep(0.05)
+
+        asyncio.run(sleep_on())
+
+    def _unprintable(self) -> None:
+        raise Unprintable
 
     def _segv(self) -> None:
         signal.signal(signal.SIGSEGV, signal.SIG_DFL)

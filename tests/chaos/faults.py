@@ -247,7 +247,7 @@ def poisoned(world: World, _: random.Random, begin: Begin, arguments: dict[str, 
     jobs, seed = int(arguments["jobs"]), int(arguments["seed"])
     world.dispatcher.allow(jobs // 2)
     before = speed(world, 0.1 * jobs, 0.4 * jobs)
-    tasks = poisons(seed, int(arguments["each"]), bool(arguments["short"]))
+    tasks = poisons(seed, int(arguments["each"]))
     begin(", ".join(sorted({str(task.payload["how"]) for task in tasks})) + ", and wake-ups that are none")
     world.dispatcher.dispatch_now(tasks)
     with world.servers.redis_client() as client:

@@ -63,6 +63,11 @@ STOPPED_SECONDS: Final = 150.0
 
 POISONS: Final = {
     "exit": ["failed:crashed"],
+    "exit_zero": ["failed:crashed"],
+    "exec": ["failed:crashed"],
+    "fork": ["failed:error"],
+    "group": ["failed:timeout"],
+    "unprintable": ["failed:error"],
     "segv": ["failed:crashed"],
     "oom": ["failed:crashed"],
     "memory": ["failed:error"],
@@ -70,12 +75,9 @@ POISONS: Final = {
     "swallow": ["failed:timeout"],
     "large": ["failed:error"],
     "unknown": ["failed:undispatchable"],
-    "gil": ["failed:timeout", "failed:crashed", "failed:lost"],
+    "gil": ["failed:timeout"],
 }
 """How each may end, by name."""
-
-SLOW_POISONS: Final = frozenset({"gil"})
-"""Only RQ's own last resort ends a process that holds the interpreter's lock, minutes later: not in short runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,18 +191,12 @@ def make_load(seed: int, size: Size, http_share: float = 0.1, newer: int = 0) ->
     return tasks
 
 
-def poisons(seed: int, each: int, short: bool) -> list[Task]:
-    """Every kind of poison, so many times, shuffled.
-
-    Args:
-        each: how many of each kind; of the slow ones a single one.
-        short: without the slow ones.
-    """
+def poisons(seed: int, each: int) -> list[Task]:
+    """Every kind of poison, so many times, shuffled."""
     chance = random.Random(f"poison {seed}")
     tasks = []
     for how in POISONS:
-        wanted = each if how not in SLOW_POISONS else 0 if short else 1
-        keys = [f"poison-{how}-{number}" for number in range(wanted)]
+        keys = [f"poison-{how}-{number}" for number in range(each)]
         tasks += [Task(key, "poison", {"key": key, "how": how}, chance.choice(QUEUES)) for key in keys]
     chance.shuffle(tasks)
     return tasks

@@ -14,7 +14,7 @@ from driver import FULL_SETTINGS, SHORT_SETTINGS, Order, allowed, commit
 from faults import FAULTS
 from goals import GOALS
 from jobledger import BaseJob
-from load import GROUPS, IN_A_ROW, POISONS, SHARES, SLOW_POISONS, Size, Task, make_load, poisons
+from load import GROUPS, IN_A_ROW, POISONS, SHARES, Size, Task, make_load, poisons
 from recovery import ASKED_TO_END, GOES_ON, HITS_ALL, QUEUED_AGAIN
 from run import (
     SHORT_PATIENCE_SECONDS,
@@ -112,7 +112,7 @@ def test_jobs_that_are_stopped_fail_any_run_if_their_cancel_does_nothing() -> No
 
 
 def test_every_kind_has_a_class_that_takes_its_payload() -> None:
-    tasks = make_load(3, Size(1000), newer=3) + poisons(3, 2, short=False)
+    tasks = make_load(3, Size(1000), newer=3) + poisons(3, 2)
     for task in tasks:
         job_class = find_class(task.job_type)
         if task.payload.get("how") == "unknown":
@@ -124,12 +124,11 @@ def test_every_kind_has_a_class_that_takes_its_payload() -> None:
 
 
 def test_every_poison_is_known_to_its_class_and_has_a_named_end() -> None:
-    tasks = poisons(1, 3, short=False)
+    tasks = poisons(1, 3)
     assert {str(task.payload["how"]) for task in tasks} == set(POISONS)
     assert all(task.ends == POISONS[str(task.payload["how"])] and task.effects == 0 for task in tasks)
     for how in set(POISONS) - {"unknown"}:
         assert callable(getattr(chaos_jobs.Poison, f"_{how}"))
-    assert not SLOW_POISONS & {str(task.payload["how"]) for task in poisons(1, 3, short=True)}
 
 
 def test_the_older_deployment_lacks_the_newer_jobs() -> None:
