@@ -5,10 +5,12 @@ too, a run is rehearsed, and a connection to Postgres is kept ready, so that a w
 finds all of it.
 """
 
+import atexit
 import gc
 
 from jobledger.connections.default import configure
 from jobledger.jobs.own import WarmUp
+from jobledger.maintenance.ownership import QueuesKeeper, take_queues
 from jobledger.observe.log import logging_config, set_up_logging
 from jobledger.registry import load_job_modules
 from jobledger.settings import load_settings
@@ -21,6 +23,10 @@ _settings = load_settings()
 set_up_logging(_settings)
 load_job_modules(_settings.job_modules)
 _connections = configure(_settings)
+take_queues(_connections)
+_keeper = QueuesKeeper(_connections)
+_keeper.start()
+atexit.register(_keeper.stop)
 keep_leases(_connections)
 warm_up(_connections, WarmUp.job_type, {"number": 1})
 SpareConnection(_connections).keep_ready()
@@ -28,5 +34,5 @@ gc.collect()
 gc.freeze()  # what is loaded stays; a work-horse's collections then touch, and so copy, none of its pages
 
 REDIS_URL = with_endurance(_settings.require_redis_url())
-QUEUES = list(_settings.queues)
+QUEUES = [_settings.queue_in_redis(one) for one in _settings.queues]
 DICT_CONFIG = logging_config(_settings)

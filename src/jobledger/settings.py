@@ -28,6 +28,11 @@ class Settings(BaseSettings):
     queues: Names = Field(
         ("high", "default", "low", "etl"), description="Queues in the order in which workers look at them."
     )
+    queue_prefix: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_.:-]{0,50}$",
+        description="Put before each queue's name in Redis, such as shop: so that several ledgers may share a Redis.",
+    )
     default_timeout_seconds: float = Field(600, gt=0, description="Longest attempt of a job that says nothing.")
     lease_seconds: float = Field(
         30, ge=1, le=3600, description="An attempt that shows no sign of life for so long is lost."
@@ -36,6 +41,9 @@ class Settings(BaseSettings):
         5, ge=0.2, le=60, description="Pause between two sweeps of the repair in the scheduler process."
     )
     relay_seconds: float = Field(1, ge=0.1, le=60, description="Pause between two looks for due and never pushed jobs.")
+    relay_rate: int = Field(
+        50_000, ge=1, description="At most so many wake-ups a second are pushed by a scheduler, if its servers can."
+    )
     tick_grace_seconds: float = Field(
         15, ge=1, le=86400, description="A fire time that is later than this was missed: its `catch_up` decides."
     )
@@ -96,6 +104,10 @@ class Settings(BaseSettings):
         """The environment variables that give another process the same settings, secrets included."""
         said = {name: getattr(self, name) for name in type(self).model_fields}
         return {f"JOBLEDGER_{name.upper()}": _as_text(value) for name, value in said.items() if value is not None}
+
+    def queue_in_redis(self, queue: str) -> str:
+        """How a queue is called in Redis: RQ, its workers and its tools know no other name."""
+        return f"{self.queue_prefix}{queue}"
 
     @property
     def zone(self) -> ZoneInfo:

@@ -1,5 +1,6 @@
 """Repair when Redis was emptied, when wake-ups fail, when lists are full, and when they hold what they should not."""
 
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,7 @@ from jobledger.maintenance.clean import clean
 from jobledger.maintenance.prune import prune
 from jobledger.maintenance.reconcile import MAX_LOST_WAKES, reconcile
 from jobledger.maintenance.redis_restarts import find_late_workers, notice_redis_restart
-from jobledger.maintenance.relay import PASS, relay, relay_unpushed
+from jobledger.maintenance.relay import relay, relay_unpushed
 from jobledger.maintenance.stuck_children import release_stuck_children
 from jobledger.queues.server import EPOCH_KEY
 from jobledger.worker import run_job
@@ -198,6 +199,7 @@ def test_workers_are_not_looked_for_for_ever(connections: Connections) -> None:
 
 
 def test_ten_thousand_jobs_are_pushed_again_in_few_passes(connections: Connections) -> None:
+    """Above one process's share of a second: pass follows pass without a pause."""
     for _ in range(10):
         Echo.dispatch_many([{}] * 1000)
     notice_redis_restart(connections)
@@ -205,11 +207,34 @@ def test_ten_thousand_jobs_are_pushed_again_in_few_passes(connections: Connectio
     began = time.monotonic()
 
     assert notice_redis_restart(connections) == 10_000
-    passes = [relay(connections) for _ in range(3)]
-
-    assert passes == [PASS, PASS, 0]
+    assert relay(connections) == 10_000
     assert time.monotonic() - began < 30
     assert queues.length(connections.redis, "default") == 10_000
+
+
+def test_the_rate_of_the_relay_is_a_setting(settings: Settings) -> None:
+    slow = configure(settings.model_copy(update={"relay_rate": 100, "relay_seconds": 0.5}))
+    handles = Echo.dispatch_many([{}] * 120)
+    slow.redis.flushall()
+    execute(slow, "UPDATE job_statuses SET pushed_at = NULL")
+
+    assert [relay(slow) for _ in range(4)] == [50, 50, 20, 0]
+    assert listed(slow) == ids(*handles)
+
+
+def test_a_relay_that_is_to_stop_ends_after_its_pass(settings: Settings) -> None:
+    hurried = configure(settings.model_copy(update={"relay_seconds": 0.1, "relay_rate": 10_000_000}))
+    for _ in range(12):
+        Echo.dispatch_many([{}] * 1000)
+    hurried.redis.flushall()
+    execute(hurried, "UPDATE job_statuses SET pushed_at = NULL")
+    stopping = threading.Event()
+    stopping.set()
+
+    pushed = relay(hurried, stopping=stopping)
+
+    assert 0 < pushed < 12_000
+    assert queues.length(hurried.redis, "default") == pushed
 
 
 # -- wake-ups that fail

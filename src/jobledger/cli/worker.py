@@ -58,7 +58,8 @@ def worker(context: click.Context, queues: tuple[str, ...]) -> None:
     _wait_for_redis(url)
     # RQ prefers this variable to its configuration, so it must not name another Redis.
     os.environ["RQ_REDIS_URL"] = url
-    context.exit(work(queues, context.meta[_FOR_RQ]))
+    named = [connections.settings.queue_in_redis(one) for one in queues]
+    context.exit(work(named, context.meta[_FOR_RQ]))
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

@@ -14,6 +14,7 @@ from jobledger.domain.records import Wake
 from jobledger.errors import LedgerUnavailable
 from jobledger.failpoints import Failpoint, reach
 from jobledger.ledger import wakeups
+from jobledger.ledger.identity import ledger_name
 from jobledger.observe.log import get_logger
 
 log: Final = get_logger(__name__)
@@ -59,7 +60,13 @@ def push(connections: Connections, wakes: Sequence[Wake]) -> bool:
         return True
     reach(Failpoint.BEFORE_PUSH)
     try:
-        queues.push(connections.redis, wakes)
+        name = ledger_name(connections)
+        queues.push(
+            connections.redis,
+            wakes,
+            prefix=connections.settings.queue_prefix,
+            ledger=name.id if name is not None else None,
+        )
     except redis.RedisError as error:
         log.warning("Redis is away: the relay will push", wakes=len(wakes), error=str(error))
         queues.window_of(connections).close()

@@ -142,7 +142,7 @@ CHORES: Final = (
         (
             Step(
                 "wake-ups that were pushed",
-                lambda connections, manner: relay(connections, is_sweep=manner.is_sweep),
+                lambda connections, manner: relay(connections, is_sweep=manner.is_sweep, stopping=manner.stopping),
             ),
         ),
     ),

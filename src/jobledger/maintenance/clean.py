@@ -2,7 +2,7 @@
 
 None of it does harm, because no delivery does anything without a claim; but RQ's own maintenance would call finished
 jobs failed, and people who look at Redis would see what is not so. A part of each list at a time, so that long ones
-keep nobody busy. Jobs of others in the same queues are left alone.
+keep nobody busy. Jobs of others in the same queues, also those of other ledgers, are left alone.
 """
 
 from collections import Counter
@@ -13,6 +13,7 @@ from jobledger import queues
 from jobledger.connections.default import Connections
 from jobledger.domain.status import JobStatus
 from jobledger.ledger import wakeups
+from jobledger.ledger.identity import ledger_name
 from jobledger.observe.log import get_logger
 from jobledger.queues import Slice
 from jobledger.queues.keys import intermediate_of, list_of
@@ -39,7 +40,8 @@ def clean(connections: Connections, limit: int = LIMIT) -> Counter[str]:
     """
     client = connections.maintenance_redis
     removed: Counter[str] = Counter()
-    for name in queues.names(client):
+    settings = connections.settings
+    for name in map(settings.queue_in_redis, queues.names(client, settings.queue_prefix)):
         removed += _clean_list(connections, queues.read_slice(client, list_of(name), limit))
         removed += _clean_intermediate(connections, queues.read_slice(client, intermediate_of(name), limit))
         removed["begun, and ended long ago"] += _clean_begun(connections, name, limit)
@@ -50,15 +52,18 @@ def _clean_list(connections: Connections, found: Slice) -> Counter[str]:
     times = Counter(found.ids)
     if not times:
         return Counter()
-    client = connections.maintenance_redis
+    client, ledger = connections.maintenance_redis, ledger_name(connections)
+    name = ledger.id if ledger is not None else None
     with connections.transaction(DEADLINE_SECONDS) as connection:
         standing = wakeups.standing(connection, times)
-    needless = [one for one, (status, is_held, _) in standing.items() if status is not JobStatus.QUEUED or is_held]
-    orphans = queues.ours_of(client, [one for one in times if one not in standing], STALE_SECONDS)
+    idle = [one for one, (status, is_held, _) in standing.items() if status is not JobStatus.QUEUED or is_held]
+    others = queues.pushed_by_others(client, idle, name)  # of a copy of this database, which has the same ids
+    needless = [one for one in idle if one not in others]
+    orphans = queues.ours_of(client, [one for one in times if one not in standing], STALE_SECONDS, name)
     gone = set(queues.remove(client, found, orphans, orphans))
     if gone:
         log.warning("Wake-ups without a row", count=len(gone), first=[str(one) for one in sorted(gone)[:MOST_NAMED]])
-    doubled = {one: count for one, count in times.items() if count > 1 and one in standing and one not in needless}
+    doubled = {one: count for one, count in times.items() if count > 1 and one in standing and one not in idle}
     return Counter(
         {
             "listed, and not queued": _remove_idle(connections, found, needless),

@@ -13,13 +13,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobledger import queues
 from jobledger.connections.default import Connections
 from jobledger.errors import LedgerUnavailable
-from jobledger.ledger import heartbeats, stats
+from jobledger.ledger import heartbeats, stats, wakeups
+from jobledger.ledger.identity import ledger_name
 from jobledger.ledger.stats import PostgresFacts
 from jobledger.maintenance.chores import CHORES, Manner
+from jobledger.maintenance.ownership import refusal
 from jobledger.observe import conservation
 from jobledger.observe.conservation import MOST_ENTRIES, Conservation
 from jobledger.observe.health import Schema, look_at_ledger, stale_sweep
-from jobledger.queues import RedisFacts
+from jobledger.queues import RedisFacts, owner
+from jobledger.queues.keys import list_of
 
 LOOK_SECONDS: Final = 3.0
 MOST_SKEW_SECONDS: Final = 2.0
@@ -76,7 +79,13 @@ def examine(connections: Connections, known_revisions: tuple[str, ...]) -> list[
     found += skew.findings()
     if any(one.subject == "schema" and one.verdict is Severity.PROBLEM for one in found):
         return found
-    looks = {"redis writes": _writes, "repair": _repair, "workers": _workers, "conservation": _conservation}
+    looks = {
+        "redis writes": _writes,
+        "ledger": _ledger,
+        "repair": _repair,
+        "workers": _workers,
+        "conservation": _conservation,
+    }
     for subject, look in looks.items():
         found += _guarded(subject, lambda look=look: look(connections))  # type: ignore[misc]
     return found
@@ -205,6 +214,33 @@ def _writes(connections: Connections) -> Iterator[Finding]:
     yield Finding("redis writes", Severity.OK, "it takes writes")
 
 
+def _ledger(connections: Connections) -> Iterator[Finding]:
+    """Whose the queues are, and the wake-ups in them."""
+    name, client, settings = ledger_name(connections), connections.maintenance_redis, connections.settings
+    if name is None:
+        return
+    found = owner.owner(client, settings.queue_prefix)
+    strange: Counter[str] = Counter()
+    for queue in map(settings.queue_in_redis, queues.names(client, settings.queue_prefix)):
+        ids = queues.read_slice(client, list_of(queue), MOST_COUNTED).ids
+        others = queues.pushed_by_others(client, ids, name.id)
+        with connections.transaction(LOOK_SECONDS) as connection:
+            here = wakeups.standing(connection, others)
+        strange.update(theirs for one, theirs in others.items() if one not in here)
+    if found is not None and found.id != name.id:
+        words, _, remedy = refusal(connections, name, found).partition(". ")
+        yield Finding("ledger", Severity.PROBLEM, f"{words}.", remedy)
+    elif strange:
+        counts = ", ".join(f"{count} of ledger {theirs}" for theirs, count in strange.items())
+        words = f"In the queues of this ledger, {name}, are wake-ups of others: {counts}."
+        remedy = (
+            "Say another JOBLEDGER_QUEUE_PREFIX, or Redis, where those are dispatched; if that ledger is gone, wait."
+        )
+        yield Finding("ledger", Severity.PROBLEM, words, remedy)
+    else:
+        yield Finding("ledger", Severity.OK, f"{name.id}; no other one has its queues in Redis")
+
+
 def _repair(connections: Connections) -> Iterator[Finding]:
     with connections.transaction(LOOK_SECONDS) as connection:
         ages = heartbeats.ages_seconds(connection)
@@ -222,7 +258,8 @@ def _repair(connections: Connections) -> Iterator[Finding]:
 
 def _workers(connections: Connections) -> Iterator[Finding]:
     found = queues.workers(connections.maintenance_redis)
-    heard = {name for one in found for name in one.queues}
+    prefix = connections.settings.queue_prefix
+    heard = {name.removeprefix(prefix) for one in found for name in one.queues if name.startswith(prefix)}
     nameless = sum(not one.queues for one in found)
     with connections.transaction(LOOK_SECONDS) as connection:
         waiting = {name: stats.queued_in(connection, name, MOST_COUNTED) for name in stats.queues_with_work(connection)}

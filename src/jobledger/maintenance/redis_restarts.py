@@ -37,7 +37,7 @@ def notice_redis_restart(connections: Connections) -> int:
     """
     client = connections.maintenance_redis
     try:
-        epoch = queues.read_epoch(client)
+        epoch = f"{queues.read_epoch(client)} {connections.settings.queue_prefix}".strip()  # other names, other lists
     except NoPermissionError as error:
         log.warning(
             "Redis lets this user have no mark in it: an emptied one is not noticed at once",
@@ -63,7 +63,7 @@ def _unpush_missing(connections: Connections, queue: str) -> int:
         until = stats.now(connection)
     # Read after that moment: what was pushed before it is there, unless it was lost or taken. One that a dispatch is
     # about to push is pushed twice at worst.
-    listed = set(queues.waiting(connections.maintenance_redis, queue))
+    listed = set(queues.waiting(connections.maintenance_redis, connections.settings.queue_in_redis(queue)))
     missing, last = 0, None
     while True:
         with connections.transaction(DEADLINE_SECONDS) as connection:

@@ -17,6 +17,7 @@ from jobledger import queues
 from jobledger.connections.default import Connections
 from jobledger.domain.status import JobStatus
 from jobledger.ledger import heartbeats, limit_counts, stats, wakeups
+from jobledger.ledger.identity import ledger_name
 from jobledger.ledger.wakeups import PUSH_GRACE_SECONDS
 from jobledger.observe.log import get_logger
 from jobledger.process import this_process
@@ -107,7 +108,7 @@ def count(connections: Connections) -> Conservation:
     found = _Lists()
     with connections.transaction(DEADLINE_SECONDS) as connection:
         names = set(stats.queues_with_work(connection))
-    names.update(queues.names(connections.maintenance_redis))
+    names.update(queues.names(connections.maintenance_redis, connections.settings.queue_prefix))
     for name in sorted(names):
         _look(connections, name, found)
     if found.lost or found.needless:
@@ -151,12 +152,15 @@ def _slots_astray(connections: Connections) -> set[object]:
 
 
 def _look(connections: Connections, queue: str, found: _Lists) -> None:
-    client = connections.maintenance_redis
+    client, settings, ledger = connections.maintenance_redis, connections.settings, ledger_name(connections)
+    name = ledger.id if ledger is not None else None
     with connections.transaction(DEADLINE_SECONDS) as connection:
         overdue = wakeups.overdue(connection, queue, PUSH_GRACE_SECONDS, None, MOST_ENTRIES)
-    entries = queues.read_slice(client, list_of(queue), MOST_ENTRIES)  # after the suspects: see `reconcile`
+    entries = queues.read_slice(
+        client, list_of(settings.queue_in_redis(queue)), MOST_ENTRIES
+    )  # after the suspects: see `reconcile`
     found.is_exact &= entries.is_whole
-    window = connections.settings.queue_window
+    window = settings.queue_window
     if 2 * entries.length < window:
         found.room[queue] = window - entries.length
     times = Counter(entries.ids)
@@ -165,10 +169,14 @@ def _look(connections: Connections, queue: str, found: _Lists) -> None:
     for chunk in _chunks(times):
         with connections.transaction(DEADLINE_SECONDS) as connection:
             standing = wakeups.standing(connection, chunk)
-        found.without_row += len(queues.ours_of(client, [one for one in chunk if one not in standing], STALE_SECONDS))
+        strange = [one for one in chunk if one not in standing]
+        found.without_row += len(queues.ours_of(client, strange, STALE_SECONDS, name))
+        idle = [one for one, (status, is_held, _) in standing.items() if status is not JobStatus.QUEUED or is_held]
+        others = queues.pushed_by_others(client, idle, name)
         for one, (status, is_held, own_queue) in standing.items():
             if status is not JobStatus.QUEUED or is_held:
-                found.needless.setdefault(queue, set()).add(one)
+                if one not in others:
+                    found.needless.setdefault(queue, set()).add(one)
             elif own_queue != queue:
                 found.doubled += times[one]
             else:
@@ -178,9 +186,9 @@ def _look(connections: Connections, queue: str, found: _Lists) -> None:
 
 
 def _leftovers(connections: Connections, queue: str) -> int:
-    client = connections.maintenance_redis
-    taken = queues.read_slice(client, intermediate_of(queue), CHUNK).ids
-    begun = [one.job_id for one in queues.read_begun(client, queue, CHUNK)]
+    client, name = connections.maintenance_redis, connections.settings.queue_in_redis(queue)
+    taken = queues.read_slice(client, intermediate_of(name), CHUNK).ids
+    begun = [one.job_id for one in queues.read_begun(client, name, CHUNK)]
     if not (taken or begun):
         return 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
@@ -223,7 +231,8 @@ def _unpushed(connections: Connections, room: Mapping[str, int]) -> int:
 
 def _still_listed(connections: Connections, queue: str, ids: Collection[UUID]) -> int:
     """Those that no worker has taken since the first look."""
-    listed = set(queues.read_slice(connections.maintenance_redis, list_of(queue), MOST_ENTRIES).ids)
+    name = connections.settings.queue_in_redis(queue)
+    listed = set(queues.read_slice(connections.maintenance_redis, list_of(name), MOST_ENTRIES).ids)
     return sum(one in listed for one in ids)
 
 

@@ -5,6 +5,7 @@ flushing any of it costs latency, never a job. RQ's own retry, schedule, depende
 
 keys         how RQ names what it keeps
 wakes        pushing, and reading the lists
+owner        whose the queues and the wake-ups are
 window       how many may be pushed
 reports      what RQ says of jobs that it calls failed
 workers      what its workers say of themselves, and are told
@@ -13,7 +14,8 @@ server       what the Redis server says of itself
 """
 
 from jobledger.queues.keys import RUN_JOB
-from jobledger.queues.reports import Death, reported_deaths
+from jobledger.queues.owner import Owner, pushed_by_others
+from jobledger.queues.reports import Death, ended_well, reported_deaths
 from jobledger.queues.server import RedisFacts, facts, read_epoch, try_write
 from jobledger.queues.stale import Begun, Slice, ours_of, read_begun, read_slice, remove, remove_begun, remove_doubles
 from jobledger.queues.wakes import head, length, names, push, waiting
@@ -24,10 +26,12 @@ __all__ = [
     "RUN_JOB",
     "Begun",
     "Death",
+    "Owner",
     "RedisFacts",
     "Slice",
     "Window",
     "WorkerRecord",
+    "ended_well",
     "facts",
     "forget_current_job",
     "head",
@@ -35,6 +39,7 @@ __all__ = [
     "names",
     "ours_of",
     "push",
+    "pushed_by_others",
     "put_back_workers",
     "read_begun",
     "read_epoch",

@@ -65,6 +65,20 @@ def reported_deaths(client: redis.Redis, job_ids: Iterable[UUID]) -> dict[UUID, 
     return deaths
 
 
+def ended_well(client: redis.Redis, job_ids: Iterable[UUID]) -> set[UUID]:
+    """Of these jobs, those whose delivery RQ calls finished: a worker took it, found nothing to claim, and said so.
+
+    Raises:
+        redis.RedisError: Redis is away.
+    """
+    ids = list(job_ids)
+    with client.pipeline(transaction=False) as pipeline:
+        for job_id in ids:
+            pipeline.hget(keys.hash_of(job_id), "status")
+        answers = pipeline.execute()
+    return {job_id for job_id, status in zip(ids, answers, strict=True) if status == b"finished"}
+
+
 def _death(entry_id: bytes, entry: Mapping[bytes, bytes], now: float) -> Death:
     # rq 3.0 results.py:308 packs the text so; the length is bounded because Redis is not trusted.
     try:

@@ -15,6 +15,7 @@ from uuid import UUID
 import redis
 
 from jobledger.queues import keys
+from jobledger.queues.owner import FIELD
 
 MOST_COMPARISONS: Final = 5_000_000
 """Removing from a list walks through it; so many entries are walked past at most, some tenths of a second for Redis."""
@@ -96,8 +97,14 @@ def _affordable(found: Slice) -> int:
     return max(50, MOST_COMPARISONS // max(found.length, 1))
 
 
-def ours_of(client: redis.Redis, ids: Sequence[UUID], age_seconds: float) -> list[UUID]:
-    """Of these ids, those of wake-ups of ours that were pushed longer ago; others may be anybody's.
+def ours_of(client: redis.Redis, ids: Sequence[UUID], age_seconds: float, ledger: str | None) -> list[UUID]:
+    """Of these ids, those of wake-ups of ours that were pushed longer ago; others may be of any program or ledger.
+
+    Args:
+        client: of the server.
+        ids: of the wake-ups.
+        age_seconds: since they were pushed.
+        ledger: this one; None if its name is unknown: then what has a name is not ours.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -105,13 +112,16 @@ def ours_of(client: redis.Redis, ids: Sequence[UUID], age_seconds: float) -> lis
     with client.pipeline(transaction=False) as pipeline:
         pipeline.time()
         for one in ids:
-            pipeline.hmget(keys.hash_of(one), "data", "enqueued_at")
+            pipeline.hmget(keys.hash_of(one), "data", "enqueued_at", FIELD)
         (seconds, _), *answers = pipeline.execute()
     latest = datetime.fromtimestamp(seconds - age_seconds, UTC)
     return [
         one
-        for one, (data, pushed) in zip(ids, answers, strict=True)
-        if _calls_us(data) and (moment := _moment(pushed)) is not None and moment < latest
+        for one, (data, pushed, owner) in zip(ids, answers, strict=True)
+        if (owner is None or owner.decode("utf-8", "replace") == ledger)
+        and _calls_us(data)
+        and (moment := _moment(pushed)) is not None
+        and moment < latest
     ]
 
 
@@ -156,12 +166,16 @@ def remove_begun(client: redis.Redis, queue: str, entries: Sequence[Begun]) -> N
         pipeline.execute()
 
 
-def _uuid(value: bytes) -> UUID | None:
+def as_id(text: str) -> UUID | None:
     """An id as we write ids; anything else is not ours."""
     with suppress(ValueError):
-        found = UUID(value.decode())
-        return found if str(found).encode() == value else None
+        found = UUID(text)
+        return found if str(found) == text else None
     return None
+
+
+def _uuid(value: bytes) -> UUID | None:
+    return as_id(value.decode("utf-8", "replace"))
 
 
 def _moment(value: bytes | None) -> datetime | None:

@@ -4,6 +4,7 @@ import math
 import pickle
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any, Final, cast
@@ -13,41 +14,64 @@ import redis
 
 from jobledger.domain.records import Wake
 from jobledger.queues import keys
+from jobledger.queues.owner import FIELD
 
 RQ_GRACE_SECONDS: Final = 30
 """RQ's own timeout comes after ours, and its worker kills the process 60 s after that (rq 3.0 worker_classes.py:88)."""
 
 
-def push(client: redis.Redis, wakes: Sequence[Wake]) -> None:
+def push(client: redis.Redis, wakes: Sequence[Wake], *, prefix: str = "", ledger: str | None = None) -> None:
     """Put wake-ups into their queues, in order, in one round trip; those that go to the front are there in order, too.
+
+    Args:
+        client: of the server.
+        wakes: to push.
+        prefix: of the queues' names in Redis.
+        ledger: whose they are; None if its name is unknown: then they count as those of the ledger that finds them.
 
     Raises:
         redis.RedisError: Redis is away; some of the wake-ups may have been pushed.
     """
     if not wakes:
         return
+    named = [replace(one, queue=f"{prefix}{one.queue}") for one in wakes] if prefix else wakes
+    more: dict[Any, Any] = {FIELD: ledger} if ledger is not None else {}
+    moment = datetime.now(UTC)
     with client.pipeline(transaction=False) as pipeline:
-        for name, group in groupby(wakes, key=lambda wake: wake.queue):
-            pipeline.sadd(keys.QUEUES, keys.list_of(name))
-            together = list(group)
-            for wake in (one for one in together if not one.at_front):
-                _push_one(wake, pipeline)
-            for wake in (one for one in reversed(together) if one.at_front):
-                _push_one(wake, pipeline)
+        for name, group in groupby(named, key=lambda wake: wake.queue):
+            _push_together(name, list(group), moment, more, pipeline)
         pipeline.execute()
 
 
-def _push_one(wake: Wake, pipeline: "redis.client.Pipeline") -> None:
-    job_id, key = str(wake.id), keys.hash_of(wake.id)
-    if wake.push_count > 1:
+def _push_together(
+    name: str, wakes: Sequence[Wake], moment: datetime, more: dict[Any, Any], pipeline: "redis.client.Pipeline"
+) -> None:
+    """Wake-ups of one queue: with one command for each of them, because packing commands is most of the work."""
+    again = [str(one.id) for one in wakes if one.push_count > 1]
+    if again:
         # An earlier attempt left a hash that expires, with its result, and an entry among RQ's ended jobs; a worker
         # that died left one among those that are about to begin, which RQ would call failed one day.
-        pipeline.delete(key)
-        pipeline.zrem(keys.finished_of(wake.queue), job_id)
-        pipeline.zrem(keys.failed_of(wake.queue), job_id)
-        pipeline.lrem(keys.intermediate_of(wake.queue), 0, job_id)
-    pipeline.hset(key, mapping=rq_job(wake, datetime.now(UTC)))
-    (pipeline.lpush if wake.at_front else pipeline.rpush)(keys.list_of(wake.queue), job_id)
+        pipeline.delete(*map(keys.hash_of, again))
+        pipeline.zrem(keys.finished_of(name), *again)
+        pipeline.zrem(keys.failed_of(name), *again)
+        pipeline.eval(_REMOVE_TAKEN, 1, keys.intermediate_of(name), *again)
+    for one in wakes:
+        pipeline.hset(keys.hash_of(one.id), mapping={**rq_job(one, moment), **more})
+    pipeline.sadd(keys.QUEUES, keys.list_of(name))
+    behind = [str(one.id) for one in wakes if not one.at_front]
+    before = [str(one.id) for one in reversed(wakes) if one.at_front]
+    if behind:
+        pipeline.rpush(keys.list_of(name), *behind)
+    if before:
+        pipeline.lpush(keys.list_of(name), *before)
+
+
+# Of a list that is nearly always empty.
+_REMOVE_TAKEN: Final = """
+if redis.call('LLEN', KEYS[1]) == 0 then return 0 end
+for _, id in ipairs(ARGV) do redis.call('LREM', KEYS[1], 0, id) end
+return 1
+"""
 
 
 def rq_job(wake: Wake, moment: datetime) -> dict[Any, Any]:
@@ -115,11 +139,12 @@ def head(client: redis.Redis, queue: str) -> UUID | None:
         return None
 
 
-def names(client: redis.Redis) -> list[str]:
-    """The queues that Redis knows, also those that nobody pushes to any more.
+def names(client: redis.Redis, prefix: str = "") -> list[str]:
+    """The queues that Redis knows, also those that nobody pushes to any more: without the prefix, those that have it.
 
     Raises:
         redis.RedisError: Redis is away.
     """
     found = cast(set[bytes], client.smembers(keys.QUEUES))
-    return sorted(one.decode("utf-8", "replace").removeprefix(keys.QUEUE_PREFIX) for one in found)
+    every = (one.decode("utf-8", "replace").removeprefix(keys.QUEUE_PREFIX) for one in found)
+    return sorted(one.removeprefix(prefix) for one in every if one.startswith(prefix))

@@ -40,10 +40,12 @@ class Window:
     Args:
         size: wake-ups of one queue that may be in Redis, about.
         clock: seconds that only go forward.
+        prefix: of the queues' names in Redis.
     """
 
-    def __init__(self, size: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, size: int, clock: Callable[[], float] = time.monotonic, prefix: str = "") -> None:
         self._size = size
+        self._prefix = prefix
         self._clock = clock
         self._lock = threading.Lock()
         self._lists: dict[str, _Seen] = {}
@@ -79,7 +81,7 @@ class Window:
 
     def _look(self, client: redis.Redis, queue: str, seen: _Seen | None, now: float) -> _Seen:
         try:
-            listed = length(client, queue)
+            listed = length(client, f"{self._prefix}{queue}")
         except redis.RedisError:
             self._closed_until = self._clock() + LOOK_SECONDS
             raise
@@ -109,5 +111,7 @@ def window_of(connections: Connections) -> Window:
     with _process.lock:
         window = _process.windows.get(connections)
         if window is None:
-            window = _process.windows[connections] = Window(connections.settings.queue_window)
+            window = _process.windows[connections] = Window(
+                connections.settings.queue_window, prefix=connections.settings.queue_prefix
+            )
         return window

@@ -26,6 +26,7 @@ from jobledger.ledger import heartbeats, schedules
 from jobledger.ledger.heartbeats import PRESENCE_SECONDS
 from jobledger.ledger.schedules import UNSEEN_SECONDS
 from jobledger.maintenance.chores import CHORES, Manner
+from jobledger.maintenance.ownership import QueuesKeeper
 from jobledger.observe.log import get_logger
 from jobledger.process import this_process
 from jobledger.schedules import ticks
@@ -108,6 +109,7 @@ class SchedulerProcess:
         self._looked_at = self._in_touch_since = time.monotonic()
         self._wall = wall
         self._stopping = threading.Event()
+        self._queues = QueuesKeeper(connections)
 
     def start(self) -> None:
         """Begin, in background threads."""
@@ -128,6 +130,7 @@ class SchedulerProcess:
                 next_run_time=datetime.now(UTC),
             )
         self._clock.start()
+        self._queues.start()
         threading.Thread(target=self._follow_clock, name="jobledger-clock", daemon=True).start()
         log.info("Scheduler started", pid=os.getpid(), schedules=len(list(self._book)))
 
@@ -143,6 +146,7 @@ class SchedulerProcess:
         _, stuck = wait([one for one in self._busy.values() if not one.cancelled()], STOP_SECONDS)
         with contextlib.suppress(LedgerUnavailable), self._connections.transaction(DEADLINE_SECONDS) as connection:
             heartbeats.forget_scheduler(connection, this_process())
+        self._queues.stop()
         log.info("Scheduler stopped", pid=os.getpid(), stuck=len(stuck))
         return not stuck
 

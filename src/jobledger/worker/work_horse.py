@@ -31,8 +31,12 @@ from jobledger.worker.notes import AttemptNote
 from jobledger.worker.outcome import UNPRINTABLE
 from jobledger.worker.spare import spare_of_this_worker
 from jobledger.worker.stop import NO_WORKER
+from jobledger.worker.strangers import hand_on
 
 log: Final = get_logger(__name__)
+
+
+NOTHING_TO_DO: Final = "nothing to do: a duplicate delivery, or the job was canceled, held or has expired"
 
 
 class JobFailed(Exception):
@@ -95,11 +99,10 @@ class Delivery:
         """The steps, in order."""
         with self._keeping.lease_of(self._job_id, self._tail) as lease:
             connection, claim = patiently(lambda: self._claim(lease), LEDGER_PATIENCE_SECONDS, str(self._job_id))
-            if claim is None:
-                end = "nothing to do: a duplicate delivery, or the job was canceled, held or has expired"
-            else:
-                end = self._perform(lease, connection, claim)
+            end = NOTHING_TO_DO if claim is None else self._perform(lease, connection, claim)
         connection.release()
+        if claim is None:
+            return hand_on(self._connections, self._job_id) or end
         return end
 
     def warm_up(self, claim: Claim) -> None:

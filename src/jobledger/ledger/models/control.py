@@ -134,6 +134,21 @@ job_propagations: Final = sa.Table(
     sa.Index(None, "due_at"),
 )
 
+job_ledger: Final = sa.Table(
+    "job_ledger",
+    metadata,
+    sa.Column("only_row", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column(
+        "id",
+        sa.Uuid,
+        nullable=False,
+        server_default=sa.text("gen_random_uuid()"),
+        comment="With the place of the database it names the ledger in Redis",
+    ),
+    sa.PrimaryKeyConstraint("only_row"),
+    sa.CheckConstraint("only_row", name="only_row"),
+)
+
 redis_epoch: Final = sa.Table(
     "redis_epoch",
     metadata,

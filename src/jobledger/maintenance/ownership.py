@@ -1,0 +1,127 @@
+"""The queues in a Redis are one ledger's: its workers and schedulers say so as they start, and as long as they run.
+
+A second ledger with the same queues would lose wake-ups to workers of the first one, which have no such jobs. It is
+refused at the start of its workers and schedulers. An owner that gives no sign of life, such as a database that was
+dropped or moved, is replaced.
+"""
+
+import threading
+import time
+from typing import Final
+
+import redis
+
+from jobledger.connections.default import Connections
+from jobledger.errors import ConfigurationError
+from jobledger.ledger.identity import LedgerName, ledger_name
+from jobledger.observe.log import get_logger
+from jobledger.process import this_process
+from jobledger.queues import owner
+from jobledger.queues.owner import Owner
+
+log: Final = get_logger(__name__)
+
+SIGN_SECONDS: Final = 2.0
+"""Between two signs of life of a process."""
+
+SILENT_SECONDS: Final = 8.0
+"""An owner of which no process gives a sign of life for so long is gone."""
+
+LOOK_SECONDS: Final = 0.2
+
+
+def take_queues(connections: Connections) -> None:
+    """Have the queues be this ledger's, at the start of a process that works on them.
+
+    Nothing is said of them while one of the servers is away: `QueuesKeeper` says it later.
+
+    Raises:
+        ConfigurationError: processes of another ledger work on them.
+    """
+    name = ledger_name(connections) if connections.settings.redis_url is not None else None
+    if name is None:
+        return
+    try:
+        _take(connections, name)
+    except redis.RedisError as error:
+        log.warning("Whose the queues are is not known yet", error=str(error))
+
+
+def _take(connections: Connections, name: LedgerName) -> None:
+    first = last = _keep(connections, name)
+    if first is None or last is None:
+        return
+    log.warning("Another ledger has these queues: waiting for a sign of life", it=f"{first.id} ({first.words})")
+    ends_at = time.monotonic() + SILENT_SECONDS
+    while time.monotonic() < ends_at:
+        time.sleep(LOOK_SECONDS)
+        last = _keep(connections, name)
+        if last is None:
+            return
+        if last.raw != first.raw:
+            raise ConfigurationError(refusal(connections, name, last))
+    other = _keep(connections, name, instead_of=last)
+    if other is not None:
+        raise ConfigurationError(refusal(connections, name, other))
+    log.warning("The queues were another ledger's, which is silent", it=f"{first.id} ({first.words})")
+
+
+def refusal(connections: Connections, name: LedgerName, other: Owner) -> str:
+    """What is wrong when two ledgers have the same queues, and what to do."""
+    prefix = connections.settings.queue_prefix
+    which = f"with the prefix {prefix!r}" if prefix else "without a prefix"
+    return (
+        f"The queues {which} in this Redis are those of ledger {other.id} ({other.words}), which {other.process} works"
+        f" on; this is ledger {name}. Say another JOBLEDGER_QUEUE_PREFIX for one of them, or another database in"
+        " JOBLEDGER_REDIS_URL."
+    )
+
+
+def _keep(connections: Connections, name: LedgerName, instead_of: Owner | None = None) -> Owner | None:
+    prefix = connections.settings.queue_prefix
+    return owner.keep(connections.maintenance_redis, prefix, name.id, name.words, this_process(), instead_of)
+
+
+class QueuesKeeper:
+    """Gives signs of life in a thread, as long as the process runs.
+
+    Args:
+        connections: of the process; a client of its own is made of its settings.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = Connections(connections.settings, connections.application_name)
+        self._of = connections
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="jobledger-queues", daemon=True)
+        self._met: str | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        if self._connections.settings.redis_url is not None:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End; the queues may be another ledger's soon, if no other process of this one keeps them."""
+        self._stopping.set()
+        name = ledger_name(self._of)
+        if not self._thread.is_alive() or name is None:
+            return
+        self._thread.join(SIGN_SECONDS)
+        try:
+            owner.leave(self._connections.maintenance_redis, self._connections.settings.queue_prefix, name.id)
+        except redis.RedisError as error:
+            log.info("Redis is away: it forgets by itself who had the queues", error=str(error))
+
+    def _run(self) -> None:
+        while not self._stopping.wait(SIGN_SECONDS):
+            name = ledger_name(self._of)
+            if name is None:
+                continue
+            try:
+                other = _keep(self._connections, name)
+            except redis.RedisError:
+                continue  # those who need Redis say that it is away
+            if other is not None and other.id != self._met:
+                log.error("Two ledgers have the same queues", problem=refusal(self._connections, name, other))
+            self._met = other.id if other is not None else None

@@ -1,0 +1,61 @@
+"""A wake-up of another ledger, which was taken by a worker of this one: it goes back, or is left.
+
+Left, it is for its own ledger to find: its reconciler sees that the delivery ended well and the row still waits, and
+pushes it again, without blame. So a wake-up goes back a few times only, each time later.
+"""
+
+import time
+from typing import Final
+from uuid import UUID
+
+import redis
+from rq import get_current_job
+
+from jobledger import queues
+from jobledger.connections.default import Connections
+from jobledger.ledger import wakeups
+from jobledger.ledger.identity import ledger_name
+from jobledger.observe.log import get_logger
+from jobledger.queues import owner
+
+log: Final = get_logger(__name__)
+
+MOST_RETURNS: Final = 5
+PAUSE_SECONDS: Final = 0.2
+"""For each return before: two workers must not throw a wake-up to and fro at full speed."""
+
+DEADLINE_SECONDS: Final = 5.0
+
+
+def hand_on(connections: Connections, job_id: UUID) -> str | None:
+    """See whether a wake-up that led to no claim is another ledger's, and put it back.
+
+    Returns:
+        What became of it, in a few words; None if it is none of another ledger, or nothing can be known.
+
+    Raises:
+        LedgerUnavailable: Postgres is away.
+    """
+    name, job = ledger_name(connections), get_current_job()
+    if name is None or job is None:
+        return None
+    client = connections.maintenance_redis
+    try:
+        theirs = queues.pushed_by_others(client, [job_id], name.id).get(job_id)
+        if theirs is None or _has_row(connections, job_id):
+            return None
+        returns = owner.count_return(client, job_id) - 1
+        if returns < MOST_RETURNS:
+            time.sleep(PAUSE_SECONDS * returns)
+            owner.put_back(client, job_id, job.origin)
+    except redis.RedisError as error:
+        log.warning("Redis is away: a wake-up of another ledger was not put back", job_id=str(job_id), error=str(error))
+        return None
+    back = returns < MOST_RETURNS
+    log.warning("A wake-up of another ledger", job_id=str(job_id), of=theirs, this=name.id, put_back=back)
+    return f"of ledger {theirs}, not of {name.id}: {'put back' if back else 'left to its reconciler'}"
+
+
+def _has_row(connections: Connections, job_id: UUID) -> bool:
+    with connections.transaction(DEADLINE_SECONDS) as connection:
+        return job_id in wakeups.standing(connection, [job_id])
