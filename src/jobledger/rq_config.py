@@ -5,12 +5,11 @@ too, a run is rehearsed, and a connection to Postgres is kept ready, so that a w
 finds all of it.
 """
 
-import atexit
 import gc
 
 from jobledger.connections.default import configure
 from jobledger.jobs.own import WarmUp
-from jobledger.maintenance.ownership import QueuesKeeper, take_queues
+from jobledger.maintenance.ownership import take_queues
 from jobledger.observe.log import logging_config, set_up_logging
 from jobledger.registry import load_job_modules
 from jobledger.settings import load_settings
@@ -24,9 +23,6 @@ set_up_logging(_settings)
 load_job_modules(_settings.job_modules)
 _connections = configure(_settings)
 take_queues(_connections)
-_keeper = QueuesKeeper(_connections)
-_keeper.start()
-atexit.register(_keeper.stop)
 keep_leases(_connections)
 warm_up(_connections, WarmUp.job_type, {"number": 1})
 SpareConnection(_connections).keep_ready()

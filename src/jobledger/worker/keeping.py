@@ -16,6 +16,7 @@ from uuid import UUID
 
 from jobledger.connections.default import Connections
 from jobledger.errors import LedgerUnavailable
+from jobledger.maintenance.ownership import QueuesKeeper
 from jobledger.observe.log import get_logger, set_up_logging
 from jobledger.observe.log_run import LogTail
 from jobledger.settings import Settings, load_settings
@@ -56,6 +57,7 @@ class Keeping:
         self._owner = os.getpid()
         self._keeper_pid: int | None = None
         self._started_at = 0.0
+        self._keeps_queues = False
         self._substitute: Keeper | None = None
 
     @property
@@ -65,6 +67,7 @@ class Keeping:
 
     def keep_alive(self) -> None:
         """In a worker's parent, which has no threads yet: start the keeper, and look after it before each fork."""
+        self._keeps_queues = True
         self._fork()
         os.register_at_fork(before=self._replace_if_dead)
 
@@ -117,7 +120,12 @@ class Keeping:
                 spare = spare_of_this_worker()
                 if spare is not None:
                     spare.abandon()
-                keep(self.board, Connections(self.connections.settings, "jobledger-keeper"), parent)
+                connections = Connections(self.connections.settings, "jobledger-keeper")
+                queues = QueuesKeeper(connections)
+                if self._keeps_queues:  # in this process, because the worker must not fork beside a thread of ours
+                    queues.start()
+                keep(self.board, connections, parent)
+                queues.stop()
             finally:
                 os._exit(0)
         self._keeper_pid, self._started_at = pid, time.monotonic()
