@@ -507,6 +507,71 @@ def test_a_child_that_another_transaction_has_locked_keeps_no_reaper_from_any_jo
     assert statuses(child) == [JobStatus.CANCELED]
 
 
+def is_slow(connections: Connections, seconds: float, *handles: JobHandle) -> None:
+    """From now on each change of these rows takes a while."""
+    slow = ", ".join(f"'{one.id}'" for one in handles)
+    execute(
+        connections,
+        "CREATE OR REPLACE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS $$"
+        f" BEGIN IF NEW.id IN ({slow}) THEN PERFORM pg_sleep({seconds}); END IF; RETURN NEW; END $$",
+    )
+    execute(
+        connections,
+        "CREATE TRIGGER slow BEFORE UPDATE ON job_statuses FOR EACH ROW EXECUTE FUNCTION be_slow()",
+    )
+
+
+@pytest.fixture
+def quick(connections: Connections) -> Iterator[None]:
+    """Afterwards no change takes long."""
+    yield
+    execute(connections, "DROP TRIGGER IF EXISTS slow ON job_statuses")
+
+
+@pytest.mark.usefixtures("settled", "quick")
+def test_a_job_that_takes_too_long_keeps_no_reaper_from_the_others(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobledger.maintenance.one_by_one.STATEMENT_SECONDS", 2.0)
+    slow, other = started(connections), started(connections)
+    let_leases_run_out(connections)
+    first = "UPDATE job_attempts SET lease_expires_at = now() - interval '1 h' WHERE job_id = :id"
+    execute(connections, first, id=slow.id)
+    is_slow(connections, 60, slow)
+
+    assert reap(connections) == 1
+
+    assert statuses(slow, other) == [JobStatus.STARTED, JobStatus.SCHEDULED]
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_long_sweep_is_recorded_again_and_again_so_that_it_is_no_gap(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobledger.maintenance.one_by_one.RECORD_SECONDS", 0.0)
+    handles = [started(connections) for _ in range(3)]
+    let_leases_run_out(connections)
+
+    assert reap(connections) == 3
+
+    ended = sorted(row_of(connections, one).updated_at for one in handles)
+    assert one_value(connections, "SELECT swept_at FROM sweeps WHERE name = 'reap'") > ended[1]
+    assert one_value(connections, "SELECT now() - resumed_at > interval '50 minutes' FROM sweeps WHERE name = 'reap'")
+
+
+def test_what_is_done_once_is_recorded_by_no_part_of_it(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobledger.maintenance.one_by_one.RECORD_SECONDS", 0.0)
+    handle = started(connections)
+    execute(connections, "UPDATE job_statuses SET cancel_requested_at = now() - interval '1 h'")
+
+    assert reap(connections, is_sweep=False) == 1
+
+    assert handle.refresh().status is JobStatus.CANCELED
+    assert one_value(connections, "SELECT count(*) FROM sweeps") == 0
+
+
 @pytest.mark.usefixtures("settled")
 def test_what_postgres_refuses_of_one_job_keeps_no_reaper_from_the_others(connections: Connections) -> None:
     odd, other = started(connections), started(connections)

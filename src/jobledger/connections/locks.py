@@ -25,6 +25,7 @@ WITH before AS MATERIALIZED (SELECT current_setting('lock_timeout') AS lock_time
 SELECT before.lock_timeout, set_config('lock_timeout', :limit, :is_local) FROM before
 """)
 _LIMIT_SILENCE: Final = sa.text("SELECT set_config('idle_in_transaction_session_timeout', :limit, true)")
+_LIMIT_STATEMENTS: Final = sa.text("SELECT set_config('statement_timeout', :limit, true)")
 
 
 class LockTimeout(Exception):
@@ -79,6 +80,11 @@ def transaction_waiting_for_locks(
 def limit_silence(connection: Connection, seconds: float) -> None:
     """Have Postgres end this transaction if it says nothing for so long: a frozen process keeps its locks no longer."""
     connection.execute(_LIMIT_SILENCE, {"limit": milliseconds(seconds)})
+
+
+def limit_statements(connection: Connection, seconds: float) -> None:
+    """Have Postgres cancel each statement of this transaction that takes longer."""
+    connection.execute(_LIMIT_STATEMENTS, {"limit": milliseconds(seconds)})
 
 
 def milliseconds(seconds: float) -> str:

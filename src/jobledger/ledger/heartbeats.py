@@ -87,6 +87,14 @@ def begin_anew(connection: Connection, name: str) -> None:
     connection.execute(_BEGIN_ANEW, {"name": name})
 
 
+_RECORD_AGAIN: Final = sa.text("UPDATE sweeps SET swept_at = greatest(swept_at, now()) WHERE name = :name")
+
+
+def record_again(connection: Connection, name: str) -> None:
+    """Record that a sweep is still going on."""
+    connection.execute(_RECORD_AGAIN, {"name": name})
+
+
 @dataclass(frozen=True, slots=True)
 class Counted:
     """What the last count found.

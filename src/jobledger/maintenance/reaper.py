@@ -69,7 +69,7 @@ def reap(connections: Connections, *, is_sweep: bool = True) -> int:
         settled = heartbeats.record(connection, heartbeats.REAP, by, gap_seconds, lease_seconds)
         running = leases.running(connection, CANCEL_SECONDS, BATCH)
     deaths = _deaths(connections, running)
-    each = OneByOne(connections, DEADLINE_SECONDS)
+    each = OneByOne(connections, DEADLINE_SECONDS, sweep=heartbeats.REAP if is_sweep else None)
     reaped = 0
     for one in running:
         death = deaths.get(one.id)

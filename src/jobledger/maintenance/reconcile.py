@@ -77,8 +77,11 @@ def reconcile(
         settled = heartbeats.record(connection, heartbeats.RECONCILE, by, gap_seconds, settled_seconds)
         names = stats.queues_with_work(connection)
     settled = settled and not _others_keep_queues(connections)
-    each = OneByOne(connections, DEADLINE_SECONDS)
-    lost = sum(_reconcile_queue(connections, each, name, grace_seconds, settled) for name in names)
+    each = OneByOne(connections, DEADLINE_SECONDS, sweep=heartbeats.RECONCILE if is_sweep else None)
+    lost = 0
+    for name in names:
+        each.record_again()
+        lost += _reconcile_queue(connections, each, name, grace_seconds, settled)
     each.end()
     return lost
 
