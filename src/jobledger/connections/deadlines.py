@@ -1,7 +1,8 @@
 """Deadlines for what can wait for ever: a connection that has not finished by its deadline is cut.
 
 No timeout of libpq ends the wait for a server that is frozen while its kernel still answers every packet; shutting the
-socket down does, in whatever thread waits on it.
+socket down does, in whatever thread waits on it. Its backend may wait on, for a synchronous standby for example; so it
+is canceled, too.
 """
 
 import _thread
@@ -13,9 +14,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy.engine import Connection
+
+from jobledger.connections.cancels import Canceler, CancelKey
 
 log: Final = logging.getLogger(__name__)
 
@@ -26,13 +29,18 @@ SECONDS_TO_BEGIN: Final = 1.0
 """A thread that was started so long ago and has not begun is taken for dead; two of them do no harm."""
 
 
+CANCEL_AGAIN_SECONDS: Final = 2.0
+"""A backend that had not yet begun with what it was sent when it was canceled is canceled once more."""
+
+
 @contextmanager
 def within(connection: Connection, deadline_seconds: float | None) -> Iterator[None]:
     """Cut a connection that has not finished by its deadline, in seconds from now; None is no deadline."""
     if deadline_seconds is None:
         yield
         return
-    ticket = _watchdog().watch(connection.connection.dbapi_connection.fileno(), deadline_seconds)  # type: ignore[union-attr]
+    raw: Any = connection.connection.dbapi_connection
+    ticket = _watchdog().watch(raw.fileno(), deadline_seconds, CancelKey(raw))
     try:
         yield
     finally:
@@ -52,25 +60,37 @@ def shut(fileno: int) -> None:
 class _Ticket:
     """One connection under watch: it owns a duplicate of the socket, so a reused number can never be cut."""
 
-    def __init__(self, fileno: int, due: float) -> None:
+    def __init__(self, fileno: int, due: float, key: CancelKey | None) -> None:
         self.due = due
         self._lock = threading.Lock()
         self._socket: socket.socket | None = socket.socket(fileno=os.dup(fileno))
+        self._key = key
+        self.is_cut = False
 
     def __lt__(self, other: "_Ticket") -> bool:
         return self.due < other.due
 
-    def cut(self) -> None:
+    def cut(self) -> CancelKey | None:
+        """Cut it, unless it was released before.
+
+        Returns:
+            The key of a session that was cut, now or before, and is to be canceled. Not the other way round: a client
+            would take a wait that was canceled for one that has come to its end.
+        """
         with self._lock:
             if self._socket is not None:
+                self.is_cut = True
                 with suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
+            return self._key
 
     def release(self) -> None:
         with self._lock:
             if self._socket is not None:
                 self._socket.close()
                 self._socket = None
+            if not self.is_cut:
+                self._key = None
 
 
 class _Watchdog:
@@ -80,11 +100,12 @@ class _Watchdog:
         self.pid = os.getpid()
         self._tickets: list[_Ticket] = []
         self._changed = threading.Condition()
+        self._canceler = Canceler()
         self._is_alive = False
         self._start_again_at = 0.0
 
-    def watch(self, fileno: int, seconds: float) -> _Ticket:
-        ticket = _Ticket(fileno, time.monotonic() + seconds)
+    def watch(self, fileno: int, seconds: float, key: CancelKey | None = None) -> _Ticket:
+        ticket = _Ticket(fileno, time.monotonic() + seconds, key)
         with self._changed:
             heapq.heappush(self._tickets, ticket)
             if self._tickets[0] is ticket:
@@ -116,7 +137,18 @@ class _Watchdog:
                     wait = self._tickets[0].due - time.monotonic() if self._tickets else None
                     self._changed.wait(wait)
                 ticket = heapq.heappop(self._tickets)
-            ticket.cut()
+            self._cut(ticket)
+
+    def _cut(self, ticket: _Ticket) -> None:
+        is_first = not ticket.is_cut
+        key = ticket.cut()
+        if key is None:
+            return
+        self._canceler.send(key)
+        if is_first:
+            ticket.due = time.monotonic() + CANCEL_AGAIN_SECONDS
+            with self._changed:
+                heapq.heappush(self._tickets, ticket)
 
 
 class _Process:
