@@ -145,9 +145,9 @@ def test_a_due_job_is_pushed_when_a_worker_can_see_that_it_is_queued(
     seen: list[JobStatus] = []
     push = queues.push
 
-    def look_and_push(client: redis.Redis, wakes: Sequence[Wake]) -> None:
+    def look_and_push(client: redis.Redis, wakes: Sequence[Wake], **options: Any) -> None:
         seen.append(JobHandle(handle.id, handle.status, connections).refresh().status)
-        push(client, wakes)
+        push(client, wakes, **options)
 
     monkeypatch.setattr(queues, "push", look_and_push)
     relay(connections)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobledger import Connections
-from jobledger.domain.records import Evidence, Runner
+from jobledger.domain.records import Evidence, Runner, Untold
 from jobledger.domain.status import JobStatus, PauseKind
 from jobledger.embedded import EmbeddedServers
 from jobledger.ledger import leases, limit_counts, moves, pauses, prune, queries, stats, uniqueness, wakeups
@@ -128,6 +128,10 @@ ASKED: dict[str, Any] = {
     "lock idle": lambda ledger: wakeups.lock_idle(ledger, SOME),
     "long ended": lambda ledger: wakeups.long_ended(ledger, SOME, 60.0),
     "deferred between": moves.deferred_between,
+    "next children": lambda ledger: moves.next_children(ledger, [Untold(one) for one in SOME[:20]], 25),
+    "release children": lambda ledger: moves.release_children(ledger, [(SOME[5], one) for one in SOME]),
+    "cancel children": lambda ledger: moves.cancel_children(ledger, dict.fromkeys(SOME, "parent failed")),
+    "retry": lambda ledger: moves.retry(ledger, SOME[5]),
     "orphans": lambda ledger: moves.stuck_children(ledger, SOME[0], 1000),
 }
 
