@@ -1062,16 +1062,13 @@ def test_a_final_failure_waits_for_the_row_rather_than_run_again(connections: Co
 
 def test_a_claim_that_has_waited_too_long_for_a_lock_is_tried_again(connections: Connections) -> None:
     job = Echo.dispatch()
-    name = one_value(connections, "SELECT current_database()")
-    with connections.transaction() as connection:
-        connection.execute(sa.text(f'ALTER DATABASE "{name}" SET lock_timeout = 200'))
-    connections.engine.dispose()
     tried = threading.Event()
     step = moves.claim
 
-    def claim(*given: Any) -> Any:
+    def claim(connection: Any, *given: Any) -> Any:
+        connection.execute(sa.text("SELECT set_config('lock_timeout', '200ms', false)"), {})
         try:
-            return step(*given)
+            return step(connection, *given)
         except psycopg2.errors.LockNotAvailable:
             tried.set()
             raise

@@ -14,6 +14,7 @@ from jobledger.cli.output import confirm, escaped, print_json, progress, say
 from jobledger.cli.parameters import DURATION, json_option
 from jobledger.connections.default import Connections
 from jobledger.connections.postgres import unavailable_as_error
+from jobledger.connections.sessions import require_sessions
 from jobledger.errors import ConfigurationError, LedgerUnavailable
 from jobledger.ledger.migrate import OpenTransaction, current_revision, downgrade, open_transactions, revisions, upgrade
 
@@ -54,6 +55,7 @@ def migrate(target: str | None, wait: float, down: bool, yes: bool, as_json: boo
         raise click.UsageError("--down needs --to REVISION.")
     connections = connect(APPLICATION_NAME)
     before = _wait_for_postgres(connections, wait)
+    require_sessions(connections, "a migration needs")
     ran: list[str] = []
     if down:
         _run_down(connections, target or "", before, wait, yes)

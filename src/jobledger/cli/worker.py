@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Final
 
@@ -12,8 +13,10 @@ import redis
 
 from jobledger.cli.configuration import connect
 from jobledger.cli.parameters import QUEUE
+from jobledger.connections.default import Connections
 from jobledger.connections.redis import make_redis
-from jobledger.errors import ConfigurationError
+from jobledger.connections.sessions import require_sessions
+from jobledger.errors import ConfigurationError, LedgerUnavailable
 from jobledger.observe.log import get_logger
 from jobledger.registry import load_job_modules
 from jobledger.worker.command import work
@@ -54,12 +57,24 @@ def worker(context: click.Context, queues: tuple[str, ...]) -> None:
         signal.signal(number, _leave)
     connections = connect("jobledger-worker", needs_redis=True, is_service=True)
     load_job_modules(connections.settings.job_modules)  # RQ loads them again, but cannot say what is wrong
+    _require_sessions(connections)
     url = connections.settings.require_redis_url()
     _wait_for_redis(url)
     # RQ prefers this variable to its configuration, so it must not name another Redis.
     os.environ["RQ_REDIS_URL"] = url
     named = [connections.settings.queue_in_redis(one) for one in queues]
     context.exit(work(named, context.meta[_FOR_RQ]))
+
+
+def _require_sessions(connections: Connections) -> None:
+    """Refuse a pooler in transaction mode, if Postgres answers; otherwise no job is begun as long as it does not.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    with suppress(LedgerUnavailable):
+        require_sessions(connections, "workers need")
+    connections.close()
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

@@ -118,9 +118,11 @@ class Connections:
             self._forget_parent()
             if self._wrapping is None:
                 self._wrapping = make_engine(
-                    self.settings.require_database_url(), self.application_name, poolclass=sa.NullPool
+                    self.settings.require_database_url(),
+                    self.application_name,
+                    poolclass=sa.NullPool,
+                    creator=lambda: self._wrapped,
                 )
-                sa.event.listen(self._wrapping, "do_connect", lambda *_: self._wrapped)
             self._wrapped = raw
             connection = connection_class(self._wrapping)
             Connection.detach(connection)

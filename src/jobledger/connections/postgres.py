@@ -47,7 +47,8 @@ def make_engine(url: str, application_name: str, **options: Any) -> Engine:
     """
     said = sa.make_url(url).query
     connecting = {name: value for name, value in _CONNECTING.items() if name not in said}
-    return sa.create_engine(
+    theirs = _options_of(said.get("options"))
+    engine = sa.create_engine(
         url,
         isolation_level="READ COMMITTED",
         use_native_hstore=False,  # saves a query on each new connection
@@ -55,22 +56,46 @@ def make_engine(url: str, application_name: str, **options: Any) -> Engine:
         connect_args={
             "application_name": said.get("application_name", application_name),
             "client_encoding": "UTF8",  # a payload may have any letter
-            "options": _session_options(said.get("options")),
+            "options": " ".join([*theirs, *_OPTIONS]),
             **connecting,
         },
         **options,
     )
+    if not theirs:
+        sa.event.listen(engine, "do_connect", _Connect())
+    return engine
 
 
-def _session_options(said: str | tuple[str, ...] | None) -> str:
-    """Options for the server to start a session with: those of the URL, or else of the environment, and after them
-    ours, since the last one wins.
-    """
+_OPTIONS: Final = tuple(f"-c {name}=" + value.replace(" ", r"\ ") for name, value in SESSION_SETTINGS.items())
+"""After those of others, since the last one wins."""
+
+
+def _options_of(said: str | tuple[str, ...] | None) -> list[str]:
+    """The options with which the server starts a session: those of the URL, or else of the environment."""
     if said is None:
         said = os.environ.get("PGOPTIONS", "")  # libpq reads it for who says no options
-    theirs = [said] if isinstance(said, str) else said
-    ours = [f"-c {name}=" + value.replace(" ", r"\ ") for name, value in SESSION_SETTINGS.items()]
-    return " ".join([*filter(None, theirs), *ours])
+    return [one for one in ([said] if isinstance(said, str) else said) if one]
+
+
+class _Connect:
+    """Connects without our options if a pooler refuses them, as PgBouncer does.
+
+    An attempt then sets its session itself (`leases.this_backend`). What else we do relies on no session: a
+    transaction says its isolation level and its limits itself, so that a pooler may give each another session.
+    """
+
+    def __init__(self) -> None:
+        self._is_refused = False
+
+    def __call__(self, dialect: Any, _record: object, arguments: Any, parameters: dict[str, Any]) -> Any:
+        if not self._is_refused:
+            try:
+                return dialect.connect(*arguments, **parameters)
+            except psycopg2.OperationalError as error:
+                if "unsupported startup parameter" not in str(error):
+                    raise
+                self._is_refused = True
+        return dialect.connect(*arguments, **{name: parameters[name] for name in parameters if name != "options"})
 
 
 def replace_ended(dbapi_connection: Any, *_: object) -> None:

@@ -12,6 +12,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from jobledger.connections.postgres import SESSION_SETTINGS
 from jobledger.domain.records import Backend
 from jobledger.ledger.direct import Executor
 
@@ -149,12 +150,17 @@ def note_backend(connection: Executor, job_id: UUID, attempt: int, backend: Back
     return connection.execute(_NOTE_BACKEND, parameters).one_or_none() is not None
 
 
-_THIS_BACKEND: Final = sa.text("SELECT pid, backend_start AS started_at FROM pg_stat_get_activity(pg_backend_pid())")
+_THIS_BACKEND: Final = sa.text("""
+SELECT pid, backend_start AS started_at,
+       (SELECT count(set_config(key, value, false)) FROM json_each_text(CAST(:settings AS json))) AS count
+  FROM pg_stat_get_activity(pg_backend_pid())
+""")
+_SETTINGS: Final = json.dumps(SESSION_SETTINGS)
 
 
 def this_backend(connection: Executor) -> Backend:
-    """The session of a connection."""
-    (row,) = connection.execute(_THIS_BACKEND, {})
+    """The session of a connection; and set it, since a pooler may have dropped what it was to be started with."""
+    (row,) = connection.execute(_THIS_BACKEND, {"settings": _SETTINGS})
     return Backend(row.pid, row.started_at)
 
 

@@ -16,8 +16,9 @@ from sqlalchemy.engine import Connection
 from jobledger.connections.deadlines import shut
 from jobledger.connections.default import Connections
 from jobledger.connections.postgres import raise_if_lost
+from jobledger.connections.sessions import has_sessions
 from jobledger.domain.records import Backend
-from jobledger.errors import JobledgerError
+from jobledger.errors import JobledgerError, LedgerUnavailable
 from jobledger.failpoints import Failpoint, is_planned, reach_with_commit_sent
 from jobledger.ledger import leases
 from jobledger.ledger.direct import Direct, DirectRows
@@ -48,7 +49,7 @@ class RunConnection:
         backend: the session of Postgres.
 
     Raises:
-        LedgerUnavailable: Postgres is away.
+        LedgerUnavailable: Postgres is away, or behind a pooler that gives each transaction another session.
     """
 
     def __init__(self, connections: Connections, spare: SpareConnection | None) -> None:
@@ -156,7 +157,11 @@ class RunConnection:
 
     def _asked_backend(self) -> Backend:
         self.autocommit()
-        return leases.this_backend(self.direct)
+        backend = leases.this_backend(self.direct)
+        if backend.pid != self.raw.info.backend_pid and not has_sessions(self._connections):
+            self.cut()
+            raise LedgerUnavailable("Postgres is behind a pooler in transaction mode: no job is run over it.")
+        return backend
 
 
 class JobConnection(Connection):

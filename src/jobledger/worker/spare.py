@@ -25,8 +25,9 @@ from sqlalchemy.exc import DBAPIError
 
 from jobledger.connections.deadlines import shut
 from jobledger.connections.default import Connections
+from jobledger.connections.sessions import require_sessions
 from jobledger.domain.records import Backend, Evidence, Runner
-from jobledger.errors import LedgerUnavailable
+from jobledger.errors import ConfigurationError, LedgerUnavailable
 from jobledger.ledger import leases
 from jobledger.ledger.direct import Direct
 from jobledger.ledger.moves.claim import CLAIM, claim
@@ -62,7 +63,11 @@ class SpareConnection:
         return self._backend
 
     def keep_ready(self) -> None:
-        """Have a spare ready whenever this process forks; call it once, in the worker's parent."""
+        """Have a spare ready whenever this process forks; call it once, in the worker's parent.
+
+        Raises:
+            ConfigurationError: there is a pooler that gives each transaction another session.
+        """
         self.prepare()
         os.register_at_fork(before=self.prepare)
         _worker.spare = self
@@ -102,6 +107,12 @@ class SpareConnection:
             log.warning("No spare connection", error=str(error).strip(), wait_seconds=PAUSE_AFTER_FAILURE_SECONDS)
             self._not_before = time.monotonic() + PAUSE_AFTER_FAILURE_SECONDS
             return
+        except ConfigurationError as error:
+            if _worker.spare is self:  # the worker is at work; its work-horses say so, too, and run nothing
+                log.error("No spare connection", error=str(error), wait_seconds=PAUSE_AFTER_FAILURE_SECONDS)
+                self._not_before = time.monotonic() + PAUSE_AFTER_FAILURE_SECONDS
+                return
+            raise
         if raw.info.ssl_in_use:
             raw.close()
             self._not_before = float("inf")
@@ -115,8 +126,10 @@ class SpareConnection:
         pooled.detach()
         try:
             raw.autocommit = True
-            warm_up(for_work_horses(raw))
             self._backend = leases.this_backend(Direct(raw))
+            if self._backend.pid != raw.info.backend_pid:  # there is a pooler
+                require_sessions(self._connections, "workers need")
+            warm_up(for_work_horses(raw))
             self._connections.wrap(raw)  # SQLAlchemy learns the ways of this server, once for all work-horses
         except BaseException:
             raw.close()
