@@ -41,21 +41,26 @@ def ages_seconds(connection: Connection) -> dict[str, float]:
     return {row.name: row.age for row in connection.execute(_AGES)}
 
 
-_RECORD: Final = sa.text("""
+# A start of the future is of a server whose clock was set back since: `resumed_at` says then what must have gone on.
+_UP: Final = """
+(now() - pg_postmaster_start_time() > make_interval(secs => :settled_seconds)
+ OR pg_postmaster_start_time() > now() + make_interval(secs => 5))"""
+
+_RECORD: Final = sa.text(f"""
 INSERT INTO sweeps AS s (name, swept_by) VALUES (:name, :by)
 ON CONFLICT (name) DO UPDATE
    SET resumed_at = CASE WHEN now() - s.swept_at > make_interval(secs => :gap_seconds) THEN now()
                          ELSE s.resumed_at END,
        swept_at = greatest(s.swept_at, now()), swept_by = :by
 RETURNING now() - resumed_at > make_interval(secs => :settled_seconds)
-      AND now() - pg_postmaster_start_time() > make_interval(secs => :settled_seconds) AS settled
-""")
-_SETTLED: Final = sa.text("""
+      AND {_UP} AS settled
+""")  # noqa: S608 - put together from constants
+_SETTLED: Final = sa.text(f"""
 SELECT now() - swept_at <= make_interval(secs => :gap_seconds)
    AND now() - resumed_at > make_interval(secs => :settled_seconds)
-   AND now() - pg_postmaster_start_time() > make_interval(secs => :settled_seconds) AS settled
+   AND {_UP} AS settled
   FROM sweeps WHERE name = :name
-""")
+""")  # noqa: S608 - the same
 
 
 def record(connection: Connection, name: str, by: str | None, gap_seconds: float, settled_seconds: float) -> bool:

@@ -12,6 +12,7 @@ from typing import Final
 from jobledger.connections.default import Connections
 from jobledger.lifecycle.children import propagate_due
 from jobledger.maintenance.clean import LIMIT, clean
+from jobledger.maintenance.clock import look_at_clock
 from jobledger.maintenance.expire import expire
 from jobledger.maintenance.limits import maintain_limits
 from jobledger.maintenance.prune import prune
@@ -101,6 +102,16 @@ def _sweep_seconds(settings: Settings) -> float:
 
 
 CHORES: Final = (
+    Chore(
+        "clock",
+        _sweep_seconds,
+        (
+            Step(
+                "rows that a clock which was set back had left in the future",
+                lambda connections, _: look_at_clock(connections),
+            ),
+        ),
+    ),
     Chore(
         "reconcile",
         _sweep_seconds,

@@ -164,6 +164,9 @@ def _postgres(connections: Connections, known_revisions: tuple[str, ...], skew: 
                 "schema", Severity.PROBLEM, f"{words} is {state.schema}", "Run `python -m jobledger migrate`."
             )
     yield from _judge_postgres(facts)
+    if state.set_back is not None:
+        remedy = "Keep its host's clock by NTP, which slews it. Schedulers go on; fire times do not come a second time."
+        yield Finding("clock", Severity.PROBLEM, str(state.set_back), remedy)
 
 
 def _judge_postgres(facts: PostgresFacts) -> Iterator[Finding]:
@@ -251,9 +254,15 @@ def _repair(connections: Connections) -> Iterator[Finding]:
     if name is None:
         yield Finding("repair", Severity.OK, "somebody relays, reaps and reconciles")
         return
-    words = f"nobody does `{name}`; last done {f'{ages[name]:.0f} s ago' if name in ages else 'never'}"
+    words = f"nobody does `{name}`; last done {_ago(ages.get(name))}"
     remedy = f"See the log of the scheduler {seen[0].name}." if seen else "Run `python -m jobledger scheduler`."
     yield Finding("repair", Severity.PROBLEM, words, remedy)
+
+
+def _ago(seconds: float | None) -> str:
+    if seconds is None:
+        return "never"
+    return f"{seconds:.0f} s ago" if seconds >= 0 else f"at a time that is {-seconds:.0f} s ahead"
 
 
 def _workers(connections: Connections) -> Iterator[Finding]:

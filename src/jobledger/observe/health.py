@@ -9,7 +9,8 @@ from typing import Final
 from jobledger import queues
 from jobledger.connections.default import Connections
 from jobledger.connections.postgres import require_writable
-from jobledger.ledger import heartbeats, migrate
+from jobledger.ledger import clock, heartbeats, migrate
+from jobledger.ledger.clock import NOTICED_SECONDS, SetBack
 from jobledger.ledger.heartbeats import Counted
 
 LOOK_SECONDS: Final = 1.2
@@ -21,7 +22,8 @@ class Level(StrEnum):
 
     OK = "ok"
     DEGRADED = "degraded"
-    """Jobs are accepted, but they start late (no Redis that takes writes) or nobody repairs (no scheduler process)."""
+    """Jobs are accepted, but they start late (no Redis that takes writes, or Postgres's clock was set back) or nobody
+    repairs (no scheduler process)."""
     UNAVAILABLE = "unavailable"
     """No job can be accepted."""
 
@@ -51,6 +53,7 @@ class LedgerState:
         sweeps: whether that is recent enough, and so are the last comparison with Redis and the last pass of the
             relay that went well.
         counted: what the last count of all places found; None if nobody has counted.
+        set_back: of its clock; None if that shows no time for the second time.
     """
 
     schema: Schema
@@ -58,6 +61,7 @@ class LedgerState:
     last_sweep_age_seconds: float | None
     sweeps: bool
     counted: Counted | None = None
+    set_back: SetBack | None = None
 
 
 def look_at_ledger(connections: Connections, known_revisions: tuple[str, ...]) -> LedgerState:
@@ -76,8 +80,9 @@ def look_at_ledger(connections: Connections, known_revisions: tuple[str, ...]) -
         schema = _compare(revision, known_revisions)
         ages = heartbeats.ages_seconds(connection) if schema.is_usable else {}
         counted = heartbeats.last_count(connection) if schema.is_usable else None
+        set_back = clock.set_back(connection) if schema.is_usable else None
     swept = stale_sweep(connections, ages) is None
-    return LedgerState(schema, revision, ages.get(heartbeats.REAP), sweeps=swept, counted=counted)
+    return LedgerState(schema, revision, ages.get(heartbeats.REAP), swept, counted, set_back)
 
 
 def stale_sweep(connections: Connections, ages_seconds: Mapping[str, float]) -> str | None:
@@ -86,7 +91,8 @@ def stale_sweep(connections: Connections, ages_seconds: Mapping[str, float]) -> 
     pauses = {heartbeats.RELAY: settings.relay_seconds, heartbeats.REAP: settings.sweep_seconds}
     pauses[heartbeats.RECONCILE] = settings.sweep_seconds
     for name, pause in pauses.items():
-        if ages_seconds.get(name, inf) > heartbeats.longest_gap_seconds(pause):
+        # One of the future says nothing: the clock was set back, and what has swept since has not been seen.
+        if not -NOTICED_SECONDS <= ages_seconds.get(name, inf) <= heartbeats.longest_gap_seconds(pause):
             return name
     return None
 
@@ -105,7 +111,7 @@ def judge(ledger: LedgerState | None, redis_works: bool) -> Level:
     """Sum it up; None for a ledger that did not answer. What is out of place for a moment is no illness."""
     if ledger is None or not ledger.schema.is_usable:
         return Level.UNAVAILABLE
-    return Level.OK if redis_works and ledger.sweeps else Level.DEGRADED
+    return Level.OK if redis_works and ledger.sweeps and ledger.set_back is None else Level.DEGRADED
 
 
 def _compare(revision: str | None, known_revisions: tuple[str, ...]) -> Schema:

@@ -54,6 +54,7 @@ def health_router(connections: Connections) -> APIRouter:
             schema_state=ledger.schema if ledger else None,
             schema_revision=ledger.revision if ledger else None,
             last_sweep_age_seconds=ledger.last_sweep_age_seconds if ledger else None,
+            clock_set_back_seconds=ledger.set_back.by_seconds if ledger and ledger.set_back else None,
             last_count_age_seconds=counted.age_seconds if counted else None,
             last_count=dict(counted.found) if counted else None,
         )

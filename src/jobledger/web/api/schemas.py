@@ -174,6 +174,9 @@ class Health(BaseModel):
     schema_state: Schema | None
     schema_revision: str | None
     last_sweep_age_seconds: float | None = Field(description="Since a scheduler process last looked for lost jobs.")
+    clock_set_back_seconds: float | None = Field(
+        description="By how much Postgres's clock was set back, until it is there again: what waits may wait longer."
+    )
     last_count_age_seconds: float | None = Field(
         description="Since a scheduler process last counted where all jobs are."
     )
