@@ -180,6 +180,7 @@ class TestRedisAway:
             "postgres": "ok",
             "redis": "ok",
             "schema_state": "current",
+            "clock_set_back_seconds": None,
             "schema_revision": revisions()[0],
         }
         for one in (worker, scheduler):
