@@ -56,8 +56,8 @@ def test_every_line_of_a_run_says_whose_it_is(connections: Connections, system: 
     assert events(first, "jobledger.job") == events(second, "jobledger.job") == [("by the job", "started")]
     said_by_library = [("by a library", "started"), ("in a thread", "started")]
     assert events(first, "some.library") == events(second, "some.library") == said_by_library
-    assert events(first, "jobledger.worker.work_horse") == [("Will run again", "scheduled")]
-    assert events(second, "jobledger.worker.work_horse") == [("Completed", "completed")]
+    assert events(first, "jobledger.worker.completer") == [("Will run again", "scheduled")]
+    assert events(second, "jobledger.worker.completer") == [("Completed", "completed")]
     assert {status for _, status in events(first, "rq.worker")} == {"scheduled"}
     assert {status for _, status in events(second, "rq.worker")} == {"completed"}
     assert first[0]["text"] == HOSTILE + "\x00\\ud800"
@@ -116,7 +116,7 @@ def test_a_worker_that_lives_on_says_nothing_of_a_run_that_is_over(connections: 
         ("in the coroutine's thread", "started"),
     ]
     for job, job_type in ((first, "LogsAsync"), (second, "Echo")):
-        assert events(records_of(worker, job, 1, job_type), "jobledger.worker.work_horse") == [
+        assert events(records_of(worker, job, 1, job_type), "jobledger.worker.completer") == [
             ("Completed", "completed")
         ]
     by_rq = [one for one in records(worker) if one["logger"] == "rq.worker"]
