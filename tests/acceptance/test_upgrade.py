@@ -154,7 +154,7 @@ def test_a_migration_gives_up_rather_than_hold_up_others(
     with locked(connections, "LOCK TABLE schedule_ticks IN ROW EXCLUSIVE MODE") as pid, writing(connections) as writer:
         migration = migrate(system, "--wait", "8s")
         assert migration.wait(SECONDS) == FAILED
-    assert "Others had locked what the migration changes, for 8 s. Nothing is half done: run it again" in (
+    assert "Other transactions had a table of the migration locked for 8 s. Nothing is half done: run it again" in (
         migration.output()
     )
     assert f"pid {pid} (test-locks, idle in transaction, " in migration.output()

@@ -1,7 +1,7 @@
-"""The ledger's statements straight on psycopg2: what a work-horse uses that lives for one claim and one finish.
+"""The ledger's statements straight on psycopg2, for a work-horse, which lives for one claim and one finish.
 
-SQLAlchemy's way to the same statements touches, and so after a fork copies, several times the memory. What a job does
-through its session goes SQLAlchemy's way, on the same connection.
+SQLAlchemy would touch, and so after a fork copy, several times the memory. The statements of a job's session go through
+SQLAlchemy, on the same connection.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ class Direct:
     """A psycopg2 connection that takes statements as SQLAlchemy's Connection does.
 
     Args:
-        raw: the connection; whoever owns it begins and commits.
+        raw: the connection; its owner begins and commits.
         prepared: names of the statements that the server has prepared for this connection.
     """
 
@@ -65,7 +65,7 @@ class Direct:
             return DirectRows([column.name for column in cursor.description], cursor.fetchall())
 
     def text_of(self, statement: sa.TextClause, parameters: Mapping[str, Any]) -> bytes:
-        """What `execute` sends to the server."""
+        """The text that `execute` sends to the server."""
         with self.raw.cursor() as cursor:
             text: bytes = cursor.mogrify(_as_driver_sql(statement, self._prepared.get(statement)), parameters)
             return text

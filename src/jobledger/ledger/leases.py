@@ -1,6 +1,6 @@
-"""Signs of life of running attempts, the sessions that they use, and attempts that give no sign any more.
+"""Leases of running attempts, the sessions that they use, and attempts whose lease is stale.
 
-The lease stands in the attempt's row, in no index: renewing it is one heap-only update.
+The lease is a column of the attempt's row, in no index: renewing it is one heap-only update.
 """
 
 import json
@@ -19,7 +19,7 @@ from jobledger.ledger.direct import Executor
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a running job says of itself; None leaves what stands."""
+    """The progress that a running job reports; None leaves the value in the row."""
 
     progress_done: int | None = None
     progress_total: int | None = None
@@ -58,7 +58,7 @@ class Beat:
     """A sign of life of one attempt.
 
     Attributes:
-        renew: whether its lease is due, or progress is to be written; otherwise only the answer is wanted.
+        renew: its lease is due, or progress is to be written; otherwise only the answer is wanted.
     """
 
     id: UUID
@@ -70,11 +70,11 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What the ledger says to a sign of life.
+    """The ledger's answer to a sign of life.
 
     Attributes:
         renewed: the lease was renewed.
-        counts: the attempt still is the job's; if not, it was fenced out.
+        counts: the attempt is still the job's current one; if not, it was fenced out.
         cancel_reason: who wants the job canceled, and why; None if there is no such request.
     """
 
@@ -117,8 +117,8 @@ SELECT g.given_id AS id, g.given_attempt AS attempt, renewed.job_id IS NOT NULL 
 def beat(connection: Connection, beats: Sequence[Beat]) -> list[Heard]:
     """Renew the leases of running attempts, write down their progress, and ask whether they are to go on.
 
-    One statement for all of them. A row that another transaction has locked is left out: its attempt counts, and is not
-    renewed; `renew` waits for it.
+    One statement for all of them. A row that another transaction has locked is skipped: its attempt counts, but is not
+    renewed; `renew` waits for the lock.
     """
     rows = [
         {
@@ -166,18 +166,18 @@ def this_backend(connection: Executor) -> Backend:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A started job, with what deciding about its end needs."""
+    """A started job, with the facts that decide about its end."""
 
     id: UUID
     attempt: int
     worker: str
     lease_stale: bool
     cancel_overdue: bool
-    """It was to be canceled long enough ago for its own process to have ended it."""
+    """Its process has had the time to obey a cancel request, and has not."""
     isolated: bool
-    """Its process runs nothing else: the death of the process is the job's."""
+    """Its process runs nothing else, so the death of the process counts against the job."""
     age_seconds: float
-    """Since it began."""
+    """Since the attempt began."""
     max_attempts: int
     errors: int
     crashes: int
@@ -197,25 +197,25 @@ _ONE_RUNNING: Final = sa.text(f"{_RUNNING} AND j.id = CAST(:id AS uuid) AND j.at
 
 
 def running(connection: Connection, cancel_seconds: float, limit: int) -> list[Running]:
-    """The started jobs, stalest lease first.
+    """The started jobs, oldest lease first.
 
     Args:
-        cancel_seconds: how long a request to cancel leaves to the process that runs the job.
-        limit: at most so many.
+        cancel_seconds: the time that a cancel request leaves to the process that runs the job.
+        limit: jobs at most.
     """
     rows = connection.execute(_ALL_RUNNING, {"cancel_seconds": cancel_seconds, "limit": limit})
     return [Running(**row._mapping) for row in rows]
 
 
 def running_attempt(connection: Connection, job_id: UUID, attempt: int) -> Running | None:
-    """One attempt, if it still is the job's and has not ended."""
+    """One attempt, if it is still the job's current one and has not ended."""
     parameters = {"cancel_seconds": 0.0, "id": str(job_id), "attempt": attempt}
     row = connection.execute(_ONE_RUNNING, parameters).one_or_none()
     return Running(**row._mapping) if row is not None else None
 
 
-# A pid is given again, so a session is known by its start, too. Attempts of version 0.1 have noted none: their session
-# is one that started before them. The start is null for sessions of another role: those cannot be ended anyway.
+# Pids are reused, so a session is identified by its start, too. Attempts of version 0.1 have noted no start: their
+# session started before them. The start is null for sessions of another role, which cannot be ended anyway.
 _SESSION: Final = """
   FROM job_attempts a JOIN pg_stat_activity s ON s.pid = a.backend_pid AND (
        s.backend_start = a.backend_started_at
@@ -239,11 +239,11 @@ _PROVE_WRITABLE: Final = sa.text("LOCK TABLE job_attempts IN ROW EXCLUSIVE MODE"
 def end_backend(connection: Connection, job_id: UUID, attempt: int, *, surely: bool) -> None:
     """End the Postgres session of an attempt that is being fenced out, and wait for it, at most 2 s.
 
-    A run that is frozen keeps its locks for as long as it is; its session's end releases them. If the session
-    outlives the wait, the fence still keeps it from committing.
+    A frozen process keeps its locks until its session ends. If the session outlives the wait, the fence still keeps
+    it from committing.
 
     Args:
-        surely: the run is known to be over; otherwise only if its lease is stale at this moment.
+        surely: the attempt is known to be over; otherwise only if its lease is stale now.
     """
     connection.execute(_END_BACKEND, {"id": str(job_id), "attempt": attempt, "surely": surely})
 
@@ -260,7 +260,7 @@ SELECT pg_postmaster_start_time() > a.started_at FROM job_attempts a
 
 
 def server_restarted(connection: Connection, job_id: UUID, attempt: int) -> bool:
-    """Whether Postgres has started since an attempt began: then its connections were lost, and it is not to blame."""
+    """Whether Postgres has restarted since an attempt began: then the loss of its connections is not its fault."""
     return bool(connection.execute(_RESTARTED, {"id": str(job_id), "attempt": attempt}).scalar())
 
 
@@ -268,7 +268,7 @@ _ANSWER: Final = sa.text("SELECT 1")
 
 
 def probe(connection: Connection) -> None:
-    """Ask Postgres for nothing but an answer: it waits for no lock and no disk."""
+    """Ask Postgres for an answer that needs no lock and no disk."""
     connection.execute(_ANSWER)
 
 
@@ -276,21 +276,21 @@ def lock_if_lost(connection: Connection, job_id: UUID, attempt: int, *, surely: 
     """Lock the row of an attempt that is over, for this transaction.
 
     Returns:
-        False if it is not over after all (renewed, or ended by somebody else), or if somebody else has the row locked:
-        another reaper, or a dispatch with `after=`, whose end the next sweep will see.
+        False if it is not over after all (renewed, or ended by another process), or if another transaction has the row
+        locked: another reaper, or a dispatch with `after=`; the next sweep looks again.
     """
     found = connection.execute(_LOCK_LOST, {"id": str(job_id), "attempt": attempt, "surely": surely})
     return found.one_or_none() is not None
 
 
 def is_lost(connection: Connection, job_id: UUID, attempt: int, *, surely: bool) -> bool:
-    """The same without the lock, as the row was committed last."""
+    """Whether an attempt is over, by the committed row, without a lock; see `lock_if_lost`."""
     found = connection.execute(_IS_LOST, {"id": str(job_id), "attempt": attempt, "surely": surely})
     return found.one_or_none() is not None
 
 
 def prove_writable(connection: Connection) -> None:
-    """Take the lock that renewals take on the table of attempts: if it is not to be had, a stale lease proves nothing.
+    """Take the lock that renewals take on the table of attempts; without it, a stale lease proves nothing.
 
     Raises:
         LockTimeout: another transaction has the table locked, as one that builds an index does.

@@ -1,4 +1,4 @@
-"""Whether what `limit_keys` counts is so, and which keys have free slots while jobs wait. No status moves here."""
+"""Checks the counts in `limit_keys`, and finds keys with free slots while jobs wait. No status moves here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SELECT l.job_id FROM job_limits l JOIN job_statuses j ON j.id = l.job_id
 
 
 def leaked(connection: Connection, limit: int) -> Sequence[UUID]:
-    """Jobs that have a slot and may not: whoever ended or held them did not come to pass it on."""
+    """Jobs with a leaked slot: the process that ended or held them died before it passed the slot on."""
     return list(dict.fromkeys(connection.execute(_LEAKED, {"limit": limit}).scalars()))
 
 
@@ -32,14 +32,14 @@ DELETE FROM job_limits
 
 
 def forget(connection: Connection, limit: int, *, only_slots: bool) -> int:
-    """Delete what limits jobs that are not there any more; somebody has deleted their rows by hand, or older code did.
+    """Delete the limits of jobs whose rows were deleted by hand, or by older code.
 
     Args:
-        limit: jobs at most.
-        only_slots: those that have a slot, which nobody else can have.
+        limit: rows at most.
+        only_slots: only those with a slot, which no other job can have.
 
     Returns:
-        How many rows were deleted.
+        The number of rows deleted.
     """
     return connection.execute(_FORGET, {"limit": limit, "only_slots": only_slots}).rowcount
 
@@ -63,12 +63,12 @@ UPDATE limit_keys k SET taken = l.slots
 
 
 def miscounted(connection: Connection, limit: int) -> list[tuple[str, str]]:
-    """Keys, by kind and name, whose count did not fit at one moment."""
+    """Keys, by kind and name, whose count was wrong at one moment."""
     return [(row.kind, row.key) for row in connection.execute(_MISCOUNTED, {"limit": limit})]
 
 
 def recount(connection: Connection, kind: str, key: str) -> bool:
-    """Count the slots of a key while it is locked: whoever gives or takes one waits.
+    """Count the slots of a key under its lock, for which every claim and release waits.
 
     Returns:
         Whether the count was wrong.
@@ -78,8 +78,8 @@ def recount(connection: Connection, kind: str, key: str) -> bool:
     return connection.execute(_RECOUNT, parameters).rowcount > 0
 
 
-# Of each holder the oldest job says how many slots there are. Of a rate, one more is free once the start that is so
-# many before the last one is out of its time; if all have been granted and not made, that is a whole such time away.
+# The oldest held job of a key says how many slots there are. A slot of a rate is free once the start that many before
+# the last has left the window; if all slots are granted to jobs that have not started, after a whole window.
 _LINES: Final = sa.text(f"""
 {HOLDERS}
 SELECT h.held_by AS key,
@@ -107,8 +107,8 @@ class Line:
 
     Attributes:
         key: as `held_by` has it.
-        wait_seconds: until a slot is free, 0 if one is. Of a limit None: nobody can tell. Of a rate at least, if nobody
-            starts meanwhile who need not wait.
+        wait_seconds: until a slot is free, 0 if one is. None for a limit: the ends of jobs are unknown. For a rate
+            the least: another job may start first.
     """
 
     key: str

@@ -1,7 +1,7 @@
 """Brings the database's schema to this version of the code, with Alembic.
 
-Also what migrations do to tables that are in use: no step locks others out for long, and each may be done again.
-Each step commits what came before it in its migration, and is committed itself.
+Also steps of migrations on tables that are in use: no step locks others out for long, and each can be repeated.
+Each step commits the statements before it in its migration, and is committed itself.
 """
 
 import time
@@ -86,7 +86,7 @@ def downgrade(engine: Engine, revision: str, wait_seconds: float = WAIT_SECONDS)
 
 
 def _again_while_locked(migrate: Callable[[], None], wait_seconds: float) -> None:
-    """Every try lets others go first, for longer and longer; each revision is one transaction, or can be done again."""
+    """Try again after growing pauses, so that others go on. A revision is one transaction, or repeatable."""
     deadline = time.monotonic() + wait_seconds
     pause = _PAUSE_SECONDS
     while True:
@@ -98,8 +98,9 @@ def _again_while_locked(migrate: Callable[[], None], wait_seconds: float) -> Non
             left = deadline - time.monotonic()
             if left <= 0:
                 raise SchemaLocked(
-                    f"Others had locked what the migration changes, for {wait_seconds:g} s. Nothing is half done: run "
-                    f"it again, when transactions are shorter or with more time. It stopped at: {_statement(error)}"
+                    f"Other transactions had a table of the migration locked for {wait_seconds:g} s. Nothing is half "
+                    "done: run it again, when transactions are shorter or with more time. It stopped at: "
+                    f"{_statement(error)}"
                 ) from None
         time.sleep(min(pause, left))
         pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -111,7 +112,7 @@ def _statement(error: sa.exc.DBAPIError) -> str:
 
 @dataclass(frozen=True, slots=True)
 class OpenTransaction:
-    """A transaction that has used the ledger's tables and not ended; a migration may have to wait for it.
+    """An open transaction that has used the ledger's tables; a migration may have to wait for it.
 
     Attributes:
         seconds: since it began.
@@ -129,7 +130,7 @@ SELECT pid, application_name, state, CAST(extract(epoch FROM clock_timestamp() -
   FROM pg_stat_activity a
  WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name <> :own
    AND state IS NOT NULL AND xact_start < clock_timestamp() - make_interval(secs => :seconds)
-   AND (backend_xmin IS NOT NULL  -- whoever builds an index concurrently waits for older snapshots
+   AND (backend_xmin IS NOT NULL  -- a concurrent index build waits for older snapshots
         OR EXISTS (SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
                     WHERE l.pid = a.pid AND l.granted AND c.relname = ANY(:tables)))
  ORDER BY xact_start LIMIT :limit
@@ -137,12 +138,12 @@ SELECT pid, application_name, state, CAST(extract(epoch FROM clock_timestamp() -
 
 
 def open_transactions(connection: Connection, own: str, seconds: float, limit: int) -> list[OpenTransaction]:
-    """The transactions that a migration may have to wait for: those that began longest ago.
+    """The transactions that a migration may have to wait for, oldest first.
 
     Args:
         own: application name of the migration's sessions, which are left out.
         seconds: only those that have been open for longer.
-        limit: at most so many.
+        limit: transactions at most.
     """
     rows = connection.execute(_OPEN, {"own": own, "seconds": seconds, "limit": limit, "tables": list(metadata.tables)})
     return [OpenTransaction(**row._mapping) for row in rows]
@@ -155,7 +156,7 @@ def revisions() -> tuple[str, ...]:
 
 def current_revision(connection: Connection) -> str | None:
     """The revision of the database's schema; None if it was never migrated."""
-    # Alembic's own way to ask says two lines of log each time, and a health check asks for ever.
+    # Alembic's own function logs two lines each time, and health checks ask again and again.
     if connection.execute(sa.text("SELECT to_regclass('alembic_version')")).scalar_one() is None:
         return None
     found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
@@ -169,8 +170,8 @@ def build_index(name: str, definition: str, *, unique: bool = False) -> None:
 
     Args:
         name: of the index.
-        definition: what follows ON: the table, the columns, a condition.
-        unique: whether no two rows may be equal in it.
+        definition: the text after ON: the table, the columns, a condition.
+        unique: no two rows may be equal in it.
     """
     with _without_lock_timeout():
         if op.get_bind().execute(_INVALID, {"name": name}).scalar():
@@ -185,9 +186,9 @@ def drop_index(name: str) -> None:
 
 
 def replace_check(table: str, name: str, condition: str) -> None:
-    """Put a CHECK in the place of another one of the same name, if there is one.
+    """Add a CHECK, in the place of one of the same name, if there is one.
 
-    In two transactions: the scan of the table has a lock that lets everybody read and write.
+    In two transactions: the lock during the scan of the table lets others read and write.
     """
     with op.get_context().autocommit_block():
         op.execute(
@@ -204,7 +205,7 @@ _INVALID = sa.text(
 
 @contextmanager
 def _without_lock_timeout() -> Iterator[None]:
-    """Waiting for long transactions is no reason to give up here, and nobody waits for whoever waits so."""
+    """Wait for long transactions without a limit: no other transaction waits behind these statements."""
     with op.get_context().autocommit_block():
         before = limit_waits(op.get_bind(), "0", whole_session=True)
         yield

@@ -1,8 +1,8 @@
 """Queues and job types whose jobs are not started for now. No status moves here: a held job stays `queued`.
 
 A relay or a claim that meets a job of a paused queue or type writes `held_by` into its row instead of pushing or
-starting it, and locks the pause until that is committed. So the end of the pause sees all that it holds. Every look
-for what holds jobs begins with `HOLDERS`, whose rows have a `held_by` each.
+starting it, and locks the pause until that is committed. So the end of the pause sees all jobs that it holds. Queries
+for pauses and limits that hold jobs begin with `HOLDERS`, which has each `held_by` once.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from jobledger.domain.status import PauseKind
 
 HOLDERS: Final = """
-WITH RECURSIVE holders AS (  -- one step along the index from each to the next, however many jobs each holds
+WITH RECURSIVE holders AS (  -- one step along the index for each value, however many jobs it holds
     (SELECT held_by FROM job_statuses WHERE held_by IS NOT NULL ORDER BY held_by LIMIT 1)
     UNION ALL
     SELECT (SELECT j.held_by FROM job_statuses j WHERE j.held_by > h.held_by ORDER BY j.held_by LIMIT 1)
@@ -30,8 +30,7 @@ class Pause:
 
     Attributes:
         name: of the queue, or the type.
-        paused_by: who, for people.
-        reason: why, for people.
+        paused_by, reason: for people.
     """
 
     kind: PauseKind
@@ -42,7 +41,7 @@ class Pause:
 
     @property
     def held_by(self) -> str:
-        """What the rows say that it holds."""
+        """The value of `held_by` in the rows that it holds."""
         return f"pause:{self.kind}:{self.name}"
 
 
@@ -58,13 +57,13 @@ _ALL: Final = sa.text("SELECT kind, name, paused_at, paused_by, reason FROM paus
 
 
 def pause(connection: Connection, kind: PauseKind, name: str, by: str, reason: str | None) -> Pause:
-    """Begin a pause, or find the one that there is: who paused first, and why, stands."""
+    """Begin a pause, or return the existing one unchanged."""
     row = connection.execute(_SET, {"kind": kind, "name": name, "by": by, "reason": reason}).one()
     return _pause(row)
 
 
 def resume(connection: Connection, kind: PauseKind, name: str) -> Pause | None:
-    """End a pause; None if there is none. What it holds is released by `release`, in transactions after this one."""
+    """End a pause; None if there is none. Its jobs are released by `release`, in later transactions."""
     row = connection.execute(_DELETE, {"kind": kind, "name": name}).one_or_none()
     return _pause(row) if row is not None else None
 
@@ -95,14 +94,14 @@ UPDATE job_statuses j SET held_by = NULL, pushed_at = NULL, updated_at = now()
 
 
 def ended(connection: Connection) -> Sequence[str]:
-    """What rows say that they are held by, although that pause has ended."""
+    """The values of `held_by` whose pause has ended."""
     return connection.execute(_ENDED).scalars().all()
 
 
 def release(connection: Connection, held_by: str, limit: int) -> int:
-    """Let the relay push what a pause held, in the order of priority and age.
+    """Let the relay push the jobs that a pause held, in the order of priority and age.
 
     Returns:
-        How many.
+        The number of jobs.
     """
     return connection.execute(_RELEASE, {"held_by": held_by, "limit": limit}).rowcount

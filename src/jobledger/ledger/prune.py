@@ -1,4 +1,4 @@
-"""Deletes of old rows; the only deletes there are."""
+"""Deletes of old rows."""
 
 from typing import Final
 
@@ -28,8 +28,8 @@ SELECT count(*) FROM gone
 
 
 def prune_finished(connection: Connection, completed_seconds: float, failed_seconds: float, limit: int) -> int:
-    """Delete jobs that ended long ago, oldest first, with their attempts and limits; none that another job is held for,
-    or has yet to be told of.
+    """Delete jobs that ended long ago, oldest first, with their attempts and limits. A job stays while a child that is
+    kept by `on_parent_failure="hold"` waits for it, or a child has yet to be told of its end.
 
     Args:
         completed_seconds: how long completed and canceled jobs are kept.
@@ -37,7 +37,7 @@ def prune_finished(connection: Connection, completed_seconds: float, failed_seco
         limit: rows at most, so that no delete holds locks for long.
 
     Returns:
-        How many jobs were deleted.
+        The number of jobs deleted.
     """
     kept = {"completed_seconds": completed_seconds, "failed_seconds": failed_seconds}
     return int(connection.execute(_PRUNE, {**kept, "limit": limit}).scalar_one())
@@ -52,10 +52,10 @@ DELETE FROM schedule_ticks
 
 
 def prune_ticks(connection: Connection, seconds: float, limit: int) -> int:
-    """Forget fire times that were decided long ago; a backfill over them would fire them again.
+    """Delete ticks that were decided long ago; a backfill over their fire times would fire them again.
 
     Returns:
-        How many were deleted.
+        The number of ticks deleted.
     """
     return connection.execute(_PRUNE_TICKS, {"seconds": seconds, "limit": limit}).rowcount
 
@@ -70,15 +70,15 @@ DELETE FROM cancel_requests
 
 
 def prune_cancel_requests(connection: Connection, seconds: float, limit: int) -> int:
-    """Forget requests of long ago whose jobs have ended.
+    """Delete old cancel requests whose jobs have ended.
 
     Returns:
-        How many were forgotten.
+        The number of requests deleted.
     """
     return connection.execute(_PRUNE_CANCEL_REQUESTS, {"seconds": seconds, "limit": limit}).rowcount
 
 
-# A job that waits for longer than that still has its key: sent again, it would be dispatched twice.
+# A job that has waited for longer keeps its key: otherwise a repeated dispatch would make a second job.
 _PRUNE_IDEMPOTENCY_KEYS: Final = sa.text("""
 DELETE FROM idempotency_keys
  WHERE (scope, key) IN (SELECT scope, key FROM idempotency_keys k
@@ -89,10 +89,10 @@ DELETE FROM idempotency_keys
 
 
 def prune_idempotency_keys(connection: Connection, seconds: float, limit: int) -> int:
-    """Forget keys that were taken long ago, unless their job has not ended.
+    """Delete keys that were taken long ago and whose job has ended.
 
     Returns:
-        How many were forgotten.
+        The number of keys deleted.
     """
     return connection.execute(_PRUNE_IDEMPOTENCY_KEYS, {"seconds": seconds, "limit": limit}).rowcount
 
@@ -105,10 +105,10 @@ DELETE FROM lost_wakes
 
 
 def prune_lost_wakes(connection: Connection, seconds: float, limit: int) -> int:
-    """Forget losses of long ago.
+    """Delete old counts of lost wake-ups.
 
     Returns:
-        How many were forgotten.
+        The number of counts deleted.
     """
     return connection.execute(_PRUNE_LOST_WAKES, {"seconds": seconds, "limit": limit}).rowcount
 
@@ -124,10 +124,10 @@ DELETE FROM limit_keys
 
 
 def prune_limit_keys(connection: Connection, seconds: float, limit: int) -> int:
-    """Forget keys that nobody has used for long.
+    """Delete keys of limits that were not used for long.
 
     Returns:
-        How many.
+        The number of keys deleted.
     """
     return connection.execute(_PRUNE_LIMIT_KEYS, {"seconds": seconds, "limit": limit}).rowcount
 
@@ -140,9 +140,9 @@ DELETE FROM unique_windows
 
 
 def prune_unique_windows(connection: Connection, limit: int) -> int:
-    """Forget times that are over.
+    """Delete windows that are over.
 
     Returns:
-        How many.
+        The number of windows deleted.
     """
     return connection.execute(_PRUNE_UNIQUE_WINDOWS, {"limit": limit}).rowcount

@@ -19,8 +19,8 @@ class JobRow:
     """One job, as the ledger has it.
 
     Attributes:
-        cancel_requested_at: since when somebody wants it canceled while it runs.
-        cancel_reason: who, and why.
+        cancel_requested_at: when a cancel was requested while it runs.
+        cancel_reason: the person, and why.
     """
 
     id: UUID
@@ -63,7 +63,7 @@ class JobRow:
 
 @dataclass(frozen=True, slots=True)
 class JobSummary:
-    """One job in a list: what is short."""
+    """One job in a list, without its long fields."""
 
     id: UUID
     job_type: str
@@ -85,7 +85,7 @@ class Filter:
     job_type: str | None = None
     queue: str | None = None
     before: UUID | None = None
-    """Only jobs created before this one: in a list, the last of the page before."""
+    """Only jobs created before this one, the last of the page before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class AttemptRow:
     peak_memory_bytes: int | None
 
 
-# A request that an older version of the code has left behind is none, see `cancel_requests`.
+# A request that older code has left behind has another time, and does not count: see `cancel_requests`.
 _REQUESTS: Final = control.cancel_requests.c
 _JOB: Final = sa.select(
     *(job_statuses.c[name] for name in JobRow.__slots__ if name != "cancel_reason"),
@@ -139,7 +139,7 @@ def newest(connection: Connection, wanted: Filter, limit: int) -> list[JobSummar
     """The jobs that a filter lets through, newest first: ids are in the order of creation.
 
     Each status is looked up on its own and its newest are taken, so that an index of `(status | job_type | queue, id)`
-    gives them in order. What two filters leave over is looked for along one of the indexes.
+    gives them in order. Two filters together are applied along one of the indexes.
     """
     columns = [job_statuses.c[name] for name in JobSummary.__slots__]
     page = sa.select(*columns).order_by(job_statuses.c.id.desc()).limit(limit)
@@ -160,12 +160,12 @@ def newest(connection: Connection, wanted: Filter, limit: int) -> list[JobSummar
 def selected(
     connection: Connection, wanted: Filter, until: datetime, after: UUID | None, limit: int, *, ended: bool
 ) -> list[UUID]:
-    """The ids of the jobs that a filter lets through and that were there at a moment, oldest first.
+    """The ids of the jobs that a filter lets through and that existed at a moment, oldest first.
 
     Args:
         until: that moment, by the clock of the database.
-        after: the last one of the batch before.
-        limit: at most so many.
+        after: the last job of the batch before.
+        limit: jobs at most.
         ended: only those that had ended by then.
     """
     chosen = _selected(wanted, until, ended=ended).order_by(job_statuses.c.id).limit(limit)
@@ -175,14 +175,14 @@ def selected(
 
 
 def count_selected(connection: Connection, wanted: Filter, until: datetime, *, ended: bool) -> int:
-    """How many there are."""
+    """The number of jobs that `selected` would give."""
     chosen = _selected(wanted, until, ended=ended).subquery()
     return int(connection.execute(sa.select(sa.func.count()).select_from(chosen)).scalar_one())
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """So many selected jobs of a kind."""
+    """The number of selected jobs of a status, type and queue."""
 
     status: JobStatus
     job_type: str
@@ -191,7 +191,7 @@ class Group:
 
 
 def selected_by_kind(connection: Connection, wanted: Filter, until: datetime, *, ended: bool) -> list[Group]:
-    """The same, by status, type and queue."""
+    """The number of jobs that `selected` would give, by status, type and queue."""
     columns, chosen = job_statuses.c, _selected(wanted, until, ended=ended).subquery()
     kind = (columns.status, columns.job_type, columns.queue)
     counted = sa.select(*kind, sa.func.count().label("jobs")).join(chosen, chosen.c.id == columns.id)
@@ -213,14 +213,14 @@ def _selected(wanted: Filter, until: datetime, *, ended: bool) -> sa.Select[tupl
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a job stands, and since when it has ended."""
+    """The status of a job, and when it ended."""
 
     status: JobStatus
     finished_at: datetime | None
 
 
 def lock(connection: Connection, job_id: UUID) -> Standing | None:
-    """Where a job stands; nobody moves it before this transaction has ended. None if there is no such job."""
+    """Lock a job, so that no other transaction moves it, and read its status. None if there is no such job."""
     columns = job_statuses.c
     row = connection.execute(
         sa.select(columns.status, columns.finished_at).where(columns.id == job_id).with_for_update(key_share=True)
@@ -229,7 +229,7 @@ def lock(connection: Connection, job_id: UUID) -> Standing | None:
 
 
 def status_of(connection: Connection, job_id: UUID) -> JobStatus | None:
-    """Where a job stands at this moment; None if there is no such job."""
+    """The status of a job at this moment; None if there is no such job."""
     word = connection.execute(sa.select(job_statuses.c.status).where(job_statuses.c.id == job_id)).scalar_one_or_none()
     return JobStatus(word) if word is not None else None
 
@@ -286,7 +286,7 @@ SELECT p.id, p.status FROM job_dependencies d JOIN job_statuses p ON p.id = d.pa
 
 
 def unended_parent(connection: Connection, job_id: UUID) -> tuple[UUID, JobStatus] | None:
-    """A job that this one waits for and that has not ended, with its status."""
+    """An unfinished job that this one waits for, with its status."""
     row = connection.execute(_UNENDED_PARENT, {"id": str(job_id)}).one_or_none()
     return (row.id, JobStatus(row.status)) if row is not None else None
 
@@ -302,6 +302,6 @@ def has_untold_children(connection: Connection, job_id: UUID) -> bool:
 
 
 def is_in_use(connection: Connection, kind: PauseKind, name: str) -> bool:
-    """Whether there is any job, ended or not, in a queue or of a type."""
+    """Whether any job, ended or not, is in a queue or of a type."""
     column = job_statuses.c.queue if kind is PauseKind.QUEUE else job_statuses.c.job_type
     return bool(connection.execute(sa.select(sa.exists().where(column == name))).scalar_one())

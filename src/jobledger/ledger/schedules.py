@@ -1,4 +1,4 @@
-"""Schedules: their definitions and states. Which definition is in the row is decided here, by guarded statements."""
+"""Schedules: their definitions and states. Guarded statements here decide which definition is in the row."""
 
 import json
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 UNSEEN_SECONDS: Final = 90.0
-"""A definition that no running scheduler has is known to be so after this long, longer than any backs off."""
+"""A definition that no scheduler has confirmed for so long is gone; longer than any scheduler backs off."""
 
 GONE_FOR_GOOD_SECONDS: Final = 3600.0
-"""A schedule that comes back later than this after its removal begins anew."""
+"""A schedule that comes back later than this after its removal decides from that time on."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRow:
-    """A schedule, as it stands in the ledger.
+    """A schedule, as the ledger has it.
 
     Attributes:
-        definition: None if a version of jobledger wrote it that kept it in code.
+        definition: None if a version of jobledger wrote the row that kept definitions in code.
         decided_until: every fire time up to here was fired, skipped or given up.
-        seen_seconds_ago: since a running scheduler that has this definition said so.
-        is_paused: now.
+        seen_seconds_ago: since a running scheduler confirmed this definition.
+        is_paused: at this moment.
     """
 
     id: UUID
@@ -64,7 +64,7 @@ def now(connection: Connection) -> datetime:
 
 
 def named(connection: Connection, names: Sequence[str]) -> dict[str, ScheduleRow]:
-    """The schedules of these names that are there."""
+    """The schedules of these names that exist."""
     rows = connection.execute(_NAMED, {"names": list(names)})
     return {row.name: ScheduleRow(**row._mapping) for row in rows}
 
@@ -103,7 +103,7 @@ RETURNING s.id
 
 @dataclass(frozen=True, slots=True)
 class NewDefinition:
-    """A definition as the columns have it."""
+    """A definition, in the form of the columns."""
 
     name: str
     trigger: str
@@ -113,20 +113,20 @@ class NewDefinition:
 
 
 def insert(connection: Connection, new_id: UUID, one: NewDefinition) -> None:
-    """Write a schedule that is not there; if it is there by now, leave it."""
+    """Insert a schedule, unless another scheduler has just inserted it."""
     connection.execute(_INSERT, {"id": str(new_id), **_parameters(one)})
 
 
 def replace(connection: Connection, row: ScheduleRow, one: NewDefinition, *, in_touch: bool) -> bool:
     """Put another definition in the place of the row's, or bring a removed schedule back.
 
-    A definition that was never in the row takes its place at once: it is newer. One that was there before comes back
-    only when no running scheduler has the row's: so an old process that restarts in the middle of a deployment changes
-    nothing, and a deployment that is rolled back does, soon after the newer processes have gone. New fire times
-    begin now, and so do those of a schedule that was gone for an hour.
+    A definition that was never in the row is newer, and is written at once. A former definition comes back only when
+    no running scheduler has the row's: so an old process that restarts in the middle of a deployment changes nothing,
+    and a deployment that is rolled back does, soon after the newer processes have gone. New fire times begin now, and
+    so do those of a schedule that was gone for an hour.
 
     Args:
-        in_touch: whether this process has looked without a break for so long that it would have seen the others.
+        in_touch: whether this process has looked without a break for long enough to have seen other schedulers.
 
     Returns:
         False if the row's definition stays.
@@ -164,19 +164,19 @@ RETURNING name
 
 
 def heartbeat(connection: Connection, ids: Sequence[UUID]) -> None:
-    """Say that a running scheduler has these schedules' definitions."""
+    """Confirm that a running scheduler has these schedules' definitions."""
     connection.execute(_HEARTBEAT, {"ids": [str(one) for one in ids]})
 
 
 def mark_removed(connection: Connection, own: Sequence[str], unseen_seconds: float) -> list[str]:
-    """Mark the schedules that no running scheduler has defined for a while; they fire no more, and stay to be seen.
+    """Mark the schedules that no running scheduler defines as removed; they fire no more, and stay in lists.
 
     Args:
-        own: names of those that this process defines.
-        unseen_seconds: for which nobody said so; whoever asks has been in touch for as long.
+        own: names of the schedules that this process defines.
+        unseen_seconds: without a heartbeat; the caller has been in touch for as long.
 
     Returns:
-        Their names.
+        The names of those marked.
     """
     return sorted(connection.execute(_REMOVE, {"own": list(own), "unseen_seconds": unseen_seconds}).scalars())
 
@@ -204,7 +204,7 @@ def note_success(connection: Connection, schedule_id: UUID) -> None:
 
 
 def note_error(connection: Connection, schedule_id: UUID, error: str) -> None:
-    """Keep why a firing failed, for people."""
+    """Keep the error of a firing, for people."""
     connection.execute(_FAILS, {"id": str(schedule_id), "error": error})
 
 
@@ -223,7 +223,7 @@ UPDATE schedules
 
 
 def pause(connection: Connection, name: str, until: datetime | None, by: str, reason: str | None) -> bool:
-    """Let no fire time fire until a moment, or until it is resumed.
+    """Let a schedule fire no more until a moment, or until it is resumed.
 
     Returns:
         False if there is no such schedule, or it is removed.

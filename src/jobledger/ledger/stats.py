@@ -1,4 +1,4 @@
-"""Counts of jobs by status, queue and type; what Postgres says of itself."""
+"""Counts of jobs by status, queue and type; facts about the Postgres server."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jobledger.domain.status import JobStatus, PauseKind
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """How many jobs stand where; `running` under a lease, `unattended` under one that has run out."""
+    """Counts of unfinished jobs; `running` under a lease, `unattended` under a stale one."""
 
     queued: int
     held: int
@@ -38,7 +38,7 @@ SELECT (SELECT count(*) FROM job_statuses WHERE status = 'queued' AND held_by IS
 
 
 def unfinished(connection: Connection) -> Unfinished:
-    """Count them, at one moment."""
+    """Count the unfinished jobs, at one moment."""
     return Unfinished(**connection.execute(_UNFINISHED).one()._mapping)
 
 
@@ -49,7 +49,7 @@ SELECT count(*) FROM (SELECT FROM job_statuses WHERE status = 'queued' AND held_
 
 
 def queued_in(connection: Connection, queue: str, limit: int) -> int:
-    """How many jobs of a queue may run now; counted up to a limit."""
+    """The number of jobs of a queue that may run now, counted up to a limit."""
     return int(connection.execute(_WAITING, {"queue": queue, "limit": limit}).scalar_one())
 
 
@@ -63,15 +63,14 @@ SELECT id FROM job_statuses
 
 
 def overdue_unpushed(connection: Connection, queue: str, age_seconds: float, limit: int) -> list[UUID]:
-    """Jobs of a queue that may have run for longer than this and are in no list; those first that the relay pushes
-    next."""
+    """Jobs of a queue that have been ready for longer than this and were not pushed, in the order of the relay."""
     parameters = {"queue": queue, "age_seconds": age_seconds, "limit": limit}
     return list(connection.execute(_OVERDUE_UNPUSHED, parameters).scalars())
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresFacts:
-    """What matters to whoever operates it.
+    """Facts about the server that matter to its operator.
 
     Attributes:
         version: such as 140011.
@@ -134,19 +133,19 @@ _COUNTS: Final = sa.text("SELECT status, count(*) AS jobs FROM job_statuses GROU
 
 
 def counts_by_status(connection: Connection) -> dict[JobStatus, int]:
-    """How many jobs stand in each status; statuses without jobs are 0."""
+    """The number of jobs in each status, also where it is 0."""
     found = {JobStatus(row.status): row.jobs for row in connection.execute(_COUNTS)}
     return {status: found.get(status, 0) for status in JobStatus}
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What stands in a queue, or is of a type, and has not ended.
+    """The unfinished jobs of a queue or of a type.
 
     Attributes:
         queued: may run now.
-        held: waits for the end of a pause.
-        oldest_queued_at: since when the oldest of those that may run has waited.
+        held: waits for a pause or a limit.
+        oldest_queued_at: since when the oldest job that may run has waited.
     """
 
     kind: PauseKind
@@ -158,7 +157,7 @@ class Load:
     oldest_queued_at: datetime | None
 
 
-# Jobs that have not ended are few beside those that have: the index of statuses finds them.
+# Unfinished jobs are few beside ended ones: the index of statuses finds them.
 _LOADS: Final = """
 SELECT n.name, count(*) FILTER (WHERE j.status = 'queued' AND j.held_by IS NULL) AS queued,
        count(*) FILTER (WHERE j.held_by IS NOT NULL) AS held,
@@ -175,12 +174,12 @@ _LOADS_OF_TYPES: Final = sa.text(_LOADS.format(column="job_type", also=""))
 
 
 def loads_of_queues(connection: Connection, names: Sequence[str]) -> list[Load]:
-    """What stands in these queues, and in any other that has something."""
+    """The unfinished jobs of these queues, and of every other queue that has some."""
     rows = connection.execute(_LOADS_OF_QUEUES, {"names": list(names)})
     return [Load(kind=PauseKind.QUEUE, **row._mapping) for row in rows]
 
 
 def loads_of_types(connection: Connection, names: Sequence[str]) -> list[Load]:
-    """What there is of these job types."""
+    """The unfinished jobs of these types."""
     rows = connection.execute(_LOADS_OF_TYPES, {"names": sorted(set(names))})
     return [Load(kind=PauseKind.TYPE, **row._mapping) for row in rows]

@@ -1,4 +1,4 @@
-"""Ticks: a fire time is a row, and a row is written, and fired, once."""
+"""Ticks: a fire time has one row, which is written once and fired once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ SELECT pg_try_advisory_xact_lock(1785686130, hashtext(:id)),
 
 
 def take_turn(connection: Connection, schedule_id: UUID, idle_seconds: float) -> bool:
-    """Be the only one that fires this schedule, until the transaction's end.
+    """Lock this schedule against other schedulers, until the transaction's end.
 
     Args:
-        idle_seconds: Postgres ends the transaction if it is silent for so long, as that of a frozen process is.
+        idle_seconds: Postgres ends the transaction after so long a silence, such as that of a frozen process.
 
     Returns:
-        False if another scheduler is at it.
+        False if another scheduler fires it now.
     """
     parameters = {"id": str(schedule_id), "milliseconds": str(int(idle_seconds * 1000))}
     return bool(connection.execute(_TURN, parameters).scalar_one())
@@ -39,7 +39,7 @@ class NewTick:
 
     Attributes:
         scheduler: host:pid of the process.
-        reason: why it is skipped.
+        reason: of a skipped tick.
     """
 
     schedule_id: UUID
@@ -70,7 +70,7 @@ def take(connection: Connection, tick: NewTick) -> bool:
     """Write the tick of a fire time that has come; another scheduler that tries waits for this transaction's end.
 
     Returns:
-        False if there is one: somebody has fired or skipped it.
+        False if there is one: another scheduler has fired or skipped it.
     """
     parameters = {name: getattr(tick, name) for name in tick.__slots__} | {"schedule_id": str(tick.schedule_id)}
     return connection.execute(_TAKE, parameters).one_or_none() is not None
@@ -87,7 +87,7 @@ def take_waiting(
     """waiting -> fired or skipped.
 
     Returns:
-        False if it waits no more.
+        False if the tick does not wait any more.
     """
     parameters = {"schedule_id": str(schedule_id), "fire_at": fire_at, "scheduler": scheduler}
     row = connection.execute(_TAKE_WAITING, {**parameters, "outcome": outcome, "reason": reason}).one_or_none()
@@ -104,18 +104,18 @@ SELECT count(*) FROM (SELECT FROM schedule_ticks WHERE schedule_id = CAST(:id AS
 
 
 def has_unfinished_jobs(connection: Connection, schedule_id: UUID) -> bool:
-    """Whether jobs that a tick of this schedule dispatched have not ended."""
+    """Whether a job that this schedule dispatched has not ended."""
     return bool(connection.execute(_UNFINISHED, {"id": str(schedule_id)}).scalar_one())
 
 
 def count_queued(connection: Connection, schedule_id: UUID, limit: int) -> int:
-    """How many fire times wait because earlier jobs have not ended, counted up to a limit."""
+    """The number of fire times that wait for the end of earlier jobs, counted up to a limit."""
     return int(connection.execute(_WAITING_COUNT, {"id": str(schedule_id), "limit": limit}).scalar_one())
 
 
 @dataclass(frozen=True, slots=True)
 class WaitingTick:
-    """A tick that somebody asked for, or that waits for earlier jobs to end."""
+    """A tick that a person asked for, or that waits for earlier jobs to end."""
 
     schedule_id: UUID
     fire_at: datetime
@@ -133,7 +133,7 @@ SELECT w.* FROM unnest(CAST(:ids AS uuid[])) AS s(id)
 
 
 def waiting(connection: Connection, schedule_ids: Sequence[UUID], limit: int) -> dict[UUID, list[WaitingTick]]:
-    """Ticks that wait: for each schedule what was asked for now, then the oldest fire times; at most `limit`."""
+    """Ticks that wait: for each schedule the manual ones, then the oldest fire times; at most `limit`."""
     rows = connection.execute(_WAITING, {"ids": [str(one) for one in schedule_ids], "limit": limit})
     found: dict[UUID, list[WaitingTick]] = {}
     for row in rows:
@@ -154,13 +154,13 @@ UPDATE schedule_ticks
 def note_failure(
     connection: Connection, schedule_id: UUID, fire_at: datetime, scheduler: str, error: str, most_errors: int
 ) -> None:
-    """Count that firing a waiting tick failed; waiting -> failed when that happened too often."""
+    """Count a failed firing of a waiting tick; waiting -> failed after too many."""
     parameters = {"schedule_id": str(schedule_id), "fire_at": fire_at, "scheduler": scheduler}
     connection.execute(_FAILED, {**parameters, "error": error, "most_errors": most_errors})
 
 
 LOCK_SECONDS: Final = 3.0
-"""How long a tick is waited for that is being fired."""
+"""The wait for a tick that is being fired."""
 
 _REQUEST: Final = sa.text("""
 INSERT INTO schedule_ticks AS t
@@ -182,18 +182,18 @@ def request(
     kind: TickKind,
     by: str | None,
 ) -> list[datetime]:
-    """Have ticks fired later, such as those that a person asks for; those that were fired, or wait, stay what they are.
+    """Have ticks fired later, such as those that a person asks for; fired and waiting ticks stay as they are.
 
-    A tick that is being fired is waited for, a few seconds.
+    Waits a few seconds for a tick that is being fired.
 
     Args:
         moments: fire times, each with the one before it.
 
     Returns:
-        The fire times that wait now because of this.
+        The fire times that this call has made wait.
 
     Raises:
-        LockTimeout: a tick is being fired for longer than that.
+        LockTimeout: a tick is being fired for longer than `LOCK_SECONDS`.
     """
     parameters = {
         "schedule_id": str(schedule_id),
@@ -257,7 +257,7 @@ def of_job(connection: Executor, job_id: UUID) -> TickRow | None:
 
 
 def last_of_each(connection: Connection) -> dict[str, TickRow]:
-    """The newest fire time of each schedule that does not wait, by the schedule's name."""
+    """The newest decided tick of each schedule, by the schedule's name."""
     return {row.schedule: _tick_row(row) for row in connection.execute(_LAST)}
 
 

@@ -1,7 +1,7 @@
-"""Unique jobs and idempotency keys: the job that is there already.
+"""Unique jobs and idempotency keys: they find the job that was dispatched before.
 
-One unfinished job of a unique key is the work of an index; one job within a time, of a row in `unique_windows`. A
-key of idempotency is a row, written in the dispatch's own transaction.
+A unique index allows one unfinished job of a key; a row in `unique_windows` allows one job within a time. An
+idempotency key is a row, written in the dispatch's own transaction.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ INDEX: Final = "uq_job_statuses_unique_key"
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The job that holds a key; without a status, it was pruned."""
+    """The job that has a key; without a status, it was pruned."""
 
     id: UUID
     status: JobStatus | None
@@ -38,7 +38,7 @@ _LOOK: Final = sa.text("SELECT status FROM job_statuses WHERE id = CAST(:id AS u
 
 
 def look(connection: Connection, job_id: UUID) -> JobStatus | None:
-    """Where a job stands; None if it is not there any more."""
+    """The status of a job; None if it was pruned."""
     word = connection.execute(_LOOK, {"id": str(job_id)}).scalar_one_or_none()
     return JobStatus(word) if word is not None else None
 
@@ -50,13 +50,13 @@ SELECT o.id, o.status FROM job_statuses j JOIN job_statuses o ON o.unique_key = 
 
 
 def conflicting(connection: Connection, job_id: UUID) -> Holder | None:
-    """The unfinished job that holds the key of this one, which has ended."""
+    """The unfinished job that has the unique key of this one, which has ended."""
     row = connection.execute(_CONFLICTING, {"id": str(job_id)}).one_or_none()
     return Holder(row.id, JobStatus(row.status)) if row is not None else None
 
 
 def is_collision(error: IntegrityError) -> bool:
-    """Whether a statement failed because there would have been two unfinished jobs of one key."""
+    """Whether a statement failed because a key would have had two unfinished jobs."""
     return INDEX in str(error.orig)
 
 
@@ -67,7 +67,7 @@ SELECT w.job_id, j.status FROM unique_windows w LEFT JOIN job_statuses j ON j.id
 
 
 def in_window(connection: Connection, key: str) -> Holder | None:
-    """The job that was dispatched within the key's time; nothing is locked by looking."""
+    """The job that was dispatched within the key's window; nothing is locked."""
     row = connection.execute(_IN_WINDOW, {"key": key}).one_or_none()
     return Holder(row.job_id, JobStatus(row.status) if row.status else None) if row is not None else None
 
@@ -82,10 +82,10 @@ RETURNING job_id
 
 
 def open_window(connection: Connection, key: str, seconds: float, job_id: UUID) -> bool:
-    """Begin a key's time with this job. Waits for whoever is beginning it.
+    """Begin a key's window with this job. Waits for another transaction that begins it.
 
     Returns:
-        False if it has begun.
+        False if it had begun before.
     """
     parameters = {"key": key, "seconds": seconds, "job_id": str(job_id)}
     return connection.execute(_OPEN_WINDOW, parameters).one_or_none() is not None
@@ -99,7 +99,7 @@ ON CONFLICT DO NOTHING RETURNING job_id
 
 
 def take_key(connection: Connection, scope: str, key: str, payload_hash: str, job_id: UUID) -> bool:
-    """Say that a key is this job's. Waits for whoever is taking it.
+    """Take an idempotency key for this job. Waits for another transaction that takes it.
 
     Returns:
         False if it was taken before.
@@ -114,13 +114,13 @@ UPDATE idempotency_keys SET job_id = CAST(:job_id AS uuid) WHERE scope = :scope 
 
 
 def point_key_to(connection: Connection, scope: str | None, key: str, job_id: UUID) -> None:
-    """Say that a key which was just taken is another job's: an equal one that was there already."""
+    """Let a key that was just taken point to an equal job that was dispatched before."""
     connection.execute(_POINT_KEY_TO, {"scope": scope, "key": key, "job_id": str(job_id)})
 
 
 @dataclass(frozen=True, slots=True)
 class TakenKey:
-    """A key that was taken, and where its job stands; without a status, the job was pruned."""
+    """A key that was taken, and the status of its job; without a status, the job was pruned."""
 
     job_id: UUID
     payload_hash: str
@@ -134,6 +134,6 @@ SELECT k.job_id, k.payload_hash, j.status
 
 
 def find_key(connection: Connection, scope: str, key: str) -> TakenKey | None:
-    """What a key was taken for; None if it was not."""
+    """The job that a key was taken for; None if it was not taken."""
     row = connection.execute(_FIND_KEY, {"scope": scope, "key": key}).one_or_none()
     return TakenKey(row.job_id, row.payload_hash, JobStatus(row.status) if row.status else None) if row else None

@@ -1,7 +1,7 @@
-"""Which queued jobs are in Redis, as far as is known: `pushed_at`, `push_count`, `held_by`. No status moves here.
+"""The queued jobs that are in Redis, by the ledger: `pushed_at`, `push_count`, `held_by`. No status moves here.
 
-Also: wake-ups that were lost on their way to a claim, counted for the row's present `attempt` (a claim starts the
-count anew); and which Redis the ledger knows, the last one of which all that it had lost was noted.
+Also: lost wake-ups, counted for the row's current `attempt` (a claim starts the count anew); and the Redis that the
+ledger knows: the last one whose losses were all noted.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,8 +17,8 @@ from jobledger.domain.records import Wake
 from jobledger.domain.status import JobStatus
 
 PUSH_GRACE_SECONDS: Final = 15.0
-"""A wake-up that was taken is claimed within this after its push; twice as long after each loss. Younger pushes are
-looked at only for what RQ says of them."""
+"""A wake-up that a worker took leads to a claim within this after its push; twice as long after each loss. For younger
+pushes only RQ's reports count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Suspect:
     """A queued job whose wake-up should have led to a claim by now.
 
     Attributes:
-        losses: of wake-ups since its last claim.
+        losses: lost wake-ups since its last claim.
     """
 
     id: UUID
@@ -40,13 +40,13 @@ CASE WHEN j.crashes + j.losses = 1
      THEN EXISTS (SELECT FROM job_attempts a
                    WHERE a.job_id = j.id AND a.number = j.attempt AND a.outcome IN ('crashed', 'lost'))
      ELSE false END"""
-"""Whether the last attempt of `j` crashed or was lost, the first one that did. A job that always kills its process must
-not keep others from theirs; nor may one that waits on its own account, by a snooze or after an error, ever go first.
+"""Whether the last attempt of `j` crashed or was lost, and no attempt before it did. A job that always kills its
+process must not delay others again and again; a job that waits after a snooze or an error goes behind them.
 """
 
 
-# Along ix_job_statuses_queued: (queue, pushed_at) of what may run now. A list is taken from in the order of its pushes,
-# so whatever was pushed before its head should be gone from it: started, or lost.
+# Along ix_job_statuses_queued: (queue, pushed_at) of jobs that may run now. Workers take wake-ups in the order of the
+# pushes, so a job that was pushed before the head of the list has left it: it was started, or its wake-up was lost.
 _SUSPECTS: Final = """
 SELECT j.id, j.push_count, j.attempt, coalesce(l.losses, 0) AS losses
   FROM job_statuses j LEFT JOIN lost_wakes l ON l.job_id = j.id AND l.attempt = j.attempt
@@ -71,8 +71,8 @@ def overdue(
     """Jobs whose wake-up has led to nothing for longer than their grace, which doubles with each loss.
 
     Args:
-        grace_seconds: of a job that has lost none.
-        head_id: what heads the list now.
+        grace_seconds: of a job that has lost no wake-up.
+        head_id: the job at the head of the list now.
     """
     parameters = {"queue": queue, "age_seconds": grace_seconds, "head_id": head_id and str(head_id), "limit": limit}
     return [Suspect(**row._mapping) for row in connection.execute(_OVERDUE, parameters)]
@@ -81,7 +81,7 @@ def overdue(
 def recent(
     connection: Connection, queue: str, age_seconds: float, grace_seconds: float, head_id: UUID | None, limit: int
 ) -> list[Suspect]:
-    """Jobs that have lost no wake-up yet, and whose first was pushed a moment ago, within the grace."""
+    """Jobs that have lost no wake-up yet, pushed a moment ago, within the grace."""
     parameters = {
         "queue": queue,
         "age_seconds": age_seconds,
@@ -94,12 +94,12 @@ def recent(
 
 # A relay that is frozen while it pushes must not keep workers from these rows: Postgres ends its transaction soon.
 _TAKE_UNPUSHED: Final = sa.text(f"""
-WITH patience AS MATERIALIZED (
+WITH idle_limit AS MATERIALIZED (
     SELECT set_config('idle_in_transaction_session_timeout', '10s', true)
 ), pause AS MATERIALIZED (
     SELECT kind, name, 'pause:' || kind || ':' || name AS held_by FROM pauses
      WHERE kind = 'type' OR (kind = 'queue' AND name = :queue) FOR SHARE
-), chosen AS MATERIALIZED (  -- once: a subquery that a join runs again would lock, and choose, others
+), chosen AS MATERIALIZED (  -- once: a join might run a subquery again, which would lock other rows
     SELECT id, job_type FROM job_statuses
      WHERE status = 'queued' AND held_by IS NULL AND pushed_at IS NULL AND queue = :queue
      ORDER BY priority, queued_at, id LIMIT :limit FOR UPDATE SKIP LOCKED
@@ -114,20 +114,19 @@ WITH patience AS MATERIALIZED (
     RETURNING j.id, j.queue, j.job_type, j.title, j.timeout_seconds, j.push_count, j.priority, j.queued_at, j.held_by,
               {KEEPS_ITS_PLACE} AS at_front
 )
-SELECT id, queue, job_type, title, timeout_seconds, push_count, at_front, held_by FROM taken CROSS JOIN patience
+SELECT id, queue, job_type, title, timeout_seconds, push_count, at_front, held_by FROM taken CROSS JOIN idle_limit
  ORDER BY priority, queued_at, id
 """)  # noqa: S608 - put together from constants
 
 
 def take_unpushed(connection: Connection, queue: str, limit: int) -> tuple[list[Wake], int]:
-    """Mark queued rows that nobody has pushed as pushed, by priority and age; or as held, if their queue or type is
+    """Mark queued rows that were not pushed as pushed, by priority and age; or as held, if their queue or type is
     paused.
 
-    A job whose last attempt crashed or was lost goes before all others: it has stood in line already. Once: see
-    `returning`.
+    A job whose last attempt crashed or was lost goes first, once, as it has waited already: see `KEEPS_ITS_PLACE`.
 
     Returns:
-        What the caller pushes before it commits; and how many are held.
+        The wake-ups that the caller pushes before it commits; and the number of held jobs.
     """
     rows = connection.execute(_TAKE_UNPUSHED, {"queue": queue, "limit": limit}).all()
     wakes = [
@@ -150,16 +149,15 @@ UPDATE job_statuses j SET pushed_at = NULL FROM lost WHERE j.id = lost.id AND j.
 
 
 def unpush(connection: Connection, wakes: Sequence[tuple[UUID, int]]) -> int:
-    """Say that these wake-ups are not in Redis, so that the relay pushes them.
+    """Note that these wake-ups are not in Redis, so that the relay pushes them.
 
-    What is locked at this moment, such as by a dispatch with `after=`, is left to the reconciler: it must not keep the
-    others from being pushed.
+    A row that is locked, such as by a dispatch with `after=`, is left to the reconciler: it must not delay the others.
 
     Args:
-        wakes: ids with the push count that was seen: a push that somebody made since then stands.
+        wakes: ids with the push count that was seen: a row that was pushed since then is left alone.
 
     Returns:
-        How many rows that was still true of.
+        The number of rows changed.
     """
     return connection.execute(
         _UNPUSH, {"ids": [str(one) for one, _ in wakes], "counts": [count for _, count in wakes]}
@@ -190,7 +188,7 @@ def pushed_until(connection: Connection, queue: str, until: datetime, after: Pus
 
     Args:
         until: by the clock of the database.
-        after: the last one of the page before.
+        after: the last row of the page before.
     """
     rows = connection.execute(
         _PUSHED,
@@ -207,7 +205,7 @@ def pushed_until(connection: Connection, queue: str, until: datetime, after: Pus
 
 @dataclass(frozen=True, slots=True)
 class KnownRedis:
-    """The last one.
+    """The Redis that the ledger knows.
 
     Attributes:
         age_seconds: since it was noted.
@@ -223,7 +221,7 @@ _KNOWN_REDIS: Final = sa.text(
 
 
 def known_redis(connection: Connection) -> KnownRedis | None:
-    """The Redis that the ledger knows; None if nobody has looked yet."""
+    """The Redis that the ledger knows; None before the first look at it."""
     row = connection.execute(_KNOWN_REDIS).one_or_none()
     return KnownRedis(**row._mapping) if row is not None else None
 
@@ -235,10 +233,10 @@ ON CONFLICT (only_row) DO UPDATE SET epoch = :new, since = now() WHERE e.epoch =
 
 
 def note_redis(connection: Connection, old: str | None, new: str) -> bool:
-    """Note another Redis, if the known one is still the one that was seen.
+    """Note another Redis, if the known one is still `old`.
 
     Returns:
-        False if somebody else has noted one meanwhile.
+        False if another process has noted one meanwhile.
     """
     return connection.execute(_NOTE_REDIS, {"old": old, "new": new}).rowcount == 1
 
@@ -249,12 +247,12 @@ SELECT id, status, held_by IS NOT NULL AS is_held, queue FROM job_statuses WHERE
 
 
 def standing(connection: Connection, ids: Collection[UUID]) -> dict[UUID, tuple[JobStatus, bool, str]]:
-    """Where these jobs stand, whether they are held, and their queues; what has no row is missing."""
+    """The status of these jobs, whether they are held, and their queues; jobs without a row are left out."""
     rows = connection.execute(_STANDING, {"ids": [str(one) for one in ids]})
     return {row.id: (JobStatus(row.status), row.is_held, row.queue) for row in rows}
 
 
-# In no order of locks: rows that somebody has locked are left out, so nobody waits for anybody.
+# The order of locks does not matter: locked rows are skipped, so this waits for no transaction.
 _LOCK_IDLE: Final = sa.text("""
 SELECT id, status FROM job_statuses
  WHERE id = ANY(CAST(:ids AS uuid[])) AND (status <> 'queued' OR held_by IS NOT NULL)
@@ -263,7 +261,7 @@ SELECT id, status FROM job_statuses
 
 
 def lock_idle(connection: Connection, ids: Collection[UUID]) -> dict[UUID, JobStatus]:
-    """Of these jobs, those that need no wake-up; nobody can queue them before this transaction has ended."""
+    """Lock those of these jobs that need no wake-up, so that no other transaction can queue them."""
     if not ids:
         return {}
     rows = connection.execute(_LOCK_IDLE, {"ids": [str(one) for one in ids]})
@@ -277,11 +275,11 @@ SELECT id FROM job_statuses
 
 
 def long_ended(connection: Connection, ids: Collection[UUID], seconds: float) -> set[UUID]:
-    """Of these jobs, those that ended longer ago."""
+    """Those of these jobs that ended longer ago."""
     return set(connection.execute(_LONG_ENDED, {"ids": [str(one) for one in ids], "seconds": seconds}).scalars())
 
 
-# What somebody else holds is left for the next time, so that it keeps nobody from the others.
+# A locked row is left for the next pass, so that it does not delay the others.
 _RECORD_LOST: Final = sa.text("""
 WITH lost AS (
     SELECT j.id, j.attempt, seen.is_counted FROM job_statuses j
@@ -304,11 +302,10 @@ SELECT count(*) FROM unpushed
 
 
 def record_lost(connection: Connection, lost: Sequence[tuple[Suspect, bool]]) -> int:
-    """Say that these wake-ups are not in Redis, so that the relay pushes them, and count those that shall count.
+    """Note that these wake-ups are not in Redis, so that the relay pushes them, and count the marked ones as losses.
 
     Returns:
-        How many rows that was still true of: what was pushed, claimed or held since then stands, and so
-        does, for now, what is locked.
+        The number of rows changed: those that were pushed, claimed or held since then, or are locked, are left alone.
     """
     return int(
         connection.execute(

@@ -1,4 +1,4 @@
-"""What the tables have in common."""
+"""Helpers that the tables share."""
 
 from collections.abc import Iterable
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Keys, windows, requests, pauses and limits; and what repair remembers between its sweeps.
+"""Keys, windows, requests, pauses and limits; and the state that repair keeps between its sweeps.
 
 No foreign keys to jobs: adding one would wait for every transaction that has written to `job_statuses`, such as a
 long job's; and a key outlives its job.
@@ -80,7 +80,7 @@ job_limits: Final = sa.Table(
     sa.CheckConstraint("(kind = 'rate') = (window_seconds IS NOT NULL)", name="rate_has_window"),
     sa.CheckConstraint("most >= 1 AND window_seconds > 0", name="positive"),
     sa.CheckConstraint("char_length(key) BETWEEN 1 AND 255", name="key_length"),
-    # Whether the slots of a key are held by those that may.
+    # Leaked slots.
     sa.Index("ix_job_limits_slots", "kind", "key", postgresql_where=sa.text("has_slot")),
 )
 
@@ -102,7 +102,7 @@ limit_keys: Final = sa.Table(
     sa.PrimaryKeyConstraint("kind", "key"),
     sa.CheckConstraint(f"kind IN ({words(SlotKind)})", name="kind_known"),
     sa.CheckConstraint("taken >= 0", name="taken_not_negative"),
-    # Whether what is counted is so.
+    # Wrong counts.
     sa.Index("ix_limit_keys_taken", "kind", "key", postgresql_where=sa.text("taken > 0")),
     # Prune.
     sa.Index(None, "used_at"),

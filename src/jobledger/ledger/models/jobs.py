@@ -1,4 +1,4 @@
-"""Jobs, their attempts, and who waits for whom."""
+"""Jobs, their attempts, and their dependencies."""
 
 from typing import Final
 
@@ -117,7 +117,7 @@ job_statuses: Final = sa.Table(
         "expires_at",
         postgresql_where=sa.text("expires_at IS NOT NULL AND attempt = 0 AND finished_at IS NULL"),
     ),
-    # What is held by something: to be released in its order.
+    # Held jobs, in the order of their release.
     sa.Index(
         "ix_job_statuses_held",
         "held_by",

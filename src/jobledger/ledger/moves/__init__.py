@@ -1,17 +1,17 @@
 """The moves of a job: the only writers of `job_statuses.status`, one guarded statement for each.
 
-A guard names the status that it expects and, for a run, the fence (`attempt`). No row back is an answer: another
+A guard names the status that it expects and, for an attempt, the fence (`attempt`). No row back means that another
 process moved the job first. Time is the database's; inside a transaction that began long ago it is the statement's.
-Nothing here commits: the caller owns the transaction. The statements run on a caller's connection of any driver, so
-each parameter is cast to its type.
+Nothing here commits: the caller owns the transaction. The statements run on a connection of any driver, so each
+parameter is cast to its type.
 
 insert      nothing -> queued, scheduled, deferred, canceled
 claim       queued -> started
-limits      the same for jobs with limits, and their release
+limits      claims of jobs with limits, and the release of held ones
 finish      started -> completed, scheduled, queued, failed, canceled
 children    deferred -> queued, scheduled, canceled
-waiting     scheduled -> queued; not started in time, or by no wake-up -> failed
-control     what a person asks for: retry, cancel
+waiting     scheduled -> queued when due; expired, or all wake-ups lost -> failed
+control     requests of people: retry, cancel
 """
 
 from jobledger.ledger.moves.children import (

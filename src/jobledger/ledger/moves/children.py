@@ -1,7 +1,7 @@
 """Jobs that wait for others: linked at dispatch, released by the last parent, canceled or kept if one fails.
 
-Rows are locked in the order of their ids, parents before children; children that are locked already are left out. So
-families that move at once cannot deadlock. Children that an end could not tell are noted, and told later.
+Rows are locked in the order of their ids, parents before children; children that are locked already are skipped. So
+families that move at once cannot deadlock. Children that could not be told of an end are noted, and told later.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -32,7 +32,7 @@ SELECT parent_id, child_id, on_parent_failure,
 
 
 def lock_parents(connection: Connection, parents: Sequence[UUID]) -> dict[UUID, JobStatus]:
-    """Lock the parents of a job that is about to be inserted, and tell them that they have children.
+    """Lock the parents of a job that is about to be inserted, and mark them as having children.
 
     The finish of a parent waits for this transaction, then reads `has_children` from the row as it is now; its
     children are looked up by a later statement, which sees what this transaction inserted.
@@ -45,12 +45,12 @@ def lock_parents(connection: Connection, parents: Sequence[UUID]) -> dict[UUID, 
 
 
 def link(connection: Connection, parents: Mapping[UUID, JobStatus], children: Mapping[UUID, OnParentFailure]) -> None:
-    """Record that each child waits for each parent, or that this is over already.
+    """Record that each child waits for each parent, or that the wait is over already.
 
     Args:
         connection: in the transaction that has the parents locked.
-        parents: what is waited for, and where it stands.
-        children: who waits, and what becomes of it when a parent does not complete.
+        parents: the status of each.
+        children: the `on_parent_failure` of each.
     """
     ended = {one: status for one, status in parents.items() if status in TERMINAL}
     connection.execute(
@@ -65,8 +65,8 @@ def link(connection: Connection, parents: Mapping[UUID, JobStatus], children: Ma
     )
 
 
-# The children of each range, in the order of their ids, as far as a part goes. Those that are to move are locked,
-# unless another transaction has them: that is not waited for. Only the primary key may serve: many jobs may wait.
+# The first children of each range, in the order of their ids. Those that are to move are locked, unless another
+# transaction has them locked. `status || ''` leaves the plan only the primary key: many jobs may be deferred.
 _NEXT_CHILDREN: Final = sa.text("""
 WITH ranges AS MATERIALIZED (
     SELECT * FROM unnest(CAST(:parents AS uuid[]), CAST(:firsts AS uuid[]), CAST(:lasts AS uuid[]))
@@ -96,7 +96,7 @@ class Child:
 
     Attributes:
         range: the place of its range among those that were asked for.
-        waits: whether it waits for this job, and is not to go on waiting.
+        waits: whether it waits for this job, and is to move now.
         is_locked: whether this transaction has it locked, if it waits.
     """
 
@@ -112,13 +112,13 @@ class Child:
 def next_children(connection: Executor, ranges: Sequence[Untold], each: int) -> list[Child]:
     """The next children of jobs that have ended, in the order of the ranges and of their ids.
 
-    Those that wait are locked, unless they are locked already: so a part waits for no other transaction, and cannot
+    Those that wait are locked, unless they are locked already: so this waits for no other transaction, and cannot
     deadlock.
 
     Args:
         connection: in a transaction.
-        ranges: of which jobs, and which children. A job that has not ended has none.
-        each: at most so many of each range.
+        ranges: the jobs, and their children. A job that has not ended gives none.
+        each: children of each range at most.
     """
     parameters = {
         "parents": [str(one.parent_id) for one in ranges],
@@ -140,7 +140,7 @@ def next_children(connection: Executor, ranges: Sequence[Untold], each: int) -> 
     ]
 
 
-# What is over is not counted twice: a parent that failed may be retried, and complete.
+# A wait that is over is not counted twice: a failed parent may be retried, and complete.
 _RELEASE: Final = sa.text("""
 WITH over AS (
     UPDATE job_dependencies d SET is_over = true
@@ -173,7 +173,7 @@ def release_children(connection: Executor, ended: Collection[tuple[UUID, UUID]])
 
     Args:
         connection: in the transaction that has them locked.
-        ended: pairs of a parent and a child that waits for it no longer. One that is given again counts once.
+        ended: pairs of a parent and a child that waits for it no longer. A repeated pair counts once.
 
     Returns:
         The children to push after the commit.
@@ -198,10 +198,10 @@ def cancel_children(connection: Executor, reasons: Mapping[UUID, str]) -> list[U
 
     Args:
         connection: in the transaction that has them locked.
-        reasons: of each.
+        reasons: the reason of each.
 
     Returns:
-        Those canceled jobs that have children themselves.
+        The canceled jobs that have children themselves.
     """
     parameters = {"ids": [str(one) for one in reasons], "reasons": list(reasons.values())}
     return [row.id for row in connection.execute(_CANCEL_CHILDREN, parameters) if row.has_children]
@@ -223,12 +223,12 @@ RETURNING parent_id
 
 
 def note_untold(connection: Executor, ranges: Sequence[Untold], wait_seconds: float = 0.0) -> None:
-    """Note which children are still to be told that a job has ended, in the transaction that ended it or told others.
+    """Note the children that are still to be told of a job's end, in the transaction that ended it or told others.
 
     Args:
         connection: in that transaction.
-        ranges: of those that have waited until now. A child that is dispatched from now on is told by its dispatch.
-        wait_seconds: for so long they are left alone.
+        ranges: of children dispatched until now; later dispatches see the end themselves.
+        wait_seconds: before other processes take the notes.
     """
     connection.execute(
         _NOTE_UNTOLD,
@@ -255,12 +255,12 @@ _TAKE_OF: Final = sa.text(_TAKE_UNTOLD.format(which="parent_id = ANY(CAST(:paren
 
 
 def take_untold(connection: Connection, limit: int, parents: Collection[UUID] | None = None) -> list[Untold]:
-    """Take notes of children that are still to be told; what is not told in the same transaction is noted again.
+    """Take notes of children that are still to be told; the caller notes the rest again in the same transaction.
 
     Args:
         connection: in a transaction.
-        limit: so many notes at most.
-        parents: only of these jobs, also before it is time; None for all that are due, the longest due first.
+        limit: notes at most.
+        parents: only of these jobs, also before they are due; None for all due notes, the longest due first.
     """
     if parents is None:
         rows = connection.execute(_TAKE_DUE, {"limit": limit})
@@ -276,7 +276,7 @@ _DEFERRED_BETWEEN: Final = sa.text("""
 
 
 def deferred_between(connection: Connection) -> tuple[UUID, UUID] | None:
-    """The first and the last of the ids of jobs that wait for others; None if none does."""
+    """The first and the last id of deferred jobs; None if there is none."""
     ids = connection.execute(_DEFERRED_BETWEEN).scalars().all()
     return (ids[0], ids[1]) if ids else None
 
@@ -299,11 +299,11 @@ SELECT c.id, (SELECT d.parent_id FROM job_dependencies d JOIN job_statuses p ON 
 
 
 def stuck_children(connection: Connection, first: UUID, limit: int) -> dict[UUID, UUID | None]:
-    """Jobs that wait although all of their parents have ended, each with a parent that it is to be canceled with.
+    """Jobs that wait although all of their parents have ended, each with the parent that it is to be canceled with.
 
     Args:
         first: the id to begin with.
-        limit: so many jobs that wait are looked at.
+        limit: deferred jobs to look at, at most.
     """
     rows = connection.execute(_STUCK, {"first": str(first), "limit": limit})
     return {row.id: row.dead_parent_id for row in rows}
@@ -327,6 +327,6 @@ def release_stuck(connection: Connection, ids: Sequence[UUID]) -> int:
     """deferred -> queued (or scheduled, if delayed) for jobs whose parents have all ended; the relay pushes them.
 
     Returns:
-        How many.
+        The number of jobs.
     """
     return connection.execute(_RELEASE_STUCK, {"ids": [str(one) for one in ids]}).rowcount

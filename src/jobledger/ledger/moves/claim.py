@@ -1,7 +1,7 @@
 """queued -> started: the claim, the first statement of every delivery.
 
-What claims have in common, see `limits` too: the parts `PAUSE`; then `claimed`, which sets `START` for a row that
-is `CLAIMABLE` while there is no row in `pause`, and gives back `CLAIMED_COLUMNS`; then `OPENED`.
+A claim, here and in `limits`, is built of these parts: `PAUSE`; `claimed`, which sets `START` for a row that is
+`CLAIMABLE` while `pause` has no row, and returns `CLAIMED_COLUMNS`; `OPENED`.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ CLAIMED_COLUMNS: Final = """
               id, attempt, job_type, queue, payload, timeout_seconds, max_attempts, errors, crashes, losses,
               created_at, fire_at"""
 
-# A subquery that `coalesce` does not reach is not executed; a connection that lives long knows its own start.
+# `coalesce` does not execute a subquery that it does not reach: a connection that knows its start does not ask for it.
 OPENED: Final = """
 opened AS (
     INSERT INTO job_attempts
@@ -51,7 +51,7 @@ opened AS (
 
 
 def claiming_parameters(runner: Runner, lease_seconds: float) -> dict[str, Any]:
-    """What `OPENED` needs."""
+    """The parameters of `OPENED`."""
     return {
         "worker": runner.worker,
         "host": runner.host,
@@ -81,15 +81,15 @@ def claim(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: flo
     """queued -> started: the first statement of every delivery. A job whose queue or type is paused is held instead.
 
     Returns:
-        The claim; or None for a duplicate, a canceled, held or expired job; and for one with limits: see `limits`.
+        The claim; or None for a duplicate, a canceled, held or expired job, and a job with limits: see `limits`.
     """
     row = connection.execute(CLAIM, {"id": str(job_id), **claiming_parameters(runner, lease_seconds)}).one_or_none()
     return Claim(**row._mapping) if row is not None else None
 
 
-# Only the primary key may serve: a plan that walks the queued rows of an index is quadratic in their number, so the
-# status is compared as an expression that no index has. Locks are waited for, in the order of ids: to skip a locked row
-# would drop the wake-up of one whose relay has not committed yet.
+# The status is compared as an expression that no index has, so that the plan uses the primary key: one that walks the
+# queued rows of an index is quadratic in their number. Locks are waited for, in the order of ids: skipping a locked row
+# would drop the wake-up of a job whose relay has not committed yet.
 _CLAIM_MANY: Final = sa.text(f"""
 WITH given AS MATERIALIZED (
     SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:tokens AS uuid[])) AS g(given_id, given_token)
@@ -123,14 +123,13 @@ def claim_many(
 ) -> list[Claim]:
     """queued -> started for jobs that a shared process takes at once; one statement.
 
-    A job that is held, paused, limited, expired or in another status is left alone: its delivery goes the single way,
-    as do all of them if a lock is not had in time. So does a job whose last attempt was lost with a shared process: it
-    runs isolated.
+    A job that is held, paused, limited, expired or in another status is left to `claim`, and so is a job whose last
+    attempt was lost with a shared process: it runs isolated. All are left to it if a lock is not had in time.
 
     Args:
         connection: waits for locks only a short time, see `connections.locks`.
         deliveries: the token of each delivery, by the id of its job.
-        runner: the shared process; its own token and backend do not count.
+        runner: the shared process; its token and backend are not used.
 
     Returns:
         The claims, in the order of their ids.
@@ -159,13 +158,13 @@ RETURNING j.id, j.attempt, j.job_type, j.queue, j.payload, j.timeout_seconds, j.
 
 
 def claim_again(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
-    """Take up this delivery's own claim, whose answer was lost with the connection that it went over.
+    """Take up this delivery's own claim, whose answer was lost with its connection.
 
-    It is known by the token of the delivery: another delivery of the same job, also in this process, has another one.
-    The attempt goes on over this connection, so that the reaper, if it must, ends this one's session.
+    The token of the delivery identifies it: another delivery of the same job, also in this process, has another token.
+    The attempt goes on over this connection, whose session the reaper ends if it must.
 
     Returns:
-        The claim; or None if the row is not started, or by another delivery.
+        The claim; or None if the row is not started, or another delivery has claimed it.
     """
     row = connection.execute(
         _CLAIM_AGAIN, {"id": str(job_id), **claiming_parameters(runner, lease_seconds)}

@@ -1,10 +1,10 @@
-"""What a person asks for: retry and cancel, of one job and of many; a request to cancel a running one.
+"""Requests of people: retry and cancel, of one job and of many; a request to cancel a running job.
 
-Of many jobs, what is locked or needs more than its own row is left to the single way: parents, unique jobs, what
-runs. A statement that takes many locks and waits for none cannot deadlock.
+The statements for many jobs leave locked rows, parents, unique jobs and running jobs to those for one. A statement
+that takes many locks and waits for none cannot deadlock.
 
-A statement that queues an ended job again has a part `moved`, which sets `QUEUE_AGAIN` and gives back
-`QUEUED_AGAIN`; then `FORGOTTEN`.
+A statement that queues an ended job again has a part `moved`, which sets `QUEUE_AGAIN` and returns `QUEUED_AGAIN`;
+then `FORGOTTEN`.
 """
 
 from collections.abc import Collection, Sequence
@@ -52,13 +52,13 @@ RETURNING j.id
 
 
 def cancel_many(connection: Connection, ids: Sequence[UUID], statuses: Collection[JobStatus], reason: str) -> set[UUID]:
-    """deferred, scheduled or queued -> canceled, for jobs that nobody waits for.
+    """deferred, scheduled or queued -> canceled, for jobs without children.
 
     Args:
         statuses: only jobs that are in one of these now.
 
     Returns:
-        Which.
+        The ids of the canceled jobs.
     """
     parameters = {"ids": [str(one) for one in ids], "statuses": sorted(statuses), "reason": reason}
     return set(connection.execute(_CANCEL_MANY, parameters).scalars())
@@ -84,20 +84,20 @@ SELECT * FROM moved ORDER BY id
 def retry_many(
     connection: Connection, ids: Sequence[UUID], statuses: Collection[JobStatus], until: datetime
 ) -> list[Wake]:
-    """failed or canceled -> queued, for jobs that ended by then, and all of whose children were told.
+    """failed or canceled -> queued, for jobs that ended by `until`, and whose children were all told.
 
     Args:
         statuses: only jobs that are in one of these now.
 
     Returns:
-        What the caller pushes after the commit.
+        The wake-ups that the caller pushes after the commit.
     """
     parameters = {"ids": [str(one) for one in ids], "statuses": sorted(statuses), "until": until}
     rows = connection.execute(_RETRY_MANY, parameters)
     return [Wake(**row._mapping) for row in rows]
 
 
-# The first request stands. One that an older version of the code has left behind does not.
+# The first request is kept. One that older code has left behind is overwritten.
 _REQUEST_CANCEL: Final = sa.text("""
 WITH asked AS (
     UPDATE job_statuses SET cancel_requested_at = coalesce(cancel_requested_at, statement_timestamp())
@@ -117,10 +117,10 @@ def request_cancel(connection: Connection, job_id: UUID, reason: str) -> bool:
     """Ask that a running job be canceled.
 
     Args:
-        reason: who and why.
+        reason: the person, and why.
 
     Returns:
-        False if it does not run.
+        False if the job does not run.
     """
     return connection.execute(_REQUEST_CANCEL, {"id": str(job_id), "reason": reason}).one_or_none() is not None
 
@@ -136,10 +136,10 @@ RETURNING id, queue, job_type, title, timeout_seconds, push_count
 
 
 def run_deferred(connection: Connection, job_id: UUID) -> Wake | None:
-    """deferred -> queued, because a person says so: it waits for a parent that has failed or was canceled no longer.
+    """deferred -> queued, at a person's request: the job does not wait for its parents any more.
 
     Returns:
-        What the caller pushes after the commit; None if the job waits for nobody.
+        The wake-up that the caller pushes after the commit; None if the job is not deferred.
     """
     row = connection.execute(_RUN_DEFERRED, {"id": str(job_id)}).one_or_none()
     return Wake(**row._mapping) if row is not None else None
@@ -156,13 +156,13 @@ SELECT * FROM moved
 
 
 def retry(connection: Connection, job_id: UUID) -> Wake | None:
-    """failed or canceled -> queued, because a person says so: the budgets start anew, the fence stays.
+    """failed or canceled -> queued, at a person's request: the budgets start anew, the fence stays.
 
-    It waits for nothing any more, neither a time nor parents, and does not expire: whoever asks means now.
+    The job waits for no time and no parents, and does not expire: a retry means now.
 
     Returns:
-        What the caller pushes after the commit; None if the job is neither failed nor canceled, or has children that
-        have yet to be told so.
+        The wake-up that the caller pushes after the commit; None if the job is neither failed nor canceled, or has
+        children that have yet to be told of its end.
     """
     row = connection.execute(_RETRY, {"id": str(job_id)}).one_or_none()
     return Wake(**row._mapping) if row is not None else None
@@ -178,7 +178,7 @@ RETURNING has_children
 
 
 def cancel(connection: Connection, job_id: UUID, reason: str) -> Ended | None:
-    """deferred, scheduled or queued -> canceled, because a person says so.
+    """deferred, scheduled or queued -> canceled, at a person's request.
 
     A wake-up that is in Redis stays there; the worker that takes it finds nothing to claim.
 

@@ -1,9 +1,8 @@
 """started -> completed, scheduled, queued, failed or canceled: the end of an attempt.
 
 The attempt's row is closed in the statement that moves the job, under the same fence. A statement that fails a job
-also inserts the job that calls `on_failed`: it has a part `moved`, which gives back `FAILED_COLUMNS` and a
-`callback_id`, the id of that job if there will be one; then `CALLBACK`; and it ends with `FAILED`. Its parameter
-`callback_type` is `ON_FAILED_TYPE`.
+also inserts the job that calls `on_failed`: its part `moved` returns `FAILED_COLUMNS` and a `callback_id`, the id of
+that job if the class needs it; then come `CALLBACK` and `FAILED`. Its parameter `callback_type` is `ON_FAILED_TYPE`.
 """
 
 import json
@@ -39,12 +38,11 @@ SELECT moved.has_children, callback.id, callback.queue, callback.job_type, callb
 
 
 def failed(row: Any) -> Failed:
-    """A row of `FAILED`."""
+    """The result from a row of `FAILED`."""
     callback = Wake(row.id, row.queue, row.job_type, row.title, row.timeout_seconds) if row.id is not None else None
     return Failed(row.has_children, callback)
 
 
-# The end of an attempt: its row is closed in the statement that moves the job, under the same fence.
 _CLOSE_ATTEMPT: Final = """
 closed AS (
     UPDATE job_attempts a
@@ -83,7 +81,7 @@ def complete(
     """started -> completed, in the transaction of the job's own effects.
 
     Args:
-        only_childless: leave a job with children alone, because no second statement could follow.
+        only_childless: leave a job with children alone, because no second statement can follow.
 
     Returns:
         None if this attempt was fenced out: the caller rolls everything back.
@@ -95,7 +93,7 @@ def complete(
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A job that has done its work, to be completed with others.
+    """A job whose work is done, to be completed with others.
 
     Attributes:
         result: JSON, as text.
@@ -107,7 +105,7 @@ class Completion:
     evidence: Evidence
 
 
-# As in the claim of many, only the primary key may serve. A job with children or limits goes the single way: more
+# As in `claim_many`, the plan must use the primary key. A job with children or limits is left to `complete`: more
 # statements follow its end.
 _COMPLETE_MANY: Final = sa.text("""
 WITH given AS MATERIALIZED (
@@ -147,8 +145,7 @@ def complete_many(connection: Executor, completions: Sequence[Completion]) -> se
         connection: waits for locks only a short time, see `connections.locks`.
 
     Returns:
-        The jobs that were completed. Each of the others goes the single way: it has children or limits, or its attempt
-        was fenced out.
+        The jobs that were completed. The others, left to `complete`, have children or limits, or were fenced out.
     """
     rows = [
         {
@@ -190,7 +187,7 @@ def reschedule(
     """started -> scheduled: this attempt is over, another follows after a wait.
 
     Args:
-        spent: what the attempt took from which budget, by the counter's name (`errors`, `crashes`, `losses`).
+        spent: the amount by which each budget's counter (`errors`, `crashes`, `losses`) grows.
 
     Returns:
         False if this attempt was fenced out, or the job is to be canceled.
@@ -216,10 +213,11 @@ SELECT id, queue, job_type, title, timeout_seconds, push_count, true AS at_front
 def hand_back(connection: Connection, job_id: UUID, attempt: int, outcome: Outcome, evidence: Evidence) -> Wake | None:
     """started -> queued: this attempt is over through no fault of the job's, and nothing is spent.
 
-    `queued_at` stays what it was, so the job has the place in the order that it had.
+    `queued_at` stays, so the job keeps its place in the order.
 
     Returns:
-        What the caller pushes after the commit; None if this attempt was fenced out, or the job is to be canceled.
+        The wake-up that the caller pushes after the commit; None if this attempt was fenced out, or the job is to be
+        canceled.
     """
     parameters = {"id": str(job_id), "attempt": attempt, **_closing(outcome, evidence)}
     row = connection.execute(_HAND_BACK, parameters).one_or_none()
@@ -290,7 +288,7 @@ def cancel_running(
     """started -> canceled: the attempt is over, and the job shall not go on.
 
     Args:
-        reason: why, unless somebody has asked for it: then it is who and why.
+        reason: for want of a cancel request, whose reason comes first.
 
     Returns:
         None if this attempt was fenced out.

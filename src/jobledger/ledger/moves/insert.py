@@ -51,11 +51,11 @@ _INSERT_NEW: Final = sa.text(
 def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Accepted]:
     """A dispatch: nothing -> queued, scheduled, deferred or (a parent had failed) canceled. One statement for all.
 
-    A queued row is written as pushed if its push will follow the commit at once; if that fails, `unpush` says so, and
-    if the process dies in between, the reconciler misses it in Redis. Otherwise the relay pushes it.
+    A queued row is written as pushed if its push follows the commit at once. If the push fails, `unpush` notes it; if
+    the process dies first, the reconciler misses the wake-up in Redis. Otherwise the relay pushes it.
 
     Returns:
-        What became of each; nothing of those with a unique key that another unfinished job has.
+        The status of each row; rows whose unique key another unfinished job has are left out.
     """
     statement = _INSERT if all(job.unique_key is None for job in jobs) else _INSERT_NEW
     rows = "[" + ",".join(_as_json(job) for job in jobs) + "]"
@@ -95,10 +95,10 @@ _CONTENT: Final = (
 
 
 def replace_waiting(connection: Connection, job_id: UUID, row: NewJob) -> Accepted | None:
-    """Put the content of another row into a job that has never been started; it stays where it waits.
+    """Put the content of another row into a job that has never been started; its status stays.
 
-    But queued -> scheduled if it may not run yet. A wake-up that is in Redis stays there, and starts nothing; the relay
-    pushes another one, with the new timeout.
+    But queued -> scheduled if the new content is not due yet. A wake-up in Redis stays there, and starts nothing; the
+    relay pushes another, with the new timeout.
 
     Returns:
         None if the job was started or has ended.

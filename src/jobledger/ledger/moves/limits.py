@@ -1,16 +1,16 @@
-"""Limits and rates: who has a slot, and who gets the next one. One of the writers of statuses, for their claim.
+"""Limits and rates: which jobs have a slot, and which job gets the next. Also the claim of jobs with limits.
 
-What a job may need stands in `job_limits`, written with the job. The slots of a key are counted in its one row of
-`limit_keys`, which whoever takes or gives one locks: a count of other rows, in a statement that has waited for a lock,
-would be that of a moment that is over (READ COMMITTED; the PostgreSQL manual, 13.2.1).
+A job's limits are rows of `job_limits`, written with the job. The slots of a key are counted in its one row of
+`limit_keys`, which every claim and release locks: a count of other rows, in a statement that has waited for a lock,
+would be out of date (READ COMMITTED; the PostgreSQL manual, 13.2.1).
 
-A slot belongs to a job that runs, or that is queued and not held: nobody else may have one. A new job is held from the
-first, and one that is claimed without a slot is held then; neither is in a list of Redis. When a slot is free, the
-oldest that is held gets it, before it is pushed; so nobody who comes later takes it away. Of a rate, a slot is a start
-that has been granted; the start itself is kept with its moment.
+Only a job that runs, or is queued and not held, may have a slot. A new job is held from the first, and a job that is
+claimed without a slot is held then; neither is in a list of Redis. A free slot goes to the oldest held job, before it
+is pushed; so no later job takes it away. A slot of a rate is a start that was granted; the time of the start itself is
+kept.
 
-Locks are taken in this order: the job, its rows in `job_limits`, the keys by kind and name. Nothing here waits for a
-second job.
+Locks are taken in this order: the job, its rows in `job_limits`, the keys by kind and name. No statement here waits
+for a second job.
 """
 
 import json
@@ -35,7 +35,7 @@ SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb))
 
 
 def set_limits(connection: Connection, applied_limits: Mapping[UUID, Sequence[AppliedLimit]]) -> None:
-    """Write down what limits new jobs, in the transaction that inserts them."""
+    """Write down the limits of new jobs, in the transaction that inserts them."""
     rows = [
         {
             "job_id": str(job_id),
@@ -51,8 +51,8 @@ def set_limits(connection: Connection, applied_limits: Mapping[UUID, Sequence[Ap
         connection.execute(_SET_LIMITS, {"rows": json.dumps(rows)})
 
 
-# What the rows of `mine`, which are locked, say: whether a slot is free, and whether somebody stands before this job.
-# In the line of `:key` the oldest was chosen already; those before it are just being released by others.
+# By the locked rows of `mine`: whether a slot of each key is free, and whether this job is the first in its line. In
+# the line of `:key` the oldest job was chosen already; other transactions release those before it.
 _JUDGED: Final = """
 judged AS MATERIALIZED (
     SELECT m.kind, m.key, m.has_slot,
@@ -120,13 +120,13 @@ SELECT {CLAIMED_COLUMNS}, d.lacks_keys, d.refused_by,
 
 @dataclass(frozen=True, slots=True)
 class LimitedClaim:
-    """What came of the claim of a job with limits.
+    """The result of the claim of a job with limits.
 
     Attributes:
-        claim: it has started, if this is there.
-        refused_by: what holds it from now on.
-        lacks_keys: nothing was done: `make_keys`, and ask again.
-        free_keys: of a job that is held: keys of which a slot is free, for whoever stands before it.
+        claim: None if the job has not started.
+        refused_by: the key that holds it from now on.
+        lacks_keys: nothing was done: call `make_limit_keys`, and claim again.
+        free_keys: of a job that is held: its keys with a free slot, for the jobs before it.
     """
 
     claim: Claim | None
@@ -136,7 +136,7 @@ class LimitedClaim:
 
 
 def claim_limited(connection: Executor, job_id: UUID, runner: Runner, lease_seconds: float) -> LimitedClaim | None:
-    """queued -> started for a job with limits, if all of its slots are free, which it then has; or else it is held.
+    """queued -> started for a job with limits, if it gets a slot of each; otherwise the job is held.
 
     Returns:
         None for a job without limits, a duplicate, a canceled, held, paused or expired job.
@@ -163,12 +163,12 @@ ON CONFLICT (kind, key) DO NOTHING RETURNING kind
 
 
 def make_limit_keys(connection: Executor, job_id: UUID) -> None:
-    """Let the keys of a job be counted. In a statement of its own: nobody waits for a dispatch that goes on."""
+    """Insert the keys of a job's limits. Not at the dispatch: claims would wait for its transaction."""
     connection.execute(_MAKE_KEYS, {"id": str(job_id)})
 
 
-# Those who release by the same limit take turns, or the second oldest could be first. It waits for no job, so it may
-# lock the key before one.
+# Releases of the same limit take turns, or the second oldest job could be first. This waits for no job, so it may lock
+# the key before a job.
 _RELEASE: Final = sa.text(f"""
 WITH turn AS MATERIALIZED (
     SELECT kind FROM limit_keys WHERE 'limit:' || :name = :key AND kind = 'limit' AND key = :name FOR NO KEY UPDATE
@@ -208,14 +208,14 @@ SELECT d.id, d.lacks_keys, d.refused_by, d.is_blocked, moved.* FROM decision d L
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """What came of a look at the oldest job that a key holds.
+    """The result of a release of the oldest job that a key holds.
 
     Attributes:
-        job_id: that job's; another one may stand behind it.
-        lacks_keys: nothing was done: `make_keys`, and look again.
-        held_by: another key of its own, or a pause, that holds the job now.
-        is_blocked: that key has no room, though this one has: those behind it may have other keys, see `make_way`.
-        wake: what the caller pushes after the commit, if nothing holds it any more.
+        job_id: that job; another may be behind it in the line.
+        lacks_keys: nothing was done: call `make_limit_keys`, and release again.
+        held_by: another key of the job, or a pause, that holds it now.
+        is_blocked: only that other key is full: jobs behind this one may have other keys, see `make_way`.
+        wake: the wake-up that the caller pushes after the commit, if the job is not held any more.
     """
 
     job_id: UUID
@@ -232,7 +232,7 @@ def release_oldest(connection: Executor, key: str) -> Released | None:
         key: as `held_by` has it.
 
     Returns:
-        None if no slot is free, or nobody waits.
+        None if no slot is free, or no job waits.
     """
     row = connection.execute(_RELEASE, {"key": key, "name": key.partition(":")[2]}).one_or_none()
     if row is None:
@@ -244,8 +244,8 @@ def release_oldest(connection: Executor, key: str) -> Released | None:
     return Released(row.id, lacks_keys, None if lacks_keys else held_by, is_blocked, wake)
 
 
-# It waits for nobody and locks no key: whether one is full may have changed when this is committed, and whoever tends
-# that key then sees who waits there.
+# This waits for no lock and locks no key. A key may have got a free slot before this commits; the chore for limits then
+# sees the jobs that it holds.
 _MAKE_WAY: Final = sa.text("""
 WITH line AS MATERIALIZED (
     SELECT id, row_number() OVER (ORDER BY priority, queued_at, id) AS place
@@ -279,17 +279,17 @@ SELECT place IS NOT NULL AS is_made FROM able
 
 
 def make_way(connection: Executor, key: str, depth: int, most: int) -> bool:
-    """Let those at the head of a line be held by their other key, which is full, if somebody behind them need not wait.
+    """Let jobs at the head of a line be held by their other key, which is full, if a job behind them need not wait.
 
-    In a line where everybody waits for the same, nobody is moved to and fro.
+    If all jobs of the line wait for the same key, no job is moved.
 
     Args:
         key: as `held_by` has it.
-        depth: how far to look for somebody who need not wait.
+        depth: how far to look for a job that need not wait.
         most: jobs that are moved at most.
 
     Returns:
-        Whether there is somebody.
+        Whether there is such a job.
     """
     row = connection.execute(_MAKE_WAY, {"key": key, "depth": depth, "most": most}).one_or_none()
     return row is not None and bool(row.is_made)
@@ -322,11 +322,11 @@ SELECT l.kind || ':' || l.key, false FROM mine m JOIN job_limits l ON l.job_id =
 
 @dataclass(frozen=True, slots=True)
 class SlotsGivenBack:
-    """What jobs have left.
+    """The result of giving back slots.
 
     Attributes:
-        keys: they have a free slot now.
-        other_keys: those that the same jobs had besides; who waits for one of them may need what is free now.
+        keys: those that have a free slot now.
+        other_keys: other keys of the same jobs; a job that one of them holds may need the free slot.
     """
 
     keys: Sequence[str]
@@ -334,9 +334,9 @@ class SlotsGivenBack:
 
 
 def give_back_slots(connection: Executor, ids: Sequence[UUID]) -> SlotsGivenBack:
-    """Take the slots of jobs that may not have one any more: they have ended, or wait for something else.
+    """Take the slots of jobs that may not have one any more: they have ended, are held, or wait for a time or a parent.
 
-    Of jobs that run, or are queued and not held, nothing is taken, so this may be done at any time.
+    Jobs that run, or are queued and not held, keep theirs, so this may be done at any time.
     """
     rows = list(connection.execute(_GIVE_BACK, {"ids": [str(one) for one in ids]}))
     return SlotsGivenBack([row.key for row in rows if row.is_given], [row.key for row in rows if not row.is_given])
@@ -352,9 +352,9 @@ UPDATE job_statuses SET held_by = NULL, pushed_at = NULL
 
 
 def replace_limits(connection: Connection, job_id: UUID, applied_limits: Sequence[AppliedLimit]) -> None:
-    """Let other limits hold for a job that has not started, and whose row is locked: it stands in line anew.
+    """Replace the limits of a job that has not started, and whose row is locked: it joins the line anew.
 
-    A slot that it has been given counts until the next look at what is counted.
+    A slot that it had counts until the next recount.
     """
     connection.execute(_REPLACE_LIMITS, {"id": str(job_id)})
     set_limits(connection, {job_id: applied_limits})

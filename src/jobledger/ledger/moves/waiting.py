@@ -1,4 +1,4 @@
-"""Moves of jobs that wait: scheduled -> queued when due; -> failed if not started in time, or by no wake-up."""
+"""Moves of jobs that wait: scheduled -> queued when due; -> failed if expired, or if all wake-ups were lost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from jobledger.ledger.wakeups import Suspect
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """A job whose time to be started is over."""
+    """A job that has expired."""
 
     id: UUID
     has_children: bool
@@ -36,17 +36,17 @@ SELECT id, has_children, expires_at FROM job_statuses
 
 
 def expired(connection: Connection, after: Expired | None, limit: int) -> list[Expired]:
-    """Jobs that have never been started, and must not be any more; those that are over for longest.
+    """Jobs that have expired before they were started, the longest expired first.
 
     Args:
-        after: the last one of the page before.
-        limit: at most so many.
+        after: the last job of the page before.
+        limit: jobs at most.
     """
     parameters = {"after_at": after and after.expires_at, "after_id": after and str(after.id), "limit": limit}
     return [Expired(**row._mapping) for row in connection.execute(_EXPIRED, parameters)]
 
 
-# What somebody else holds is left for the next time: whoever takes many locks and waits for none cannot deadlock.
+# Locked rows are left for the next pass: a statement that takes many locks and waits for none cannot deadlock.
 _EXPIRE: Final = sa.text(f"""
 WITH taken AS (
     SELECT j.id AS taken_id, given.callback_id FROM job_statuses j
@@ -73,8 +73,8 @@ def expire(connection: Connection, ids: Sequence[UUID], *, with_children: bool) 
     There is no attempt to be closed: none has begun.
 
     Args:
-        ids: which; those that were started, changed or are locked meanwhile are left alone.
-        with_children: also those that others wait for, which the caller cancels in the same transaction.
+        ids: of the jobs; those that were started or changed meanwhile, or are locked, are left alone.
+        with_children: also jobs with children; the caller tells the children in the same transaction.
     """
     rows = connection.execute(
         _EXPIRE,
@@ -141,9 +141,9 @@ UPDATE job_statuses j
 def promote_due(connection: Connection, limit: int) -> int:
     """scheduled -> queued for jobs whose time has come, not pushed yet.
 
-    Those whose last attempt crashed or was lost keep the place in the order that they had, once: see `returning`.
+    A job whose last attempt crashed or was lost keeps its place in the order, once: see `wakeups.KEEPS_ITS_PLACE`.
 
     Returns:
-        How many.
+        The number of jobs.
     """
     return connection.execute(_PROMOTE_DUE, {"limit": limit}).rowcount
