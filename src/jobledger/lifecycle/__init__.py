@@ -1,1 +1,1 @@
-"""What follows a move of a status: the end of an attempt, pushes, free slots."""
+"""The steps after a move of a status: the end of an attempt, pushes, free slots."""

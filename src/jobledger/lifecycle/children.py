@@ -1,7 +1,7 @@
-"""Tells the children of a job that it has ended, in parts: an end takes a bounded time, whatever waits for the job.
+"""Tells the children of a job that it has ended, in parts, so that an end with many children takes a bounded time.
 
-The first part belongs to the transaction of the end: small families are told at once. Which children of a large one are
-left is noted in that transaction; they are told afterwards, part by part: by the process that wrote the end, for a
+The first part belongs to the transaction of the end: small families are told at once. The other children of a large
+family are noted in that transaction, and told afterwards, part by part: by the process that wrote the end, for a
 moment, and by schedulers. A child that another transaction has locked delays itself alone.
 """
 
@@ -37,23 +37,23 @@ LONGEST_SILENCE_SECONDS: Final = 5.0
 
 FIRST_PAUSE_SECONDS: Final = 0.01
 LONGEST_PAUSE_SECONDS: Final = 0.1
-"""Parents that end at the same moment have locked their children for milliseconds: that much is waited for, by pauses
-that double. What is locked for longer is left to schedulers."""
+"""Parents that end at the same moment lock their children for milliseconds: the pauses, which double, cover that. A
+child that is locked for longer is left to schedulers."""
 
 LOCKED_SECONDS: Final = 1.0
 """A child that another transaction has locked is left alone for so long."""
 
 REFUSED_SECONDS: Final = 60.0
-"""The same, one that Postgres refuses to move."""
+"""A child that Postgres refuses to move is left alone for so long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of a part.
+    """The size of a part.
 
     Attributes:
-        children: to be looked at, at most.
-        steps: of two or three statements; one step tells one generation of a chain.
+        children: to look at, at most.
+        steps: of two or three statements, at most; one step tells one generation of a chain.
     """
 
     children: int
@@ -66,14 +66,14 @@ AFTERWARDS: Final = Size(children=500, steps=100)
 
 @dataclass(slots=True)
 class Told:
-    """What a part has come to.
+    """The result of a part.
 
     Attributes:
         wakes: jobs that may run now, to be pushed after the commit.
         count: jobs that were told.
-        left: children who have yet to be told;
-        locked: the same, which another transaction has locked;
-        refused: the same, which Postgres refuses to move.
+        left: children that have yet to be told.
+        locked: children that another transaction has locked.
+        refused: children that Postgres refuses to move.
     """
 
     wakes: list[Wake] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Told:
 
     @property
     def untold(self) -> frozenset[UUID]:
-        """The jobs of which children have yet to be told."""
+        """The jobs whose children have yet to be told."""
         return frozenset(one.parent_id for one in (*self.left, *self.locked, *self.refused))
 
 
@@ -99,12 +99,12 @@ def propagate_end(connection: Executor, job_id: UUID) -> Told:
 
 
 def propagate_quietly(connections: Connections, parents: Collection[UUID], seconds: float) -> None:
-    """Go on with what the ends of some jobs have left, for a moment. Nothing is raised: schedulers go on.
+    """Tell more children of some jobs that have ended, for a moment. Nothing is raised: schedulers do the rest.
 
     Args:
         connections: the servers.
         parents: `untold` of those ends.
-        seconds: after this no other part is begun.
+        seconds: no part begins after this.
     """
     until, pause = time.monotonic() + seconds, FIRST_PAUSE_SECONDS
     known = frozenset(parents)
@@ -122,14 +122,14 @@ def propagate_quietly(connections: Connections, parents: Collection[UUID], secon
 
 
 def propagate_due(connections: Connections, seconds: float) -> int:
-    """Go on with what any ends have left, those that have waited longest first.
+    """Tell children of all jobs that have ended, the longest due first.
 
     Args:
         connections: the servers.
-        seconds: after this no other part is begun.
+        seconds: no part begins after this.
 
     Returns:
-        How many jobs were told.
+        The number of jobs told.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -143,7 +143,7 @@ def propagate_due(connections: Connections, seconds: float) -> int:
 
 
 def _tell_part(connections: Connections, parents: Collection[UUID] | None) -> Told | None:
-    """One part in a transaction of its own, and its pushes; None if there is none, or other processes are at it."""
+    """One part in its own transaction, and its pushes; None if nothing is left that no other process has locked."""
     try:
         told = _in_transaction(connections, parents, lambda connection, taken: _tell(connection, taken, AFTERWARDS))
     except SQLAlchemyError as error:
@@ -196,7 +196,7 @@ def _tell(connection: Executor, ranges: Sequence[Untold], size: Size) -> Told:
 
 
 def _tell_one_of_each(connection: Connection, ranges: Sequence[Untold]) -> Told:
-    """Tell the next child of each range, in a savepoint: one that Postgres refuses to move keeps itself alone."""
+    """Tell the next child of each range, in a savepoint: a child that Postgres refuses to move delays itself alone."""
     told = Told()
     for one in ranges:
         found = moves.next_children(connection, [one], 1)
@@ -215,7 +215,7 @@ def _tell_one_of_each(connection: Connection, ranges: Sequence[Untold]) -> Told:
 
 
 def _do(connection: Executor, step: "Step", told: Told) -> list[Untold]:
-    """Move the children of a step; the children of those who were canceled."""
+    """Move the children of a step, and return the children of the canceled ones."""
     canceled = moves.cancel_children(connection, step.cancels) if step.cancels else []
     wakes = moves.release_children(connection, step.releases) if step.releases else []
     told.wakes += wakes
@@ -225,13 +225,13 @@ def _do(connection: Executor, step: "Step", told: Told) -> list[Untold]:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is to be done about some children.
+    """A plan for some children.
 
     Attributes:
-        cancels: those to be canceled, each with its reason.
+        cancels: children to cancel, each with its reason.
         releases: pairs of a parent and a child that waits for it no longer.
-        left: children who come after these.
-        locked: those among these that another transaction has locked.
+        left: children after these.
+        locked: children that another transaction has locked.
     """
 
     cancels: Mapping[UUID, str]
@@ -244,12 +244,12 @@ _HOW: Final = {JobStatus.FAILED: "failed", JobStatus.CANCELED: "was canceled"}
 
 
 def plan(ranges: Sequence[Untold], found: Sequence[Child], each: int) -> Step:
-    """What becomes of children of jobs that have ended. Pure.
+    """Decide about children of jobs that have ended. Pure.
 
     Args:
-        ranges: of which jobs, and which children.
+        ranges: the jobs, and their children.
         found: the next children of each range, in order.
-        each: so many of each range were looked for.
+        each: the number of children that was asked for, of each range.
     """
     counts = Counter(child.range for child in found)
     last = {child.range: child.child_id for child in found}

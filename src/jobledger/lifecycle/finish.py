@@ -1,7 +1,7 @@
-"""The only end of an attempt: its outcome -> what becomes of the job. Used by the worker and by the reaper.
+"""Every end of an attempt: its outcome decides the job's next status. Used by the worker, the keeper and the reaper.
 
-Deciding (`decide`) is pure; doing (`settle`) is one guarded statement, and a second one if the job has children.
-`announce` is what follows the commit of any move: the only place that does it.
+Deciding (`decide`) is pure; writing (`settle`) is one guarded statement, and more if the job has children. `announce`
+alone does what follows the commit of any move.
 """
 
 from collections.abc import Collection, Sequence
@@ -28,18 +28,18 @@ MAX_CRASHES: Final = 3
 MAX_LOSSES: Final = 20
 CRASH_BACKOFF: Final = Retry(MAX_CRASHES, backoff="fixed", base=1)
 LOSS_BACKOFF: Final = Retry(MAX_LOSSES, backoff="exponential", base=2, cap=60)
-"""A lost attempt is not the job's fault: it runs again at once. But if it has lived to say what took it, such as a full
-disk or a connection, and that was not the first one, that gets time to pass."""
+"""A lost attempt is not the job's fault: the job runs again at once. But if the attempt reported the cause, such as a
+full disk or a lost connection, and was not the first loss, the cause gets time to pass."""
 
 TELL_SECONDS: Final = 0.5
-"""So long the process that ended a job goes on with telling its children; then schedulers do."""
+"""The process that ended a job tells its children for so long; then schedulers do."""
 
 UNKNOWN_TYPE_WAIT_SECONDS: Final = 30.0
 UNKNOWN_TYPE_LIMIT_SECONDS: Final = 3600.0
 
 
 class Budgets(Protocol):
-    """What of a row decides whether an attempt may be followed by another."""
+    """The columns of a row that decide whether another attempt follows."""
 
     @property
     def max_attempts(self) -> int: ...
@@ -61,7 +61,7 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
-    """Another worker may run it now, as if this one had not begun: nothing is spent, and it keeps its place."""
+    """Another worker may run the job now: nothing is spent, and it keeps its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +83,10 @@ Decision = Again | HandBack | Fail | CancelRunning
 
 CANCELED_ITSELF: Final = "canceled by itself"
 CANCELED_ON_REQUEST: Final = "canceled on request"
-"""If nothing more is known: who and why stands with the request."""
+"""Used if the request, which has the person and the reason, is gone."""
 
 LONGEST_REASON: Final = 1000
-"""Characters that are kept of why a job canceled itself."""
+"""Characters that are kept of a job's reason to cancel itself."""
 
 
 def decide(
@@ -98,7 +98,7 @@ def decide(
     *,
     server_restarted: bool = False,
 ) -> Decision:
-    """What follows an attempt that did not complete. Pure.
+    """Decide what follows an attempt that did not complete. Pure.
 
     Args:
         outcome: how the attempt ended.
@@ -106,7 +106,7 @@ def decide(
         retry: the class's policy; it decides about errors and timeouts only.
         error: what was raised.
         unknown_for_seconds: for how long no worker has known the job's type.
-        server_restarted: Postgres has started since the attempt began; what is lost then is nobody's fault.
+        server_restarted: Postgres has restarted since the attempt began; then a loss is not counted.
     """
     match outcome:
         case Outcome.ERROR | Outcome.TIMEOUT:
@@ -145,17 +145,17 @@ def decide(
                 return Fail(Reason.UNDISPATCHABLE)
             return Again(UNKNOWN_TYPE_WAIT_SECONDS)
         case Outcome.COMPLETED:
-            raise ValueError("A completed attempt is followed by nothing; see complete().")
+            raise ValueError("Nothing follows a completed attempt: call complete() instead of decide().")
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What became of a job, or of several together. After the commit comes `announce`.
+    """The end of an attempt of a job, or of several together. After the commit comes `announce`.
 
     Attributes:
         wakes: jobs that may run now, to be pushed after the commit.
         wait_seconds: for a scheduled job, until its next attempt.
-        untold: jobs of which children have yet to be told of their end.
+        untold: jobs whose children have yet to be told of their end.
     """
 
     status: JobStatus
@@ -181,7 +181,7 @@ def complete(
 def complete_alone(
     connection: Executor, job_id: UUID, attempt: int, result: str | None, evidence: Evidence
 ) -> Settled | None:
-    """The same in one statement that is a transaction of its own, for a job without effects of its own.
+    """Write `completed` in one statement that is a transaction of its own, for a job that wrote nothing.
 
     Returns:
         None if the job has children, which `complete` will release, or if the attempt was fenced out.
@@ -200,10 +200,10 @@ def settle(
 ) -> Settled | None:
     """Write the end of an attempt that did not complete, as decided.
 
-    A job that somebody wants canceled is canceled, whatever was decided: it has not completed.
+    A job with a cancel request is canceled, whatever was decided: it has not completed.
 
     Returns:
-        None if the attempt was fenced out: somebody else has written its end.
+        None if the attempt was fenced out: another process has written its end.
     """
     if isinstance(decision, CancelRunning):
         return _cancel_running(connection, job_id, attempt, outcome, decision.reason, evidence)
@@ -245,7 +245,7 @@ def settled_as_failed(connection: Connection, job_id: UUID, failed: Failed) -> S
     """Tell the children of a job that this transaction has failed, in the same transaction.
 
     Args:
-        failed: what its move has given.
+        failed: the result of its move.
     """
     return settled_with_children(
         connection, job_id, JobStatus.FAILED, has_children=failed.has_children, callback=failed.callback
@@ -259,9 +259,9 @@ def settled_with_children(
 
     Args:
         connection: in that transaction.
-        status: in which the job has ended.
-        has_children: whether any job has waited for it.
-        callback: the job that its end has inserted.
+        status: of the job's end.
+        has_children: whether any job waits, or has waited, for it.
+        callback: the `on_failed` job that the end has inserted.
     """
     first = [callback] if callback is not None else []
     if not has_children:
@@ -276,12 +276,12 @@ def announce(
     """Do what follows the commit of a move: push the jobs that may run now, pass the slots of others on, and tell more
     children of the job, if they are many.
 
-    Nothing is raised: repair does what is left undone.
+    Nothing is raised: repair does the rest.
 
     Args:
         connections: the servers.
-        settled: what was committed; None for an attempt that was fenced out.
-        freed: jobs that may have had slots of limits and have ended, or wait for a time; of others nothing is taken.
+        settled: the committed end; None for an attempt that was fenced out.
+        freed: jobs that may have had slots and have ended, or wait for a time; other jobs keep their slots.
         direct: in autocommit; None for connections from the pool.
     """
     if settled is not None:

@@ -1,7 +1,7 @@
-"""What is done around the slots of limits and rates: a claim with its keys, and passing on what has become free.
+"""Slots of limits and rates: a claim with its keys, and passing free slots on.
 
-Whoever ends a job with limits passes its slots on, in transactions after that of the end: no job's own transaction ever
-holds a key. Who dies in between leaves that to a chore; so does what is noted here and not raised.
+The process that ends a job with limits passes its slots on, in transactions after that of the end: no job's own
+transaction ever locks a key. If the process dies in between, or an error is logged here, a chore does it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,25 +26,25 @@ from jobledger.observe.log import get_logger
 log: Final = get_logger(__name__)
 
 MOST_AT_ONCE: Final = 100
-"""Jobs of one key, or of all keys of a dispatch, that are released in a row; the chore goes on."""
+"""Jobs of one key, or of all keys of a dispatch, that are released at once; the chore releases more."""
 
 NEAR: Final = 2_000
-"""How far down a line whoever passes a slot on looks for somebody whom nothing else keeps; the chore looks farther."""
+"""How far down a line to look for a job that no other key holds, when a slot is passed on; the chore looks farther."""
 
 MOST_ASIDE: Final = 500
-"""Jobs that are moved to another line at once, so that it takes no longer than a dispatch may."""
+"""Jobs that move to another line at once, so that it takes no longer than a dispatch may."""
 
 LONGEST_SILENCE_SECONDS: Final = 5.0
 
 
 def claim(connections: Connections, direct: Direct, job_id: UUID, runner: Runner, lease_seconds: float) -> Claim | None:
-    """Start a job that has limits, if it may; otherwise it is held, and a slot that it leaves goes to the next.
+    """Start a job that has limits, if it gets its slots; otherwise hold it, and pass on a slot that it had.
 
     Args:
         direct: in autocommit.
 
     Returns:
-        None for a job that has none, is held, or is not there to be started.
+        None for a job that has no limits, is held, or cannot be claimed.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -53,7 +53,7 @@ def claim(connections: Connections, direct: Direct, job_id: UUID, runner: Runner
     while answer is not None and answer.lacks_keys:
         moves.make_limit_keys(direct, job_id)
         answer = moves.claim_limited(direct, job_id, runner, lease_seconds)
-    if answer is None:  # it may have had a slot, and be held by a pause
+    if answer is None:  # a pause may hold it, and it may have a slot
         pass_on(connections, [job_id], direct)
         return None
     if answer.refused_by is not None:
@@ -64,20 +64,20 @@ def claim(connections: Connections, direct: Direct, job_id: UUID, runner: Runner
 
 
 def pass_on(connections: Connections, ids: Sequence[UUID], direct: Direct | None = None) -> int:
-    """Take the slots of jobs that may not have one any more, and give each to the oldest that waits.
+    """Take the slots of jobs that may not have one any more, and give each to the oldest held job.
 
     Args:
-        ids: jobs that have ended, or wait for something else; of others nothing is taken.
+        ids: jobs that have ended, are held, or wait for a time; other jobs keep their slots.
         direct: in autocommit; None for a connection of its own.
 
     Returns:
-        How many jobs were released. Nothing is raised: the chore does what is left undone.
+        The number of jobs released. Nothing is raised: the chore does the rest.
     """
     try:
         with _one_by_one(connections, direct) as connection:
             given = moves.give_back_slots(connection, ids)
         released = sum(release(connections, key, direct) for key in given.keys)
-        if not released:  # whoever has the same limits may stand in the line of the other one
+        if not released:  # a job with the same limits may be in the line of the other key
             released = sum(release(connections, key, direct, most=len(ids)) for key in given.other_keys)
         return released
     except (LedgerUnavailable, SQLAlchemyError, psycopg2.Error) as error:
@@ -86,10 +86,10 @@ def pass_on(connections: Connections, ids: Sequence[UUID], direct: Direct | None
 
 
 def release_new(connections: Connections, keys: Iterable[str]) -> None:
-    """Give slots to jobs that were dispatched just now, as far as there are some; the chore goes on if they are many.
+    """Give free slots to jobs that were dispatched just now; the chore goes on if they are many.
 
     Args:
-        keys: what holds the jobs.
+        keys: those that hold the jobs.
     """
     left = MOST_AT_ONCE
     try:
@@ -112,18 +112,18 @@ def release(
 ) -> int:
     """Release the oldest jobs that a key holds, as many as it has free slots, and push them.
 
-    Those that need something else besides, of which nothing is left, hold up nobody who stands behind them.
+    A job that also needs a slot of a full key does not delay the jobs behind it.
 
     Args:
         connections: the servers.
         key: as `held_by` has it.
         direct: in autocommit; None for a connection of its own.
-        at_front: before all others in Redis: they have stood in line.
-        most: so many at most; the chore goes on.
-        depth: how far down the line to look, if those at its head wait for something else.
+        at_front: push them before all others in Redis, as they have waited already.
+        most: jobs at most; the chore releases more.
+        depth: how far down the line to look, if the jobs at its head wait for another key.
 
     Returns:
-        How many.
+        The number of jobs released.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -142,14 +142,14 @@ def release(
                 if looked.is_blocked:
                     with _one_by_one(connections, direct) as connection:
                         goes_on = moves.make_way(connection, key, depth, MOST_ASIDE)
-                else:  # whoever shares that key, too, would go there and come back
+                else:  # jobs that share both keys would move to and fro
                     goes_on = looked.held_by not in moved_to
                     moved_to.add(looked.held_by)
                 if not goes_on:
                     break
             if looked.wake is not None:
                 wakes.append(replace(looked.wake, at_front=at_front))
-    finally:  # what is released is committed, and says that it was pushed
+    finally:  # the released rows are committed, and say that they were pushed
         push_quietly(connections, wakes)
     return len(wakes)
 
@@ -158,7 +158,7 @@ def release(
 def _one_by_one(connections: Connections, direct: Direct | None) -> Iterator[Executor]:
     """A connection for a short transaction, or in autocommit.
 
-    A process that is frozen inside of it keeps nobody from a key for long: Postgres ends it.
+    Postgres soon ends the transaction of a process that is frozen in it, so that it does not lock a key for long.
     """
     if direct is not None:
         yield direct

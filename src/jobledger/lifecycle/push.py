@@ -1,4 +1,4 @@
-"""Pushes that follow a commit: as many as have room, and never an error. What is not pushed is left to the relay."""
+"""Pushes that follow a commit: as many as have room, and never an error. The relay pushes the rest."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ log: Final = get_logger(__name__)
 
 
 def ask_for_room(connections: Connections, wanted: Mapping[str, int]) -> Counter[str]:
-    """How many wake-ups of each queue may be pushed now; none if Redis is away."""
+    """The number of wake-ups of each queue that may be pushed now; none if Redis is away."""
     room: Counter[str] = Counter()
     window = queues.window_of(connections)
     try:
@@ -33,14 +33,14 @@ def ask_for_room(connections: Connections, wanted: Mapping[str, int]) -> Counter
 
 
 def push_quietly(connections: Connections, wakes: Sequence[Wake]) -> bool:
-    """Push what has room; and write into the rows of the rest that it was not pushed, so that the relay does it.
+    """Push the wake-ups that have room, and mark the rows of the rest as not pushed, so that the relay pushes them.
 
     Args:
         connections: the servers.
         wakes: of rows that are committed, and say that they were pushed.
 
     Returns:
-        Whether Redis took all. Nothing is raised: the jobs are accepted, and repair will wake them.
+        Whether Redis took all. Nothing is raised: the jobs are accepted, and repair pushes the rest.
     """
     if not wakes:
         return True
@@ -55,7 +55,7 @@ def push_quietly(connections: Connections, wakes: Sequence[Wake]) -> bool:
 
 
 def push(connections: Connections, wakes: Sequence[Wake]) -> bool:
-    """Push what is known to have room; if Redis is away, the same as `push_quietly`."""
+    """Push wake-ups that are known to have room; if Redis is away, mark their rows as not pushed."""
     if not wakes:
         return True
     reach(Failpoint.BEFORE_PUSH)
@@ -81,5 +81,5 @@ def _note_unpushed(connections: Connections, wakes: Sequence[Wake]) -> None:
     try:
         with connections.transaction(DISPATCH_SECONDS) as connection:
             wakeups.unpush(connection, [(wake.id, wake.push_count) for wake in wakes])
-    except (LedgerUnavailable, SQLAlchemyError) as unwritten:  # accepted all the same; the reconciler will see
+    except (LedgerUnavailable, SQLAlchemyError) as unwritten:  # accepted all the same; the reconciler finds them
         log.warning("Not noted as not pushed", wakes=len(wakes), error=str(unwritten))

@@ -23,17 +23,17 @@ def take_over(
 ) -> Settled | None:
     """End an attempt, and its session of Postgres before that: a frozen process neither commits nor keeps locks.
 
-    First comes the proof that the end can be written, and the lock on the job's row; then the session is ended. If the
-    row is locked, the attempt's own session may have it, which has sent its end and was frozen.
+    First comes the proof that the end can be written, and the lock on the job's row; then the session is ended. The
+    lock may be the attempt's own session's, if it was frozen after it sent its end.
 
     Args:
         connection: waits for locks only a short time, see `connections.locks`.
         retry: the policy of the job's class, which decides about timeouts.
-        error: how the policy judges the end.
-        surely: the attempt is known to be over; otherwise only if its lease is stale at this moment.
+        error: what the policy judges.
+        surely: the attempt is known to be over; otherwise only if its lease is stale now.
 
     Returns:
-        None if it is not over after all, has ended, or another transaction keeps its row locked.
+        None if it is not over after all, has ended, or another transaction has its row locked.
 
     Raises:
         LockTimeout: the table of attempts is locked, so that a stale lease proves nothing.
