@@ -1,4 +1,4 @@
-"""One claimed attempt: load the class, perform the work, keep its evidence. The same in every kind of worker."""
+"""One claimed attempt: load the class, perform the work, keep the evidence. Shared by all kinds of workers."""
 
 import os
 from collections.abc import Iterator
@@ -31,15 +31,15 @@ class Attempt:
         lease: of this attempt.
         interrupter: of the thread that performs it.
         tail: takes the attempt's log lines.
-        connection: that of the claim, if the attempt has it for itself; None to open one when a session is asked for.
+        connection: of the claim, if the attempt has it for itself; None to open one for the first use of a session.
         alone: the process runs nothing else.
         whole_process: the process was made for this attempt, and ends with it.
 
     Attributes:
         retry: the policy of the job's class, once that is loaded.
         is_loaded: whether the class was found.
-        context: what the job sees; None before it is loaded.
-        evidence: what is kept of its end, taken while it could be interrupted.
+        context: the job's view of its attempt; None before the class is loaded.
+        evidence: the error and progress to be stored, taken while the job could be interrupted.
         logged: names the attempt in log lines.
     """
 
@@ -73,7 +73,7 @@ class Attempt:
 
     @property
     def reason(self) -> Interrupt | None:
-        """The interrupt that was raised in the job, whatever the job has made of it."""
+        """The interrupt that was raised in the job, also if the job swallowed it."""
         return self.interrupter.reason
 
     @property
@@ -82,15 +82,15 @@ class Attempt:
         return self.context is not None and self.context.session_used
 
     def perform(self) -> str | None:
-        """Do the work, in the job's time.
+        """Do the work, within the job's time.
 
         Returns:
             Its result, as JSON.
 
         Raises:
-            BaseException: whatever the job raises, and what interrupts it.
+            BaseException: an error of the job, or an interrupt.
         """
-        job_class = self._load()  # under the lease, and outside of the job's own time
+        job_class = self._load()  # under the lease, but not in the job's own time
         self.context = RunContext(self.claim, self.tail, self._open_connection, self.interrupter, self.lease)
         with self.interrupter:
             self.lease.working(self.interrupter)
@@ -106,7 +106,7 @@ class Attempt:
         return result
 
     def evidence_of(self, error: BaseException | None = None, *, traced: bool = False) -> Evidence:
-        """What is kept of the attempt, if it ends with this."""
+        """The evidence to store, if the attempt ends with this error."""
         progress = self.lease.progress_with(self.tail.text())
         return evidence_of(error, progress, alone=self.alone, traced=traced)
 
@@ -131,7 +131,7 @@ class Attempt:
         """The connection of the session; opened, and noted in the ledger, when it is first asked for.
 
         Raises:
-            FencedOut: the attempt is not the job's any more.
+            FencedOut: another attempt of the job may be running.
             LedgerUnavailable: Postgres is away.
         """
         if self.connection is None:
@@ -145,8 +145,8 @@ class Attempt:
 
     @contextmanager
     def _only_in_this_process(self) -> Iterator[None]:
-        """A child that the job has forked, and that returns or raises here, did not make the claim: it ends, and
-        touches neither the ledger nor the parent's sockets."""
+        """End a forked child of the job that returns or raises here: it has no claim, and must touch neither the
+        ledger nor the parent's sockets."""
         try:
             yield
         except SystemExit as error:

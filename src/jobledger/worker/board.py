@@ -1,8 +1,7 @@
 """Shared memory between the processes that run attempts and the keeper of their leases.
 
-A process notes what it runs; the keeper notes what the ledger says. A note costs no system call, and no process waits
-for another. Each note has one writer and a checksum: a reader that meets a half-written note gets None, and looks
-again.
+A process notes its attempts; the keeper notes the ledger's answers. A note costs no system call, and no process waits
+for another. Each note has one writer and a checksum: a reader of a half-written note gets None, and reads again.
 """
 
 import mmap
@@ -17,7 +16,7 @@ from typing import Final
 from jobledger.observe.log_run import LOG_TAIL_BYTES
 
 SLOTS: Final = 64
-"""Attempts that one keeper looks after."""
+"""Attempts of one keeper, at most."""
 
 _HEADER: Final = struct.Struct("<dB")
 _NOTE: Final = struct.Struct("<II")
@@ -61,7 +60,7 @@ class Note:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is none."""
+        """Whether the place is empty."""
         return bool(_NOTE.unpack_from(self._memory, self._offset)[0] == 0)
 
 
@@ -69,9 +68,9 @@ class Slot:
     """The place of one attempt.
 
     Attributes:
-        attempt: what runs, as its process notes it.
-        tail: the last lines that the attempt logged, by its process.
-        answer: what the keeper has heard of it.
+        attempt: the running attempt, written by its process.
+        tail: the last lines of its log, written by its process.
+        answer: the ledger's answer, written by the keeper.
     """
 
     def __init__(self, memory: mmap.mmap, number: int) -> None:
@@ -105,7 +104,7 @@ class Board:
 
     @property
     def path(self) -> str:
-        """By which a process of the same user opens the board, while this process lives."""
+        """The path for processes of the same user, while this process lives."""
         return f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
     def __iter__(self) -> Iterator[Slot]:
@@ -114,7 +113,7 @@ class Board:
     def take(self) -> Slot | None:
         """A slot for an attempt of this process; None if all are taken.
 
-        A slot whose process died is not given anew before the keeper has ended its attempt.
+        A slot whose process died is not reused before the keeper has ended its attempt.
         """
         with self._taking:
             for slot in self._slots:
@@ -126,13 +125,13 @@ class Board:
         return None
 
     def give_back(self, slot: Slot) -> None:
-        """The attempt is over."""
+        """Free the slot of an attempt that is over."""
         with self._taking:
             slot.attempt.erase()
             self._mine.discard(slot.number)
 
     def beat(self, moment: float, *, is_ready: bool) -> None:
-        """The keeper lives.
+        """Note the keeper's sign of life.
 
         Args:
             moment: on the monotonic clock, which all processes of a host share.
@@ -142,10 +141,10 @@ class Board:
 
     @property
     def beaten_at(self) -> float:
-        """When the keeper last said that it lives; 0 if it never did."""
+        """The time of the keeper's last sign of life; 0 before the first."""
         return float(_HEADER.unpack_from(self._memory)[0])
 
     @property
     def is_ready(self) -> bool:
-        """Whether the keeper has, or had when it said so last, its connection to Postgres."""
+        """Whether the keeper had its connection to Postgres at its last sign of life."""
         return bool(_HEADER.unpack_from(self._memory)[1])

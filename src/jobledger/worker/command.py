@@ -11,33 +11,33 @@ CONFIGURATION: Final = "jobledger.rq_config"
 CONNECTION_CLASS: Final = "jobledger.worker.ResilientRedis"
 
 TTL_SECONDS: Final = 60
-"""An idle worker waits 15 s less than this in one pop, and 5 s less for an answer; then it gives a sign of life."""
+"""An idle worker waits 15 s less than this in one pop, and 5 s less for an answer; then it sends a heartbeat."""
 
 _QUITS: Final = "quitting..."
 
 
 class _Endings(logging.Filter):
-    """Sees whether RQ's worker gave up: it says so in its log alone, and ends as if all were well (rq 3.0
+    """Notices that RQ's worker gave up: only its log shows that, and its exit code is 0 (rq 3.0
     worker/base.py:676)."""
 
     gave_up = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let everything pass."""
+        """Let every record pass."""
         if record.levelno >= logging.ERROR and str(record.msg).endswith(_QUITS):
             self.gave_up = True
         return True
 
 
 def work(queues: Sequence[str], arguments: Sequence[str]) -> int:
-    """Be an RQ worker until it ends.
+    """Run an RQ worker until it ends.
 
     Args:
         queues: names; none for those of the settings.
-        arguments: more of RQ's own.
+        arguments: further arguments for RQ.
 
     Returns:
-        The exit code: 0 if it ended as it was told to, by a signal or by its arguments.
+        The exit code: 0 if it ended because of a signal or of its arguments.
     """
     endings = _Endings()
     logging.getLogger("rq.worker").addFilter(endings)

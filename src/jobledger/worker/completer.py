@@ -1,7 +1,7 @@
-"""Writes the ends of attempts: what each came to, in the transaction of the job's own effects if it completed.
+"""Writes the ends of attempts.
 
-Effects and `completed` commit together: what a job writes through its session commits in the transaction of the
-finishing statement, which is guarded by the fence. Failures are written on a fresh connection.
+Effects and `completed` commit together: the writes of a job's session commit in the transaction of the finishing
+statement, which is guarded by the fence. Failures are written on a fresh connection.
 """
 
 import logging
@@ -33,10 +33,10 @@ log: Final = get_logger(__name__)
 T = TypeVar("T")
 
 LEDGER_PATIENCE_SECONDS: Final = 10.0
-"""How long a delivery waits for Postgres before it gives its wake-up up; the reconciler makes another."""
+"""A delivery waits for Postgres so long, then gives its wake-up up; the reconciler has another pushed."""
 
 END_PATIENCE_SECONDS: Final = 60.0
-"""How long an end is tried to be written. A dispatch with `after=` may hold the row's lock; the reaper passes it by."""
+"""The time for writing an end. A dispatch with `after=` may have the row locked; the reaper skips such rows."""
 
 WRITE_DEADLINE_SECONDS: Final = 5.0
 LOCK_SECONDS: Final = 4.0
@@ -53,10 +53,10 @@ class Completer:
         self._connections = connections
 
     def complete(self, attempt: Attempt, result: str | None) -> Settled | None:
-        """The job has done its work: commit its effects with `completed`.
+        """Commit the effects of a job whose work is done, together with `completed`.
 
         Returns:
-            None if the attempt was fenced out: nothing was kept.
+            None if the attempt was fenced out: nothing was committed.
 
         Raises:
             EffectsLost: the connection went away before the effects were committed.
@@ -68,13 +68,13 @@ class Completer:
         settled = self._complete(attempt, result)
         reach(Failpoint.AFTER_FINISH)
         if settled is not None and attempt.context is not None:
-            attempt.context.push_held()
+            attempt.context.push()
         self._announce(attempt, settled, attempt.connection)
         _log_end(attempt, settled)
         return settled
 
     def conclude(self, attempt: Attempt, error: BaseException) -> Settled | None:
-        """The attempt did not complete: write its end on a fresh connection.
+        """Write the end of an attempt that did not complete, on a fresh connection.
 
         Returns:
             None if the attempt was fenced out.
@@ -87,7 +87,7 @@ class Completer:
         connection = attempt.connection
         outcome = self._outcome(attempt, error, connection)
         if connection is not None:
-            connection.cut()  # its effects and locks are gone before the job runs again
+            connection.cut()  # so that its effects and locks are gone before the job runs again
         if isinstance(attempt.reason or deciding(error), FencedOut):
             _log_end(attempt, None)
             return None
@@ -125,9 +125,9 @@ class Completer:
     def _complete_after_loss(
         self, attempt: Attempt, result: str | None, evidence: Evidence, error: LedgerUnavailable
     ) -> Settled | None:
-        """The connection went away around the commit: see what became of it.
+        """Find out whether a commit happened whose connection was lost.
 
-        A job that wrote nothing through its session has lost nothing with it, and completes on another connection.
+        A job that wrote nothing through its session completes on another connection.
         """
         claim = attempt.claim
 
@@ -157,7 +157,7 @@ class Completer:
             return finish.settle(fresh, claim.id, claim.attempt, outcome, decision, evidence)
 
     def _announce(self, attempt: Attempt, settled: Settled | None, connection: RunConnection | None) -> None:
-        """The slots of an attempt that was fenced out are passed on, too: those that must not be given back are not."""
+        """Also for an attempt that was fenced out: only slots that are free by now are passed on."""
         freed = [attempt.claim.id] if attempt.claim.is_limited else []
         direct = None
         if freed and connection is not None and not connection.is_gone:
@@ -175,7 +175,7 @@ def _decide(
     *,
     restarted: bool,
 ) -> Decision:
-    """What follows the attempt. What a user's exception or policy does when it is asked spends an error, no more."""
+    """Decide what follows the attempt. A user's exception or policy that raises here spends one error, no more."""
     judged: BaseException | None = deciding(error)
     if outcome is Outcome.TIMEOUT:
         judged = TimeoutError()
@@ -189,7 +189,9 @@ def _decide(
         )
     except BaseException as broken:
         log.warning(
-            "The error cannot be judged: it counts as one", job_id=str(attempt.claim.id), why=type(broken).__name__
+            "The retry policy failed: it counts as an error",
+            job_id=str(attempt.claim.id),
+            why=type(broken).__name__,
         )
         return finish.decide(outcome, attempt.claim, attempt.retry, server_restarted=restarted)
 
@@ -200,8 +202,8 @@ def patiently(step: Callable[[], T], patience_seconds: float, job_id: str) -> T:
     Every step is guarded by the status and the fence, so doing it twice is harmless.
 
     Raises:
-        LedgerUnavailable: that was so until the patience ran out. The reconciler knows it by this name, and does not
-            count the lost wake-up.
+        LedgerUnavailable: it did not succeed within the patience. The reconciler knows the error by its name, and does
+            not count the lost wake-up.
     """
     deadline, pause = time.monotonic() + patience_seconds, 0.1
     while True:
@@ -225,7 +227,7 @@ def patiently(step: Callable[[], T], patience_seconds: float, job_id: str) -> T:
 def _log_end(
     attempt: Attempt, settled: Settled | None, outcome: Outcome = Outcome.COMPLETED, evidence: Evidence | None = None
 ) -> None:
-    """One line for the end of an attempt. RQ shows the traceback of a job that failed for good, and of no other."""
+    """Log the end of an attempt in one line. RQ logs the traceback only of a job that failed for good."""
     attempt.logged.ended(settled.status if settled is not None else "fenced_out")
     if not log.isEnabledFor(logging.INFO):
         return

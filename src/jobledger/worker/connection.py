@@ -1,6 +1,6 @@
-"""The Postgres connection of an attempt: its job's session and its finishing statement go over it.
+"""The Postgres connection of an attempt, for its job's session and its finishing statement.
 
-That of a work-horse carries the claim, too: it is the worker's spare connection, if there is one, or a pooled one.
+In a work-horse it is also used for the claim: it is the worker's spare connection, if there is one, or a pooled one.
 """
 
 import re
@@ -25,7 +25,7 @@ from jobledger.ledger.direct import Direct, DirectRows
 from jobledger.worker.spare import SpareConnection, for_work_horses
 
 _BACKEND: Final = "jobledger_backend"
-"""Key in a pooled connection's `info` of its session, which is asked for once."""
+"""The key in a pooled connection's `info` for its session, which is asked for once."""
 
 _ENDS_TRANSACTION: Final = re.compile(
     r"(?:^|;)(?:\s|--[^\n]*\n|/\*.*?\*/)*"
@@ -39,7 +39,7 @@ class TransactionMisused(JobledgerError):
 
 
 class RunConnection:
-    """Open for the length of one attempt, or from the first use of its session on.
+    """Open during one attempt, or from the first use of its session on.
 
     Args:
         connections: the process's servers.
@@ -70,7 +70,7 @@ class RunConnection:
 
     @property
     def committing(self) -> Direct:
-        """As `direct`, for a statement that is a transaction of its own and completes the job."""
+        """`direct`, for a statement that is a transaction of its own and completes the job."""
         return _CommitSent(self.direct) if is_planned(Failpoint.COMMIT_SENT) else self.direct
 
     @property
@@ -93,7 +93,7 @@ class RunConnection:
             self.raw.autocommit = False
 
     def commit(self) -> None:
-        """Commit what was written: by the job's session, the finishing statement, or both.
+        """Commit the writes of the job's session, of the finishing statement, or both.
 
         Raises:
             LedgerUnavailable: the connection went away; the commit may have happened.
@@ -106,7 +106,7 @@ class RunConnection:
             raise
 
     def rollback(self) -> None:
-        """Undo what was not committed.
+        """Roll back the transaction.
 
         Raises:
             LedgerUnavailable: the connection went away, and the transaction with it.
@@ -118,33 +118,33 @@ class RunConnection:
             raise
 
     def for_session(self) -> Connection:
-        """The same connection as SQLAlchemy has it, in one transaction with the finishing statement."""
+        """A SQLAlchemy connection over this one, in one transaction with the finishing statement."""
         if self._session_connection is None:
             self.begin()
-            self.direct = Direct(self.raw)  # the job may deallocate what was prepared
+            self.direct = Direct(self.raw)  # the job may deallocate prepared statements
             self._session_connection = self._connections.wrap(self.raw, JobConnection)
             self._session_connection.begin()
         return self._session_connection
 
     def shut(self) -> None:
         """From another thread: end the wait for a server that does not answer. The waiter sees a lost connection."""
-        with suppress(psycopg2.Error):  # it is closed already
+        with suppress(psycopg2.Error):  # closed already
             shut(self.raw.fileno())
 
     def cut(self) -> None:
-        """Close it for good: its session ends, with all that was not committed."""
+        """Close it for good: its session ends, and its transaction is rolled back."""
         self.raw.close()
         if self._pooled is not None:
             self._pooled.invalidate()
 
     def release(self) -> None:
-        """After an orderly run: back to the worker, if it is as it was taken, or to the pool."""
+        """Return it after an orderly run: to the worker, if it is unchanged, or to the pool."""
         if self.is_gone:
             return
         if self._session_connection is not None:
             self.cut()  # the job may have left settings or temporary tables in it
         elif self._pooled is not None:
-            self.raw.autocommit = False  # as the pool knows it
+            self.raw.autocommit = False  # as the pool expects it
             self._pooled.close()
         elif self._spare is not None:
             self._spare.give_back()
@@ -165,7 +165,7 @@ class RunConnection:
 
 
 class JobConnection(Connection):
-    """What `self.session.connection()` gives: its transaction is the finishing statement's; a job may not end it."""
+    """The result of `self.session.connection()`: a job must not end the transaction of its finish."""
 
     def commit(self) -> NoReturn:
         """Refused.
@@ -200,7 +200,7 @@ class JobConnection(Connection):
         raise TransactionMisused(_refusal("detach()"))
 
     def invalidate(self, exception: BaseException | None = None) -> None:
-        """Refused to a job; SQLAlchemy itself says so of a lost connection.
+        """Refused to a job; SQLAlchemy itself invalidates a lost connection.
 
         Raises:
             TransactionMisused: the connection is not lost.
@@ -219,7 +219,7 @@ def _refuse_end(_connection: Connection, _cursor: Any, statement: str, *_: objec
 
 @sa.event.listens_for(JobConnection, "after_cursor_execute")
 def _notice_end(_connection: Connection, cursor: Any, statement: str, *_: object) -> None:
-    """Say so if a statement has ended the transaction all the same."""
+    """Raise if a statement has ended the transaction all the same."""
     if cursor.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
         raise TransactionMisused(_refusal(f"The statement {statement.strip()[:40]!r}"))
 

@@ -1,4 +1,4 @@
-"""What a running job sees: its id, its session, its log, its progress."""
+"""A running job's view of its attempt: its id, its session, its log, its progress."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ from jobledger.worker.interrupts import Interrupter
 from jobledger.worker.leases import Lease
 
 LARGEST_PROGRESS: Final = 2**63 - 1
-LONGEST_LIMIT_MILLISECONDS: Final = 2**31 - 1  # the largest that Postgres' timeouts take
+LONGEST_LIMIT_MILLISECONDS: Final = 2**31 - 1  # the largest timeout of Postgres
 
 
 @dataclass(slots=True)
 class RunContext:
-    """One running attempt, as its job sees it."""
+    """A job's view of its running attempt."""
 
     claim: Claim
     _tail: LogTail
@@ -42,7 +42,7 @@ class RunContext:
     _tick: Tick | None = None
 
     def on_behalf_of(self, job_id: UUID, payload: dict[str, Any]) -> "RunContext":
-        """The same run, seen as by another job: for its `on_failed`."""
+        """The view for the `on_failed` of another job."""
         return replace(self, _job_id=job_id, _payload=payload)
 
     @property
@@ -57,7 +57,7 @@ class RunContext:
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The payload, as JSON has it."""
+        """The payload, in the form of its JSON."""
         return self.claim.payload if self._payload is None else self._payload
 
     @property
@@ -74,12 +74,12 @@ class RunContext:
         return self._lease.stopping
 
     def check(self) -> None:
-        """Raise what is known to end this attempt: `JobCanceled` or `FencedOut`."""
+        """Raise `JobCanceled` or `FencedOut`, if this attempt is to end."""
         self._lease.check()
 
     @property
     def tick(self) -> Tick | None:
-        """The tick of the schedule that dispatched this job, looked up when first asked for; None if none did."""
+        """The tick that dispatched this job, looked up at the first use; None if no schedule did."""
         if self._tick is None and self.claim.fire_at is not None:
             row = ticks.of_job(self._open().direct, self.claim.id)
             self._tick = row.as_tick() if row is not None else None
@@ -89,8 +89,8 @@ class RunContext:
     def session(self) -> Session:
         """A session in the transaction that the job's finishing statement will commit.
 
-        `commit()` and `rollback()` on it end a savepoint only: what a job writes is kept if and only if the job
-        completes. A statement or a lock wait ends with the time that the job has left.
+        Its `commit()` and `rollback()` end a savepoint only: the job's writes are kept if and only if the job
+        completes. A statement or a lock wait ends when the job's time is up.
         """
         if self._session is None:
             connection = self._open().for_session()
@@ -106,7 +106,7 @@ class RunContext:
         return self._session is not None
 
     def report(self, done: int | None, total: int | None, note: str | None) -> None:
-        """Note how far the job is; written within a second, outside of the job's transaction.
+        """Report progress, which is written within a second, outside of the job's transaction.
 
         Raises:
             TypeError: a number is not whole, or the note is not text.
@@ -114,26 +114,26 @@ class RunContext:
         """
         for number in (done, total):
             if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
-                raise TypeError(f"progress({number!r}): say whole numbers.")
+                raise TypeError(f"progress({number!r}): give whole numbers.")
             if number is not None and abs(number) > LARGEST_PROGRESS:
                 raise ValueError(f"progress({number}): at most {LARGEST_PROGRESS}.")
         if note is not None and not isinstance(note, str):
-            raise TypeError(f"progress(note={note!r}): say a text.")
+            raise TypeError(f"progress(note={note!r}): give a text.")
         self._lease.report(done, total, storable(note[:500]) if note is not None else None)
 
     def flush(self) -> None:
-        """Send what the session still holds to the database."""
+        """Send the pending changes of the session to the database."""
         if self._session is not None:
             self._session.commit()  # its savepoint; see `session`
 
     def restore_session(self) -> None:
-        """The job is done: what it has set for its transaction must not reach the finishing statement, which may wait
-        as long as it must for a lock that another transaction holds."""
+        """Reset the job's settings of the transaction: they must not apply to the finishing statement, which may
+        have to wait longer for a lock."""
         if self._settings is not None:
             self._open().for_session().execute(_RESTORE, self._settings)
 
-    def push_held(self) -> None:
-        """After the commit: push what the job dispatched through its session."""
+    def push(self) -> None:
+        """After the commit: push the jobs that the job dispatched through its session."""
         if self._after_commit is not None:
             self._after_commit.push()
 
@@ -141,7 +141,7 @@ class RunContext:
 _BEGIN: Final = sa.text(
     "SELECT current_setting('search_path') AS search_path, current_setting('role') AS role,"
     " set_config('statement_timeout', :milliseconds, true), set_config('lock_timeout', :milliseconds, true),"
-    " set_config('idle_in_transaction_session_timeout', '0', true),"  # between its statements a job may work for long
+    " set_config('idle_in_transaction_session_timeout', '0', true),"  # a job may work long between its statements
     " CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL"  # Postgres has it from version 17 on
     " THEN set_config('transaction_timeout', '0', true) END"
 )

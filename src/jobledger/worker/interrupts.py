@@ -1,7 +1,7 @@
 """Interrupts a running job from another thread of its process: by a signal in the main thread, else by an exception.
 
-An interrupt that a job swallows comes again with each call of `interrupt`. The reason of the last one stays known: what
-a job makes of it does not change how its attempt ended.
+A swallowed interrupt is raised again by the next call of `interrupt`. The reason of the last one is kept: it decides
+how the attempt ended, whatever the job does with the exception.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, Self
 from jobledger.domain.endings import Interrupt
 
 NUMBER: Final = signal.SIGRTMIN + 6
-"""Not SIGALRM, which a job may take, ignore or reset for purposes of its own."""
+"""Not SIGALRM, which a job may use, ignore or reset."""
 
 _raise_in_thread: Final = ctypes.pythonapi.PyThreadState_SetAsyncExc  # CPython's C API, "Thread-based asynchronous"
 _raise_in_thread.argtypes = (ctypes.c_ulong, ctypes.py_object)
@@ -25,7 +25,7 @@ class Interrupter(Protocol):
     """Ends the work inside its context, when another thread asks for it.
 
     Attributes:
-        seconds: the time that the job has.
+        seconds: the job's time.
         deadline: its end on the monotonic clock; infinite before the context is entered.
         reason: of the last interrupt; None if there was none.
     """
@@ -40,7 +40,7 @@ class Interrupter(Protocol):
     ) -> None: ...
 
     def interrupt(self, reason: Interrupt) -> None:
-        """Raise the reason in the work; nothing outside of the context."""
+        """Raise the reason in the work; do nothing outside of the context."""
 
     def disarm(self) -> None:
         """Interrupt nothing any more. Idempotent: leaving the context may itself be interrupted, in its first steps."""
@@ -55,7 +55,7 @@ class Interrupter(Protocol):
 
 
 class _Clock:
-    """The job's time."""
+    """The part that both interrupters share: the job's time, and disarming."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -70,17 +70,17 @@ class _Clock:
         self.disarm()
 
     def disarm(self) -> None:
-        """Interrupt nothing any more. An interrupt that comes in between comes too late: the work is over."""
+        """Interrupt nothing any more. An interrupt during this is dropped: the work is over."""
         while self._armed:
             try:
-                with self._switching:  # from here on no thread asks for another one
+                with self._switching:  # from here on no thread asks for another interrupt
                     self._armed = False
                     self._take_back()
             except Interrupt:
                 continue
 
     def _take_back(self) -> None:
-        """What was asked for and is not raised yet is not raised any more."""
+        """Drop an interrupt that was asked for and not raised yet."""
 
     @property
     def is_over(self) -> bool:
@@ -94,13 +94,13 @@ class _Clock:
 
 
 class SignalInterrupter(_Clock):
-    """For work in the main thread: a signal ends also its waits in system calls.
+    """For work in the main thread: a signal also ends its waits in system calls.
 
     RQ has set an alarm for its own timeout, whose handler raises in the main thread. It is stopped inside the context,
     and set again with the time that is left.
 
     Args:
-        seconds: the time that the job has, from entering the context on.
+        seconds: the job's time, from entering the context on.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -144,11 +144,11 @@ class SignalInterrupter(_Clock):
 class ThreadInterrupter(_Clock):
     """For work in another thread: CPython raises the exception there at its next instruction, not inside a wait in C.
 
-    CPython takes the class of the exception only, so what the work sees has no message; `reason` has it. A thread that
-    was interrupted is not used again: `reason` says so.
+    CPython takes only the class of the exception, so the work gets no message; `reason` has it. A thread with a
+    `reason` was interrupted, and must not be used again.
 
     Args:
-        seconds: the time that the job has, from entering the context on.
+        seconds: the job's time, from entering the context on.
     """
 
     def __init__(self, seconds: float) -> None:

@@ -1,9 +1,9 @@
-"""Keeps the leases of a worker's attempts: in a process of its own, so that no job can starve it.
+"""The lease keeper: it renews the leases of a worker's attempts, in its own process, so that no job can starve it.
 
 A job that holds the interpreter's lock lets no thread of its process run, so its lease is renewed from outside, for as
-long as its process lives and is not stopped. All attempts are renewed by one statement, which also brings back who was
-fenced out or is to be canceled. An attempt whose process has died is ended at once; one that outlives its time, its
-cancel or its worker's stop and reacts to nothing is ended, and its process killed if it runs nothing else.
+long as its process lives and is not stopped. One statement renews all leases, and returns the attempts that were fenced
+out or are to be canceled. The keeper ends an attempt whose process has died at once. It also ends an attempt
+that reacts to nothing after its timeout, a cancel or its worker's stop, and kills a process that runs nothing else.
 """
 
 import os
@@ -37,20 +37,20 @@ log: Final = get_logger(__name__)
 
 TURN_SECONDS: Final = 1.0
 FIRST_LOOK_SECONDS: Final = 2.0
-"""An attempt that is over by then costs the ledger nothing."""
+"""An attempt that is over by then costs no statement."""
 
 LOOK_SECONDS: Final = 2.0
-"""So often the ledger is asked for fences and cancels; a read that writes nothing."""
+"""The pause between two questions for fences and cancels; they write nothing."""
 
 PROGRESS_PAUSE_SECONDS: Final = 1.0
 BEAT_LOCK_SECONDS: Final = 3.0
 END_SECONDS: Final = 90.0
-"""Longest for a process to write an end; then it counts as stuck, and its lease runs out."""
+"""The longest time for a process to write an end; then it counts as stuck, and its lease runs out."""
 
 
 @dataclass(slots=True)
 class _Kept:
-    """An attempt on the board, and what the keeper knows of it."""
+    """An attempt on the board, and the keeper's knowledge of it."""
 
     slot: Slot
     note: AttemptNote
@@ -65,7 +65,7 @@ class _Kept:
     answer: Answer = field(init=False)
     fenced_at: float | None = None
     is_ended: bool = False
-    """Its end was written here; the process is in the way."""
+    """The keeper has written its end; the process goes on."""
 
     def __post_init__(self) -> None:
         self.answer = Answer(self.note.id, self.note.attempt)
@@ -83,7 +83,7 @@ class Keeper:
     Args:
         board: shared with the processes that run them.
         connections: of this process.
-        stands_in: for a keeper that is silent, and so leaves no sign of life in its place.
+        stands_in: it replaces a silent keeper, and so notes no sign of life itself.
     """
 
     def __init__(self, board: Board, connections: Connections, *, stands_in: bool = False) -> None:
@@ -94,7 +94,7 @@ class Keeper:
         self._is_ready = False
 
     def turn(self) -> None:
-        """Look once at everything; nothing is raised."""
+        """Check all attempts once; nothing is raised."""
         self._say_alive()
         try:
             self._connect()
@@ -106,7 +106,7 @@ class Keeper:
             was_ready, self._is_ready = self._is_ready, self._is_ready and not isinstance(error, LedgerUnavailable)
             if self._kept or was_ready:
                 log.warning("Leases are not renewed", attempts=len(self._kept), error=str(error).split("\n")[0])
-        except Exception:  # the keeper must live, whatever a server says
+        except Exception:  # the keeper must go on, whatever error a server returns
             log.exception("A turn of the lease keeper failed", attempts=len(self._kept))
         for kept in list(self._kept.values()):
             self._end_if_due(kept)
@@ -125,7 +125,7 @@ class Keeper:
             self._board.beat(time.monotonic(), is_ready=self._is_ready)
 
     def _connect(self) -> None:
-        """What the lease needs is held from the start: the pool keeps the connection."""
+        """Connect before the first lease: the pool keeps the connection."""
         if not self._is_ready:
             with self._connections.transaction(STATEMENT_SECONDS) as connection:
                 leases.probe(connection)
@@ -157,7 +157,7 @@ class Keeper:
             os.close(kept.process)
 
     def _free(self, kept: _Kept) -> None:
-        """The process that had this slot is gone, and its attempt is ended."""
+        """Free the slot of a process that is gone and whose attempt is ended."""
         self._drop(kept)
         kept.slot.attempt.erase()
 
@@ -174,7 +174,7 @@ class Keeper:
                 kept.died_at = now
 
     def _end_dead(self, kept: _Kept) -> None:
-        """The process died and has not taken its slot back: its attempt is over."""
+        """End the attempt of a process that died without freeing its slot."""
         note, died_at = kept.note, kept.died_at
         if died_at is None:
             return
@@ -206,7 +206,7 @@ class Keeper:
             with transaction_waiting_for_locks(self._connections, STATEMENT_SECONDS, BEAT_LOCK_SECONDS) as connection:
                 heard = leases.beat(connection, [one for _, one in due.values()])
         except BaseException:
-            for kept, _ in due.values():  # at the next turn, as long as the leases still last
+            for kept, _ in due.values():  # try again at the next turn, while the leases last
                 kept.next_renewal, kept.written = now, None
             raise
         for answer in heard:
@@ -216,7 +216,7 @@ class Keeper:
             self._hear(kept, answer)
 
     def _beat_of(self, kept: _Kept, now: float) -> Beat | None:
-        """What is to be said of an attempt now; None if nothing is due."""
+        """The sign of life that is due for an attempt; None if none is."""
         note = kept.note
         reported = (note.progress, note.progress != (None, None, None))
         has_news = reported[1] and reported != kept.written and now >= kept.next_progress
@@ -233,14 +233,14 @@ class Keeper:
         return Beat(note.job_id, note.attempt, note.lease_seconds, progress=note.progress_with(text))
 
     def _is_alive(self, kept: _Kept, now: float) -> bool:
-        """A process that is stopped, or has an end to write and does not come to it, gives no sign of life."""
+        """Whether to renew the lease: not for a process that is stopped, or stuck before its end is written."""
         note = kept.note
         if note.ending_at is not None and now > note.ending_at + END_SECONDS:
             return False
         return not is_stopped(note.pid)
 
     def _renew_alone(self, kept: _Kept, beat: Beat) -> None:
-        """Its row was locked when all were renewed: wait for it, a moment."""
+        """Renew a lease whose row was locked when all were renewed: wait for the lock a moment."""
         try:
             with transaction_waiting_for_locks(self._connections, STATEMENT_SECONDS, LOCK_SECONDS) as connection:
                 leases.renew(connection, beat.id, beat.attempt, beat.lease_seconds, beat.progress)
@@ -262,7 +262,7 @@ class Keeper:
         )
 
     def _look_for_stops(self) -> None:
-        """Whether a worker was told to stop while it runs an attempt that lasts."""
+        """Ask whether the workers of attempts that last were told to stop."""
         now = time.monotonic()
         waiting = [
             kept
@@ -276,7 +276,7 @@ class Keeper:
                 try:
                     requested[worker] = stop_requested_at(self._connections.redis, worker)
                 except redis.RedisError as error:
-                    log.debug("Not known whether the worker stops", error=str(error))
+                    log.debug("Redis does not say whether the worker stops", error=str(error))
                     return
             if requested[worker] is not None:
                 self._say(kept, kept.answer.but(stop_requested_at=requested[worker]))
@@ -284,7 +284,7 @@ class Keeper:
     # -- ends from outside
 
     def _end_if_due(self, kept: _Kept) -> None:
-        """What goes wrong with one attempt keeps no other from its end; the next turn tries again."""
+        """An error about one attempt does not delay the ends of others; the next turn tries again."""
         try:
             if kept.died_at is not None:
                 self._end_dead(kept)
@@ -304,7 +304,7 @@ class Keeper:
         if found is None:
             return
         outcome, error = found
-        log.warning("It reacts to nothing: ended from outside", job_id=kept.note.id, outcome=outcome.value)
+        log.warning("The attempt reacts to nothing: the keeper ends it", job_id=kept.note.id, outcome=outcome.value)
         progress = kept.note.progress_with(self._tail_of(kept))
         takeover.end(self._connections, kept.note, outcome, evidence_of(error, progress, alone=False), error)
         kept.is_ended = True
@@ -316,15 +316,18 @@ class Keeper:
         return tail.decode("utf-8", "ignore") if tail else None
 
     def _remove_process(self, kept: _Kept) -> None:
-        """A process whose attempt is over keeps its worker from other jobs. It has a grace to end by itself if it was
-        fenced out; if it has reacted to nothing so far, it has none. A process that other attempts share is left alone.
+        """Kill a process whose attempt is over, because it keeps its worker from other jobs. It has a grace to end by
+        itself if it was fenced out, and none if it has reacted to nothing so far. A process that other attempts share
+        is left alone.
         """
         note, fenced_at = kept.note, kept.fenced_at
         if not note.alone or kept.process is None:
             return
         if not kept.is_ended and (fenced_at is None or time.monotonic() < fenced_at + HARD_STOP_SECONDS):
             return
-        log.warning("Killed: its attempt is over, and it goes on", pid=note.pid, job_id=note.id, attempt=note.attempt)
+        log.warning(
+            "Killed: it ran on after the end of its attempt", pid=note.pid, job_id=note.id, attempt=note.attempt
+        )
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(kept.process, signal.SIGKILL)
         if note.isolated:
@@ -342,7 +345,7 @@ def keep(board: Board, connections: Connections, parent: int) -> None:
     for number in (
         signal.SIGTERM,
         signal.SIGINT,
-    ):  # they reach the whole group; leases go on until the worker has ended
+    ):  # sent to the whole group; leases are kept until the worker has ended
         signal.signal(number, signal.SIG_IGN)
     keeper = Keeper(board, connections)
     while os.getppid() == parent:

@@ -1,8 +1,8 @@
-"""The keeper of this process's leases: started, watched and replaced.
+"""Starts, watches and replaces the keeper of this process's leases.
 
-A worker with our configuration forks it before it has threads, and its work-horses share it. A work-horse without one
-forks its own: it has no other thread yet. In any other process (RQ's SimpleWorker) it is started anew, as a program.
-While there is none, or it is silent, the thread that watches over the attempts does its work.
+A worker with our configuration forks the keeper before it has threads, and its work-horses share it. A work-horse
+without a keeper forks its own: it has no other thread yet. Any other process (RQ's SimpleWorker) starts it as a
+program. While there is no keeper, or it is silent, the thread that watches the attempts does its work.
 """
 
 import os
@@ -31,13 +31,13 @@ log: Final = get_logger(__name__)
 READY_SECONDS: Final = 2.0
 READY_PAUSE_SECONDS: Final = 0.01
 SILENT_SECONDS: Final = 4.0
-"""A keeper that has said nothing for longer, or for half a lease, is done without."""
+"""After so long a silence, or half a lease, the process does the keeper's work itself."""
 
 _PROGRAM: Final = "from jobledger.worker.keeping import main; main()"
 
 
 class Keeping:
-    """The keeper of a process, its board, and the thread that watches over the attempts.
+    """The keeper of a process, its board, and the thread that watches the attempts.
 
     Args:
         connections: of this process.
@@ -62,11 +62,11 @@ class Keeping:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process, or its parent, has made this."""
+        """Whether this process, or its parent, has made this object."""
         return self._owner in (os.getpid(), os.getppid())
 
     def keep_alive(self) -> None:
-        """In a worker's parent, which has no threads yet: start the keeper, and look after it before each fork."""
+        """In a worker's parent, which has no threads yet: start the keeper, and replace a dead one before each fork."""
         self._keeps_queues = True
         self._fork()
         os.register_at_fork(before=self._replace_if_dead)
@@ -81,14 +81,14 @@ class Keeping:
 
     @contextmanager
     def lease_of(self, job_id: UUID, tail: LogTail) -> Iterator[Lease]:
-        """A lease for a delivery, watched over while the context is entered.
+        """A lease for a delivery, watched while the context is entered.
 
         Raises:
             LedgerUnavailable: the keeper has no room for it.
         """
         slot = self.board.take()
         if slot is None:
-            raise LedgerUnavailable(f"The lease keeper looks after {SLOTS} attempts, and has no room for another.")
+            raise LedgerUnavailable(f"The lease keeper has {SLOTS} attempts, and no room for another.")
         lease = Lease(self.connections, job_id, slot, tail, self.stop, self.watch.hurry)
         self.watch.add(lease)
         try:
@@ -98,10 +98,10 @@ class Keeping:
             self.board.give_back(slot)
 
     def require_keeper(self) -> None:
-        """Before a claim: no attempt begins whose lease could not be renewed.
+        """Before a claim: wait until the keeper could renew the lease.
 
         Raises:
-            LedgerUnavailable: the keeper has no connection to Postgres, which may have none left to give.
+            LedgerUnavailable: the keeper has no connection to Postgres, which may have none left.
         """
         until = time.monotonic() + READY_SECONDS
         while self._keeper_pid and not self.board.is_ready:
@@ -113,7 +113,7 @@ class Keeping:
 
     def _fork(self) -> None:
         parent = os.getpid()
-        self._keeper_pid = 0  # the hooks of this fork must not start another one
+        self._keeper_pid = 0  # the hooks of this fork must not start another keeper
         pid = os.fork()
         if pid == 0:
             try:
@@ -145,7 +145,7 @@ class Keeping:
             self._fork()
 
     def _stand_in(self) -> None:
-        """In the thread: do the keeper's work, if it has said nothing for a while."""
+        """In the thread: do the keeper's work, if it is silent."""
         silent_since = max(self.board.beaten_at, self._started_at)
         if time.monotonic() < silent_since + min(SILENT_SECONDS, self.connections.settings.lease_seconds / 2):
             return
@@ -157,7 +157,7 @@ class Keeping:
 
 
 class _Process:
-    """What is one per process, and its work-horses."""
+    """The state of a process and its work-horses."""
 
     keeping: Keeping | None = None
 
@@ -166,13 +166,13 @@ _process: Final = _Process()
 
 
 def keep_leases(connections: Connections) -> None:
-    """In a worker's parent, before it has threads: have a keeper for all work-horses to come."""
+    """In a worker's parent, before it has threads: start a keeper for all its work-horses."""
     _process.keeping = Keeping(connections)
     _process.keeping.keep_alive()
 
 
 def keeping_of(connections: Connections) -> Keeping:
-    """That of this process, or of the worker that has forked it; a new one if the servers are others."""
+    """The one of this process, or of the worker that forked it; a new one for other connections."""
     known = _process.keeping
     if known is None or not known.is_ours or known.connections is not connections:
         known = _process.keeping = Keeping(connections)
@@ -180,7 +180,7 @@ def keeping_of(connections: Connections) -> Keeping:
 
 
 def main() -> None:
-    """Keep leases as a program: its arguments are the path of the board, and the pid of the process that shares it."""
+    """Keep leases as a program; its arguments are the board's path and the pid of the process that shares it."""
     path, parent = sys.argv[1:]
     settings: Settings = load_settings()
     set_up_logging(settings)

@@ -1,8 +1,8 @@
-"""The lease of a running attempt, as its own process sees it; and the thread that watches over the attempts there.
+"""The process's side of the leases of its attempts, and the thread that watches the attempts there.
 
-The keeper, a process beside the worker, renews the lease and asks the ledger whether the attempt is to go on: see
-`keeper`. Here its answers become interrupts. The thread also ends waits for a server that is frozen, and does the
-keeper's work if the keeper is silent.
+The keeper, a process beside the worker, renews the leases and asks the ledger whether attempts are to go on: see
+`keeper`. Here its answers become interrupts. The thread also ends waits for a frozen server, and does the keeper's work
+if the keeper is silent.
 """
 
 import _thread
@@ -29,30 +29,30 @@ from jobledger.worker.stop import StopSignal
 log: Final = get_logger(__name__)
 
 LOOK_SECONDS: Final = 1.0
-"""The thread looks at each attempt this often, and at its deadline."""
+"""The thread checks each attempt this often, and at its deadline."""
 
 CLAIM_SECONDS: Final = 3.0
-"""A claim that has no answer after this makes the thread ask Postgres itself, and cut the claim if it has none."""
+"""After this without an answer to a claim, the thread probes Postgres itself, and cuts the claim if it gets none."""
 
 PROBE_SECONDS: Final = 2.0
 
 INTERRUPT_GRACE_SECONDS: Final = 2.0
-"""A job that Python cannot interrupt (it sits in C) is helped after this: its statement is canceled."""
+"""A job that Python cannot interrupt, because it is in C code, has its statement canceled after this."""
 
 CANCEL_GRACE_SECONDS: Final = 3.0
-"""A job that asks by `check()` ends itself within this; then it is interrupted."""
+"""A job that calls `check()` has so long to end itself; then it is interrupted."""
 
 
 class Lease:
     """One attempt, from before its claim to its end.
 
     Args:
-        connections: its settings say how long a lease lasts.
+        connections: with the settings, such as the length of a lease.
         job_id: of the delivery.
         slot: on the board of the keeper.
         tail: the attempt's log lines.
         stop: whether this process was told to stop.
-        hurry: has the thread look before its next turn.
+        hurry: wakes the thread before its next turn.
     """
 
     def __init__(
@@ -83,26 +83,26 @@ class Lease:
         self._heard_at = math.inf
 
     def claiming(self, connection: RunConnection | None) -> None:
-        """A claim is sent over this connection; None: it has failed, and the connection is not to be touched."""
+        """Note the connection of a claim that is sent; None after it failed: the connection must not be touched."""
         with self._lock:
             self._connection, self._claim_sent_at = connection, time.monotonic()
 
     def claimed(self, note: AttemptNote, connection: RunConnection | None) -> None:
-        """The attempt has begun."""
+        """Note that the attempt has begun."""
         with self._lock:
             self._note, self._connection = note, connection
             self._heard_at = note.began_at
             self._slot.attempt.write(note.to_bytes())
 
     def working(self, interrupter: Interrupter) -> None:
-        """The job's own time has begun; it is interrupted by this."""
+        """Note that the job's own time has begun, and its interrupter."""
         self._interrupter = interrupter
         self._change(deadline=interrupter.deadline)
         if interrupter.seconds < LOOK_SECONDS:
             self._hurry()
 
     def ending(self) -> None:
-        """The job is over: its end is being written. What the ledger says of a lease means nothing from here on."""
+        """Note that the job is over and its end is being written: the lease does not matter from here on."""
         self._interrupter = None
         self._change(ending_at=time.monotonic())
 
@@ -113,24 +113,24 @@ class Lease:
 
     @property
     def stopping(self) -> bool:
-        """Whether the worker is known to have been told to stop."""
+        """Whether the worker was told to stop, as far as is known."""
         return self._stop_requested_at < math.inf
 
     def progress_with(self, log_tail: str | None) -> Progress:
-        """What the job reported last."""
+        """The last progress that the job reported."""
         return self._note.progress_with(log_tail) if self._note is not None else Progress(log_tail=log_tail)
 
     def fence_out(self) -> FencedOut:
-        """The attempt is not the job's any more: note it.
+        """Note that the attempt was fenced out.
 
         Returns:
-            What the caller raises in the job.
+            The error that the caller raises in the job.
         """
         self._ended_by = FencedOut(f"Another attempt of job {self._job_id} may be running: this one no longer counts.")
         return self._ended_by
 
     def check(self) -> None:
-        """In the job: raise what is known to end it.
+        """In the job: raise the known reason to end it, if any.
 
         Raises:
             JobCanceled: a person has canceled it.
@@ -142,7 +142,7 @@ class Lease:
             raise self._ended_by
 
     def report(self, done: int | None, total: int | None, remark: str | None) -> None:
-        """Take note of progress; the keeper writes it within a second."""
+        """Note progress; the keeper writes it within a second."""
         self._change(progress=(done, total, remark))
 
     def _change(self, **values: object) -> None:
@@ -155,7 +155,7 @@ class Lease:
 
     @property
     def due_at(self) -> float:
-        """When this is to be looked at, besides every second."""
+        """When this needs a check, besides those of every second."""
         interrupter = self._interrupter
         return interrupter.deadline if interrupter is not None and math.isinf(self._interrupted_at) else math.inf
 
@@ -179,7 +179,7 @@ class Lease:
             self._change(stop_by=self._stop.requested_at + self._connections.settings.drain_seconds)
 
     def _learn(self) -> None:
-        """Read what the keeper has heard."""
+        """Read the keeper's answer."""
         text, note = self._slot.answer.read(), self._note
         if not text or note is None:
             return
@@ -216,7 +216,7 @@ class Lease:
             self._cancel_statement()
 
     def _reason(self) -> Interrupt | None:
-        """Why the job is to end now. The first reason stays."""
+        """The reason to end the job now, if any. The first one is kept."""
         interrupter, note, answer, now = self._interrupter, self._note, self._answer, time.monotonic()
         if interrupter is None or note is None:
             return None
@@ -235,14 +235,14 @@ class Lease:
         return None
 
     def _cancel_statement(self) -> None:
-        """End the statement that the job may wait for; over another connection, because libpq's own way has no deadline
-        and holds the interpreter's lock."""
+        """Cancel the statement that the job may wait for; over another connection, because libpq's own function has no
+        deadline and holds the interpreter's lock."""
         if self._note is not None:
             with suppress(Exception), self._connections.transaction(INTERRUPT_GRACE_SECONDS) as connection:
                 leases.cancel_statement(connection, self._job_id, self._note.attempt)
 
     def _watch_claim(self) -> None:
-        """A claim may wait for a lock that another transaction holds; but not for a server that is frozen."""
+        """End a claim's wait for a frozen server, but not its wait for a lock."""
         connection, sent_at = self._connection, self._claim_sent_at
         if connection is None or time.monotonic() < sent_at + CLAIM_SECONDS or self._postgres_answers():
             return
@@ -252,9 +252,9 @@ class Lease:
                 connection.shut()
 
     def _watch_server(self) -> None:
-        """Postgres has said nothing for a whole lease: a wait for its answer would last for ever.
+        """End a wait for Postgres if it was silent for a whole lease: the wait would last for ever.
 
-        The wait may have begun just now, when Postgres is there again; so Postgres is asked once more.
+        The wait may have begun just now, when Postgres is there again; so Postgres is probed once more.
         """
         connection = self._connection
         if connection is None or not connection.is_waiting:
@@ -273,18 +273,18 @@ class Lease:
         try:
             with self._connections.transaction(seconds) as connection:
                 leases.probe(connection)
-        except Exception:  # the thread must live as long as the attempt, whatever the database says
+        except Exception:  # the thread must live as long as the attempt, whatever the error
             return False
         return True
 
 
 def timeout_of(seconds: float) -> JobTimeout:
-    """What interrupts a job whose time is up."""
+    """The interrupt of a job whose time is up."""
     return JobTimeout(f"The attempt ran longer than its timeout of {seconds:g} s.")
 
 
 def handed_back_after(drain_seconds: float) -> HandedBack:
-    """What interrupts a job whose worker stops."""
+    """The interrupt of a job whose worker stops."""
     return HandedBack(
         f"The worker stops, and the job ran on for {drain_seconds:g} s (JOBLEDGER_DRAIN_SECONDS): "
         "another worker runs it."
@@ -292,10 +292,10 @@ def handed_back_after(drain_seconds: float) -> HandedBack:
 
 
 class Watch:
-    """The thread of a process that looks after the attempts there; it lives while there are some.
+    """The thread that watches the attempts of a process; it lives while there are some.
 
     Args:
-        before_each_look: done first, about every second; for the keeper's work, if the keeper is silent.
+        before_each_look: called about every second, for the keeper's work if the keeper is silent.
     """
 
     def __init__(self, before_each_look: Callable[[], object]) -> None:
@@ -305,22 +305,22 @@ class Watch:
         self._lives = False
 
     def add(self, lease: Lease) -> None:
-        """Look after an attempt."""
+        """Watch an attempt."""
         with self._changed:
             self._leases.append(lease)
             if not self._lives:
                 self._lives = True
-                _thread.start_new_thread(self._run, ())  # `threading`'s ceremony costs a work-horse 0.2 ms
+                _thread.start_new_thread(self._run, ())  # a `threading.Thread` would cost a work-horse 0.2 ms
 
     def remove(self, lease: Lease) -> None:
-        """The attempt is over."""
+        """Watch an attempt no longer."""
         with self._changed:
             self._leases.remove(lease)
             if not self._leases:
                 self._changed.notify()
 
     def hurry(self) -> None:
-        """An attempt is due before the next turn."""
+        """Wake the thread: an attempt is due before the next turn."""
         with self._changed:
             self._changed.notify()
 

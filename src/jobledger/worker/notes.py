@@ -1,4 +1,4 @@
-"""What a process and the keeper of its leases tell each other of an attempt: see `board`."""
+"""The notes on the board: of a process about its attempt, and of the keeper in answer. See `board`."""
 
 import json
 import time
@@ -16,19 +16,19 @@ def _encoded(note: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class AttemptNote:
-    """A running attempt, as its process notes it. Moments are on the monotonic clock, which a host's processes share.
+    """A process's note about a running attempt. Times are on the monotonic clock, which a host's processes share.
 
     Attributes:
         pid: of the process.
-        parent: of the worker's process; the attempt's death is reported while that one lives.
+        parent: pid of the worker, which reports the death of the process while it lives itself.
         worker: RQ's name of the worker.
         isolated: the process was made for this attempt.
         alone: the process runs nothing else, so that it may be killed.
-        lease_seconds: for how long each sign of life counts.
-        began_at: when it was claimed.
-        deadline: when its time is up; None until the work has begun.
+        lease_seconds: the length of the lease.
+        began_at: time of the claim.
+        deadline: end of the job's time; None until the work has begun.
         ending_at: since when its end is being written; None while it works.
-        stop_by: until when it may go on, since its process was told to stop; None if it was not.
+        stop_by: until when it may go on, if its process was told to stop; otherwise None.
         progress: done, total and a remark, as the job reports them.
     """
 
@@ -49,7 +49,7 @@ class AttemptNote:
 
     @classmethod
     def of(cls, claim: Claim, runner: Runner, parent: int, lease_seconds: float, *, alone: bool) -> Self:
-        """A claim that was made just now by this process."""
+        """The note about a claim that this process has just made."""
         return cls(
             id=str(claim.id),
             attempt=claim.attempt,
@@ -82,21 +82,21 @@ class AttemptNote:
         return replace(self, **changed)
 
     def progress_with(self, log_tail: str | None) -> Progress:
-        """For the ledger."""
+        """The progress to write to the ledger."""
         return Progress(*self.progress, log_tail)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the keeper has heard of an attempt.
+    """The keeper's note about an attempt.
 
     Attributes:
-        id, attempt: of which attempt.
-        fenced: it is not the job's attempt any more.
-        cancel_reason: who wants the job canceled, and why.
-        canceled_at: when the keeper has heard of that.
+        id, attempt: identify the attempt.
+        fenced: the attempt was fenced out.
+        cancel_reason: the person who has canceled the job, and why.
+        canceled_at: when the keeper learnt of that.
         stop_requested_at: when its worker was told to stop.
-        heard_at: when the ledger has answered last.
+        heard_at: time of the ledger's last answer.
     """
 
     id: str

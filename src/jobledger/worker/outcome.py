@@ -1,9 +1,8 @@
-"""What an exception that ended an attempt means, and what is kept of it.
+"""The meaning of an exception that ended an attempt, and the evidence that is kept of it.
 
-The exception is a user's object, and so is what hangs on it: `__str__`, `__repr__`, `__getattr__`, `__class__` and
-notes run a user's code, which may raise anything, also SystemExit, or never end. So types are asked and not instances,
-each text is taken on its own and replaced if it cannot be had, and all of it happens while the attempt can be
-interrupted.
+The exception and all it refers to are a user's objects: `__str__`, `__repr__`, `__getattr__`, `__class__` and notes run
+a user's code, which may raise anything, also SystemExit, or never end. So types are checked and not instances, each
+text is taken on its own and replaced if that fails, and all of it happens while the attempt can be interrupted.
 """
 
 import resource
@@ -37,7 +36,7 @@ from jobledger.ledger.leases import Progress
 
 TEXT_LIMIT: Final = 100_000
 MOST_EXCEPTIONS: Final = 1000
-"""Of a group, with its causes, that are looked at."""
+"""Exceptions of a group, with their causes, that are looked at, at most."""
 
 UNPRINTABLE: Final = "(the error cannot be printed)"
 
@@ -52,21 +51,21 @@ _OUTCOMES: Final[tuple[tuple[type[BaseException], Outcome], ...]] = (
     (GiveUp, Outcome.GAVE_UP),
     (RetryIn, Outcome.ERROR),
 )
-"""In the order in which one of several decides. An ordinary error comes after these and before `Snooze`: a group in
-which one task failed and another one wants to wait has failed."""
+"""By precedence. An ordinary error comes after these and before `Snooze`: a group in which one task failed and another
+wants to wait has failed."""
 
 
 class EffectsLost(Exception):
-    """What a job wrote is gone with its connection; the attempt is lost, not failed."""
+    """The job's writes are gone with its connection; the attempt is lost, not failed."""
 
 
 def deciding(error: BaseException) -> BaseException:
-    """The exception that says how an attempt has ended.
+    """The exception that decides how an attempt has ended.
 
-    Usually it is the one that was raised. What steers (`Snooze`, `Cancel`, `GiveUp`, `Retry.in_`, and the interrupts)
-    is also found in exception groups, such as those of `asyncio.TaskGroup`, and as the explicit cause of another one,
-    `raise … from …`: libraries wrap what they pass on. It is not looked for in implicit contexts: an error that occurs
-    while something else is handled is an error. Of several, the order of `_OUTCOMES` decides.
+    Usually it is the raised one. The steering ones (`Snooze`, `Cancel`, `GiveUp`, `Retry.in_`, and the interrupts) are
+    also found in exception groups, such as those of `asyncio.TaskGroup`, and as the explicit cause of another one,
+    `raise … from …`, because libraries wrap exceptions. Implicit contexts are not searched: an error that occurs while
+    another exception is handled is an error. Of several, the order of `_OUTCOMES` decides.
     """
     leaves = list(_leaves(error))
     for kind, _ in _OUTCOMES:
@@ -88,7 +87,7 @@ def refused_by(retry: Retry, error: BaseException) -> BaseException:
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions of a group, or the only one; each is replaced by the steering one that is its cause."""
+    """The exceptions of a group, or the only one; each is replaced by its steering cause, if it has one."""
     waiting, seen = [error], 0
     while waiting and seen < MOST_EXCEPTIONS:
         one = waiting.pop()
@@ -115,18 +114,18 @@ _cause_of: Final[Callable[[BaseException], BaseException | None]] = BaseExceptio
 
 
 def classify(error: BaseException, reason: Interrupt | None, time_is_over: bool, connection: Any = None) -> Outcome:
-    """How an attempt ended that this exception has ended.
+    """The outcome of an attempt that this exception has ended.
 
     Args:
-        error: what was raised; a group is judged by `deciding`.
-        reason: the interrupt that was raised in the job, whatever the job has made of it.
+        error: the raised exception; a group is judged by `deciding`.
+        reason: the interrupt that was raised in the job, also if the job swallowed it.
         time_is_over: whether the job's time was up.
-        connection: the driver's, of the attempt: what other servers complain of is the job's business.
+        connection: the driver's, of the attempt: errors of other connections are the job's.
     """
     decided = reason if reason is not None else deciding(error)
     for kind, outcome in _OUTCOMES:
         if issubclass(type(decided), kind):
-            return outcome  # it needs nothing of what a lost connection has taken along
+            return outcome  # also if the connection was lost: the outcome needs no effects
     if issubclass(type(decided), Snooze):
         return Outcome.SNOOZED
     if issubclass(type(decided), EffectsLost | LedgerUnavailable) or (connection is not None and connection.closed):
@@ -144,16 +143,16 @@ def classify(error: BaseException, reason: Interrupt | None, time_is_over: bool,
 
 
 def _came_over(error: BaseException) -> Any:
-    """The driver's connection whose statement failed; None if the error does not say."""
+    """The driver's connection whose statement failed; None if the error does not have it."""
     return getattr(getattr(getattr(error, "orig", error), "cursor", None), "connection", None)
 
 
 def evidence_of(error: BaseException | None, progress: Progress, *, alone: bool, traced: bool = False) -> Evidence:
-    """What is kept of an attempt.
+    """The evidence that is kept of an attempt.
 
     Args:
-        error: what ended it; None if it completed.
-        progress: what it has said of itself, and its last lines.
+        error: the exception that ended it; None if it completed.
+        progress: its last progress, and the tail of its log.
         alone: the process ran nothing else, so that its memory is the job's.
         traced: keep the traceback.
     """
@@ -174,11 +173,11 @@ def evidence_of(error: BaseException | None, progress: Progress, *, alone: bool,
 
 
 def _text(take: Callable[[], str]) -> str:
-    """A text of a user's object, as Postgres can store it: no NUL, no lone surrogates, and its end if it is long."""
+    """A user's text that Postgres can store: without NUL and lone surrogates, and cut to its end if it is long."""
     try:
         text = str.__str__(take())[-TEXT_LIMIT:]
         return storable(text)[-TEXT_LIMIT:]
-    except BaseException as unprintable:  # whatever a user's code raises, also SystemExit
+    except BaseException as unprintable:  # a user's code may raise anything, also SystemExit
         return f"{UNPRINTABLE}: {_name_of(unprintable)}"
 
 

@@ -1,4 +1,4 @@
-"""What the keeper asks of the kernel about the processes that run attempts. Linux only."""
+"""The keeper's questions to the kernel about the processes that run attempts. Linux only."""
 
 import os
 import select
@@ -37,9 +37,9 @@ def is_stopped(pid: int) -> bool:
 
 
 def kill_group(pid: int) -> None:
-    """Kill what a work-horse has left: RQ gives it a process group of its own, named by its pid.
+    """Kill the processes that a work-horse has left: RQ gives it a process group of its own, named by its pid.
 
-    Never this process's own group, nor the one that 0 or 1 would mean.
+    Never this process's own group, nor those that 0 or 1 would mean.
     """
     if pid > 1 and pid != os.getpgrp():
         with suppress(ProcessLookupError, PermissionError):

@@ -1,15 +1,15 @@
 """A Postgres connection that a worker keeps ready for its next work-horse.
 
-A stock worker forks a process for each job, and a new Postgres session for each process costs more than the job's
-own statements: a backend process, and the catalogue read anew. So the worker's parent process connects, the work-horse
+A stock worker forks a process for each job, and a new Postgres session for each process costs more than the ledger's
+statements: a backend process, and the catalogue read anew. So the worker's parent process connects, the work-horse
 inherits the connection and is its only user while it lives, and hands it back if it can. One work-horse lives at a
-time; the parent itself never speaks on the connection.
+time; the parent itself sends nothing over the connection.
 
-A byte of shared memory says whether the connection may be used again. It may if the work-horse said so at its end: it
-was idle, outside a transaction, and the job never asked for its session (which could have left settings or temporary
-tables). After a killed work-horse nobody says so: the parent cuts the connection before the next fork, and the reaper
-ends its session before the job runs again. A connection with TLS cannot be shared, for its keys move on with each
-message; then each work-horse connects for itself.
+A byte of shared memory says whether the connection may be used again. A work-horse sets it at its end, if the
+connection is idle, outside a transaction, and the job never used its session (which could have left settings or
+temporary tables). A killed work-horse does not set it: the parent cuts the connection before the next fork, and the
+end of the attempt ends its session before the job runs again. A connection with TLS cannot be shared, because its keys
+change with each message; then each work-horse connects for itself.
 """
 
 import mmap
@@ -59,7 +59,7 @@ class SpareConnection:
 
     @property
     def backend(self) -> Backend | None:
-        """The session of the spare, which the parent has asked for."""
+        """The session of the spare connection."""
         return self._backend
 
     def keep_ready(self) -> None:
@@ -73,7 +73,7 @@ class SpareConnection:
         _worker.spare = self
 
     def prepare(self) -> None:
-        """Before a fork, in the parent: check the spare, and make another one if it will not do."""
+        """Before a fork, in the parent: check the spare, and replace it if it cannot be used."""
         if os.getpid() != self._owner:
             return
         if self._raw is not None and not self._is_clean():
@@ -82,19 +82,19 @@ class SpareConnection:
             self._connect()
 
     def take(self) -> Any:
-        """In a work-horse: the spare, as psycopg2 has it; None if there is none, and it must connect for itself."""
+        """In a work-horse: the spare, a psycopg2 connection; None if there is none."""
         if self._raw is None or os.getppid() != self._owner or self._state[:] != _CLEAN:
             return None
         self._state[:] = _IN_USE
         return self._raw
 
     def give_back(self) -> None:
-        """In the work-horse, as its last word on the connection: the next one may use it."""
+        """In the work-horse, as its last use of the connection: let the next work-horse use it."""
         if self._raw.info.transaction_status == _IDLE:
             self._state[:] = _CLEAN
 
     def abandon(self) -> None:
-        """In a forked process that is no work-horse: let go of the socket, and say nothing over it."""
+        """In a forked process that is no work-horse: close the socket without a word to the server."""
         if self._raw is not None and not self._raw.closed:
             nowhere = os.open(os.devnull, os.O_RDWR)
             os.dup2(nowhere, self._raw.fileno(), inheritable=False)
@@ -103,7 +103,7 @@ class SpareConnection:
     def _connect(self) -> None:
         try:
             raw = self._open()
-        except (LedgerUnavailable, DBAPIError, psycopg2.Error) as error:  # away, or not migrated yet: ask again later
+        except (LedgerUnavailable, DBAPIError, psycopg2.Error) as error:  # away, or not migrated yet: try again later
             log.warning("No spare connection", error=str(error).strip(), wait_seconds=PAUSE_AFTER_FAILURE_SECONDS)
             self._not_before = time.monotonic() + PAUSE_AFTER_FAILURE_SECONDS
             return
@@ -130,7 +130,7 @@ class SpareConnection:
             if self._backend.pid != raw.info.backend_pid:  # there is a pooler
                 require_sessions(self._connections, "workers need")
             warm_up(for_work_horses(raw))
-            self._connections.wrap(raw)  # SQLAlchemy learns the ways of this server, once for all work-horses
+            self._connections.wrap(raw)  # SQLAlchemy asks for the server's settings, once for all work-horses
         except BaseException:
             raw.close()
             raise
@@ -139,10 +139,10 @@ class SpareConnection:
     def _is_clean(self) -> bool:
         poll = select.poll()
         poll.register(self._raw.fileno(), select.POLLIN)
-        return self._state[:] == _CLEAN and not poll.poll(0)  # readable: the server has closed it, or says something
+        return self._state[:] == _CLEAN and not poll.poll(0)  # readable: the server has closed it, or sent something
 
     def _discard(self) -> None:
-        """End it for all who hold it; what a killed work-horse had sent of a message must not be completed by ours."""
+        """End it for all processes that have it: a killed work-horse may have sent half a message."""
         with suppress(psycopg2.Error):
             shut(self._raw.fileno())
         self._raw.close()
@@ -150,7 +150,7 @@ class SpareConnection:
 
 
 class _Worker:
-    """What is one per worker process and its work-horses."""
+    """The state of a worker process and its work-horses."""
 
     spare: SpareConnection | None = None
 
@@ -164,20 +164,20 @@ def spare_of_this_worker() -> SpareConnection | None:
 
 
 def for_work_horses(raw: Any) -> Direct:
-    """A psycopg2 connection for the two statements of a run that are executed for every job.
+    """A psycopg2 connection for the two statements that every job needs.
 
-    On connections that live long they are worth preparing: see `warm_up`.
+    They are prepared on connections that live long: see `warm_up`.
     """
     return Direct(raw, {CLAIM: "jobledger_claim", COMPLETE: "jobledger_complete"})
 
 
 def warm_up(connection: Direct) -> None:
-    """Prepare what a run will do, and do it for a job that cannot be: what it takes is then ready.
+    """Prepare the statements of a run, and execute them for a job that does not exist, so that the caches are warm.
 
     Raises:
-        psycopg2.Error: the schema is not there yet.
+        psycopg2.Error: the schema is not migrated yet.
     """
     connection.prepare()
-    nobody = UUID(int=0)
-    claim(connection, nobody, Runner("", "", 0, ""), 0.0)
-    complete(connection, nobody, 0, None, Evidence())
+    no_job = UUID(int=0)
+    claim(connection, no_job, Runner("", "", 0, ""), 0.0)
+    complete(connection, no_job, 0, None, Evidence())

@@ -1,7 +1,7 @@
 """Whether a worker was told to stop.
 
-RQ's worker answers SIGTERM by writing the moment into its hash in Redis, and waits for its work-horse; so the keeper of
-leases looks there. A signal to the whole process group reaches the work-horse itself, which RQ leaves to die of it.
+On SIGTERM, RQ's worker writes the time into its hash in Redis, and waits for its work-horse; so the lease keeper reads
+that hash. A signal to the whole process group reaches the work-horse itself, where RQ has set the default action.
 """
 
 import math
@@ -20,11 +20,11 @@ log: Final = get_logger(__name__)
 
 REQUESTED_FIELD: Final = "shutdown_requested_date"  # rq 3.0 worker/base.py:1045
 NO_WORKER: Final = "none"
-"""The worker's name of a run without one."""
+"""The worker's name for a run without a worker."""
 
 
 class StopSignal:
-    """SIGTERM, as a work-horse takes it.
+    """A work-horse's handling of SIGTERM.
 
     Attributes:
         requested_at: when it came, on the monotonic clock; infinite until then.
@@ -34,9 +34,9 @@ class StopSignal:
         self.requested_at = math.inf
 
     def listen(self) -> None:
-        """The first SIGTERM is a request, and only the second one ends the process.
+        """Take the first SIGTERM as a request; only the second one ends the process.
 
-        It stays so after the run: RQ's bookkeeping of a job that has ended is not to be cut either.
+        Also after the run: RQ's bookkeeping of a job that has ended must not be cut either.
         """
         signal.signal(signal.SIGTERM, self._note)
 
@@ -46,10 +46,10 @@ class StopSignal:
 
 
 def stop_requested_at(client: redis.Redis, worker: str) -> float | None:
-    """When a worker was told to stop, as Redis has it, on this host's monotonic clock; None if it was not.
+    """When a worker was told to stop, by its hash in Redis, on this host's monotonic clock; None if it was not.
 
     Raises:
-        redis.RedisError: Redis is away, which is no sign of anything.
+        redis.RedisError: Redis is away: whether it was told is unknown.
     """
     if worker == NO_WORKER:
         return None
@@ -59,7 +59,7 @@ def stop_requested_at(client: redis.Redis, worker: str) -> float | None:
 
 
 def _age_seconds(said: bytes | None) -> float | None:
-    """The age of a moment of RQ's, by the clock of this host, as it was written."""
+    """The age of a time that RQ's worker on this host has written."""
     if said is None:
         return None
     try:

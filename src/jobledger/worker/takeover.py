@@ -1,4 +1,4 @@
-"""Takes over the end of an attempt whose process has died, or reacts to nothing."""
+"""Ends an attempt from outside, if its process has died or reacts to nothing."""
 
 import time
 from typing import Final
@@ -26,7 +26,7 @@ from jobledger.worker.processes import lives
 log: Final = get_logger(__name__)
 
 HARD_STOP_SECONDS: Final = 5.0
-"""After its deadline, or after it was interrupted for another reason, an attempt that goes on is ended from outside."""
+"""An attempt has so long to end itself after its deadline or another interrupt; then it is ended from outside."""
 
 REPORT_SECONDS: Final = 2.0
 """A worker reports the death of a work-horse to Redis within this, unless its exit code is 0, as of a success."""
@@ -36,7 +36,7 @@ LOCK_SECONDS: Final = 1.0
 
 
 def cause_of_death(connections: Connections, note: AttemptNote, died_at: float) -> tuple[Outcome, str] | None:
-    """How an attempt ended whose process has died, and why, in words.
+    """The outcome of an attempt whose process has died, and the reason in words.
 
     Returns:
         None if its worker may still report the death.
@@ -67,7 +67,7 @@ def _report(connections: Connections, note: AttemptNote) -> Death | None:
 def overdue(
     note: AttemptNote, answer: Answer, drain_seconds: float, now: float
 ) -> tuple[Outcome, BaseException] | None:
-    """How an attempt is to be ended that should have ended itself by now; None if it has time. Pure."""
+    """The end of an attempt that should have ended itself by now; None if it still has time. Pure."""
     if note.deadline is not None and now >= note.deadline + HARD_STOP_SECONDS:
         return Outcome.TIMEOUT, TimeoutError("The attempt ran longer than its timeout, and could not be interrupted.")
     if answer.canceled_at is not None and now >= answer.canceled_at + CANCEL_GRACE_SECONDS + HARD_STOP_SECONDS:
@@ -87,7 +87,7 @@ def end(
     evidence: Evidence,
     error: BaseException | None = None,
 ) -> None:
-    """Write the end of an attempt, whose session is ended first; nothing if it has ended.
+    """Write the end of an attempt, after ending its session; do nothing if it has ended.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -106,12 +106,12 @@ def end(
 
 
 def _retry_of(connections: Connections, job_type: str) -> Retry:
-    """The policy of a job's class; a keeper that was not forked by a worker with the classes loads them now."""
+    """The retry policy of a job's class; the job modules are loaded if the keeper has not inherited them."""
     try:
         if job_type not in {one.job_type for one in registry}:
             load_job_modules(connections.settings.job_modules)
         found: Retry = registry.lookup(job_type).retry
     except (UnknownJobType, ConfigurationError) as error:
-        log.warning("Its class is not known here: it is not retried", job_type=job_type, error=str(error))
+        log.warning("The job's class is not known here: the job is not retried", job_type=job_type, error=str(error))
         return Retry()
     return found

@@ -1,7 +1,7 @@
-"""Runs a job that is not there, in a worker's parent process, so that its work-horses find the code warmed up.
+"""Runs a job that does not exist, in a worker's parent process, so that its work-horses inherit warm code.
 
 CPython 3.11 and newer rewrite a function's bytecode in its first calls. In a work-horse, which lives for one job, every
-such write copies a page of the parent's memory for nothing; rewritten before the fork, it is shared by all of them.
+such write copies a page of the parent's memory for nothing; after a rewrite before the fork, all of them share it.
 """
 
 from datetime import UTC, datetime
@@ -25,14 +25,14 @@ NO_JOB: Final = UUID(int=0)
 
 
 def warm_up(connections: Connections, job_type: str, payload: dict[str, Any]) -> None:
-    """Run a job of this type some times, for a row that cannot be: nothing is claimed, nothing is completed.
+    """Run a job of this type some times, for a row that does not exist: nothing is claimed or completed.
 
     Args:
         connections: of the parent; the connections that this makes are closed.
         job_type: of a job that does nothing.
-        payload: what it takes.
+        payload: of that job.
 
-    A worker that cannot warm up, because Postgres is away or not migrated yet, is slower for it and nothing else.
+    A worker that cannot warm up, because Postgres is away or not migrated yet, is slower, and nothing else.
     """
     now = datetime.now(UTC)
     claim = Claim(NO_JOB, 0, job_type, "default", payload, 60.0, 1, 0, 0, 0, now, None)

@@ -1,4 +1,4 @@
-"""The run of one delivery: claim, perform, end. `run_job` is what RQ calls, in the work-horse that it has forked."""
+"""The run of one delivery: claim, perform, end. RQ calls `run_job` in the work-horse that it has forked."""
 
 import logging
 import os
@@ -40,29 +40,29 @@ NOTHING_TO_DO: Final = "nothing to do: a duplicate delivery, or the job was canc
 
 
 class JobFailed(Exception):
-    """What RQ is told of a job whose own error cannot be printed."""
+    """The error that RQ gets for a job whose own error cannot be printed."""
 
 
 def run_job(job_id: str) -> str:
-    """Run one delivery of a job; what RQ calls for every wake-up.
+    """Run one delivery of a job; RQ calls this for every wake-up.
 
     Args:
         job_id: id of the row.
 
     Returns:
-        What became of it, in a few words, for RQ's tools.
+        The end, in a few words, for RQ's tools.
 
     Raises:
         BaseException: the error of a job that failed for good, so that RQ's tools show it as failed; or
             LedgerUnavailable, if Postgres stayed away, full or locked.
     """
     connections = default_connections()
-    if not logging.getLogger().handlers:  # a worker that was started without our configuration, or any other
+    if not logging.getLogger().handlers:  # a worker without our configuration, or any configuration
         set_up_logging(connections.settings)
     keeping = keeping_of(connections)
     isolated = is_work_horse(job_id)
     if isolated:
-        process.die_with_parent(None, signal.SIGKILL)  # RQ gives it a process group of its own, so it would live on
+        process.die_with_parent(None, signal.SIGKILL)  # it has its own process group, so it would live on
     if isolated or get_current_job() is not None:
         keeping.start()
     if isolated:
@@ -96,7 +96,7 @@ class Delivery:
         self._claim_lost = False
 
     def run(self) -> str:
-        """The steps, in order."""
+        """Run the steps, in order."""
         with self._keeping.lease_of(self._job_id, self._tail) as lease:
             connection, claim = patiently(lambda: self._claim(lease), LEDGER_PATIENCE_SECONDS, str(self._job_id))
             end = NOTHING_TO_DO if claim is None else self._perform(lease, connection, claim)
@@ -106,7 +106,7 @@ class Delivery:
         return end
 
     def warm_up(self, claim: Claim) -> None:
-        """The same steps for a row that is not there: see `worker.warm_up`."""
+        """Run the steps for a row that does not exist: see `worker.warm_up`."""
         with self._keeping.lease_of(self._job_id, self._tail) as lease:
             connection, _ = self._claim(lease)
             attempt = self._attempt(lease, connection, claim)
@@ -156,7 +156,7 @@ class Delivery:
         with attempt.logged:
             try:
                 settled = completer.complete(attempt, attempt.perform())
-            except BaseException as error:  # whatever a job raises is an outcome, also SystemExit
+            except BaseException as error:  # everything that a job raises is an outcome, also SystemExit
                 settled = completer.conclude(attempt, error)
                 if settled is not None and settled.status is JobStatus.FAILED:
                     unprintable = _if_unprintable(attempt)
@@ -178,7 +178,7 @@ class Delivery:
 
 
 def _if_unprintable(attempt: Attempt) -> JobFailed | None:
-    """What RQ prints in the place of an error that it could not print either."""
+    """The replacement for an error that RQ could not print either."""
     said = attempt.evidence
     if said is None:
         return None
@@ -199,7 +199,7 @@ def _in_words(settled: Settled | None) -> str:
 
 
 class _WorkHorse:
-    """What the children that a job forks must know of their parent."""
+    """Facts about the work-horse for the children that its job forks."""
 
     pid: int | None = None
     forked_in_main_thread = False
@@ -209,7 +209,7 @@ _work_horse: Final = _WorkHorse()
 
 
 def _before_fork() -> None:
-    """Hold SIGTERM back: one that is sent to the child in its first moments must not meet the work-horse's handler."""
+    """Block SIGTERM: in its first moments, the child still has the work-horse's handler."""
     if _work_horse.pid == os.getpid():
         _work_horse.forked_in_main_thread = threading.current_thread() is threading.main_thread()
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -221,9 +221,9 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """A child of a job takes SIGTERM as processes do, not as a request to stop; and it dies with the work-horse.
+    """Let SIGTERM end a child of a job, and let the child die with the work-horse.
 
-    The kernel means the thread that forked by the parent: only the main thread lives as long as the process.
+    The kernel takes the forking thread for the parent: only the main thread lives as long as the process.
     """
     if _work_horse.pid != os.getppid():
         return
