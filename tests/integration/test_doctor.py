@@ -401,8 +401,8 @@ def test_snapshots_are_not_nothing() -> None:
     ]
 
     assert messages == [
-        "It keeps only snapshots over a restart: what came after the last one is pushed again.",
-        "It keeps nothing over a restart: all that waits is pushed again.",
+        "It keeps only snapshots over a restart: every wake-up after the last one is pushed again.",
+        "It keeps nothing over a restart: every wake-up is pushed again.",
     ]
 
 

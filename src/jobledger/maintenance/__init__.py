@@ -1,1 +1,1 @@
-"""Repair, equal in rank to the happy path: each chore is guarded statements, so that any number may run at once."""
+"""The chores of repair: each is made of guarded statements, so that any number of processes may run them at once."""

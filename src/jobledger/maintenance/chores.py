@@ -1,6 +1,6 @@
-"""The chores of repair: what each mends, and how long schedulers pause between two passes of it.
+"""The table of chores: what each mends, and how long schedulers pause between two passes of it.
 
-Schedulers do them again and again, the doctor once. Any number of processes may do them at the same time.
+Schedulers run them again and again, the doctor once. Any number of processes may run them at the same time.
 """
 
 import threading
@@ -28,18 +28,18 @@ CLEAN_SECONDS: Final = 30.0
 PRUNE_SECONDS: Final = 3600.0
 
 TELL_SECONDS: Final = 5.0
-"""So long a pass tells jobs that wait of the ends of others; then comes the next one."""
+"""The time in which a pass tells children of the ends of their parents; the next pass goes on."""
 
 STAY_SHARE: Final = 0.9
-"""Of the pause between two looks at limits: so long the first one stays for what rates allow soon."""
+"""The share of the pause between two passes over limits in which a pass waits for slots of rates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How a pass is done.
+    """How a pass is run.
 
     Attributes:
-        is_sweep: again and again, and recorded as by a process that repairs.
+        is_sweep: one of many, recorded in `sweeps`.
         entries: of each list in Redis that one look sees.
         stopping: set when the process is to end.
     """
@@ -54,7 +54,7 @@ class Step:
     """A part of a chore.
 
     Attributes:
-        mends: what its count counts, in words; None for what mends nothing.
+        mends: the things that its result counts, in words; None for a step that mends nothing.
     """
 
     mends: str | None
@@ -63,7 +63,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Chore:
-    """What is done together, in the order of its steps.
+    """Steps that run together, in order.
 
     Attributes:
         pause_seconds: between two passes of one scheduler.
@@ -74,7 +74,7 @@ class Chore:
     steps: tuple[Step, ...]
 
     def do(self, connections: Connections, manner: Manner) -> int:
-        """All steps; how much was mended.
+        """Run all steps, and count what was mended.
 
         Raises:
             LedgerUnavailable: Postgres is away.
@@ -84,7 +84,7 @@ class Chore:
 
 
 def total(count: int | Counter[str] | None) -> int:
-    """What a step has counted, in all."""
+    """The sum of a step's counts."""
     return count.total() if isinstance(count, Counter) else count or 0
 
 
@@ -131,7 +131,7 @@ CHORES: Final = (
         _sweep_seconds,
         (
             Step(
-                "attempts that nobody ran any more",
+                "attempts without a live process",
                 lambda connections, manner: reap(connections, is_sweep=manner.is_sweep),
             ),
         ),
@@ -146,7 +146,7 @@ CHORES: Final = (
         _relay_seconds,
         (Step("jobs whose parents had ended", lambda connections, _: propagate_due(connections, TELL_SECONDS)),),
     ),
-    Chore("limits", _relay_seconds, (Step("slots that stood free, or were miscounted", _maintain_limits),)),
+    Chore("limits", _relay_seconds, (Step("free slots given, or counts corrected", _maintain_limits),)),
     Chore(
         "relay",
         _relay_seconds,
@@ -163,7 +163,7 @@ CHORES: Final = (
         (
             Step("workers that Redis had forgotten", lambda connections, _: find_late_workers(connections)),
             Step("entries of Redis", lambda connections, manner: clean(connections, manner.entries)),
-            Step("jobs that waited for nobody", lambda connections, _: release_stuck_children(connections)),
+            Step("jobs that waited for ended parents", lambda connections, _: release_stuck_children(connections)),
         ),
     ),
     Chore("count", lambda _: COUNT_SECONDS, (Step(None, lambda connections, _: count_places(connections)),)),

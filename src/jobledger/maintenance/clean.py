@@ -1,8 +1,8 @@
-"""Removes from Redis what should not be there: wake-ups that nobody needs, doubles, and RQ's leftovers (R7, R8, R9).
+"""Removes stale entries from Redis: needless wake-ups, doubled ones, and leftovers of RQ.
 
-None of it does harm, because no delivery does anything without a claim; but RQ's own maintenance would call finished
-jobs failed, and people who look at Redis would see what is not so. A part of each list at a time, so that long ones
-keep nobody busy. Jobs of others in the same queues, also those of other ledgers, are left alone.
+They do no harm, because no delivery does anything without a claim; but RQ's own maintenance would call finished jobs
+failed, and people would see wrong figures in Redis. A pass reads a part of each list, so that a long list does not make
+it long. RQ jobs of other applications and other ledgers in the same queues are left alone.
 """
 
 from collections import Counter
@@ -22,17 +22,17 @@ from jobledger.queues.stale import ENDED_SECONDS, STALE_SECONDS
 log: Final = get_logger(__name__)
 
 LIMIT: Final = 5000
-"""Entries of each list that one look sees."""
+"""Entries of each list that one pass reads."""
 
 MOST_NAMED: Final = 5
 DEADLINE_SECONDS: Final = 15.0
 
 
 def clean(connections: Connections, limit: int = LIMIT) -> Counter[str]:
-    """Look at a part of each list, and remove what should not be there.
+    """Read a part of each list, and remove the stale entries.
 
     Returns:
-        How many entries were removed, by what they were.
+        The number of entries removed, by kind.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -59,8 +59,8 @@ def _clean_list(connections: Connections, found: Slice) -> Counter[str]:
     idle = [one for one, (status, is_held, _) in standing.items() if status is not JobStatus.QUEUED or is_held]
     others = queues.pushed_by_others(client, idle, name)  # of a copy of this database, which has the same ids
     needless = [one for one in idle if one not in others]
-    orphans = queues.ours_of(client, [one for one in times if one not in standing], STALE_SECONDS, name)
-    gone = set(queues.remove(client, found, orphans, orphans))
+    stale = queues.ours_of(client, [one for one in times if one not in standing], STALE_SECONDS, name)
+    gone = set(queues.remove(client, found, stale, stale))
     if gone:
         log.warning("Wake-ups without a row", count=len(gone), first=[str(one) for one in sorted(gone)[:MOST_NAMED]])
     doubled = {one: count for one, count in times.items() if count > 1 and one in standing and one not in idle}
@@ -81,9 +81,9 @@ def _clean_intermediate(connections: Connections, found: Slice) -> Counter[str]:
 
 
 def _remove_idle(connections: Connections, found: Slice, ids: list[UUID]) -> int:
-    """Remove wake-ups of jobs that are not queued, while nobody can queue them: that would lose the new one.
+    """Remove wake-ups of jobs that are not queued, under a lock: a job queued meanwhile would lose its new wake-up.
 
-    What RQ keeps of a running job stays: the second of two deliveries is listed, and the first goes on.
+    The RQ hash of a running job stays: only its second wake-up is in the list, and the first is running.
     """
     if not ids:
         return 0

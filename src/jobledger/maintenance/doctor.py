@@ -1,4 +1,4 @@
-"""Looks at everything that jobledger stands on, says what is wrong with it, and repairs what can be repaired."""
+"""Checks the servers, the schema, the processes and the counts; reports problems, and repairs what it can."""
 
 import time
 from collections import Counter
@@ -29,18 +29,18 @@ MOST_SKEW_SECONDS: Final = 2.0
 LEAST_REDIS: Final = (6, 2)
 LEAST_POSTGRES: Final = 140_000
 MOST_MEMORY: Final = 0.9
-"""Of what Redis may use."""
+"""The share of its maxmemory that Redis may use."""
 
 MOST_COUNTED: Final = 1000
 MOST_ROUNDS: Final = 20
 
 
 class Severity(StrEnum):
-    """What a look came to."""
+    """How serious a finding is."""
 
     OK = "ok"
     WARNING = "warning"
-    """It works, and will not when something else goes wrong."""
+    """It works, but will fail when something else does."""
     PROBLEM = "problem"
     AWAY = "away"
     """A server did not answer: a problem, too."""
@@ -48,10 +48,10 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        message: what is so.
+        message: the fact.
         remedy: what to do about it; empty if nothing.
     """
 
@@ -62,14 +62,14 @@ class Finding:
 
 
 def examine(connections: Connections, known_revisions: tuple[str, ...]) -> list[Finding]:
-    """Look at both servers and at what runs on them.
+    """Check both servers, and the processes that use them.
 
     Args:
         connections: the servers.
         known_revisions: of the schema, the one that the code needs first.
 
     Returns:
-        What was found: nothing is raised if a server is away, or freezes while it is asked.
+        The findings. Nothing is raised if a server is away, or freezes meanwhile.
     """
     skew = _Skew()
     found = [*_guarded("postgres", lambda: _postgres(connections, known_revisions, skew))]
@@ -111,10 +111,10 @@ def _explained(subject: str, error: Exception) -> Finding:
 
 
 def _refused(subject: str, error: redis.ResponseError) -> Finding:
-    """What to say of a server that answers, and not what it was asked for."""
+    """The finding about a Redis that answers with an error."""
     words = f"Redis refuses: {error}"
     match error:
-        case redis.exceptions.NoPermissionError() if subject == "redis":  # jobs run without what this look asks for
+        case redis.exceptions.NoPermissionError() if subject == "redis":  # jobs run without these commands
             return Finding(subject, Severity.WARNING, words, "Allow its user INFO and TIME.")
         case redis.exceptions.NoPermissionError():
             remedy = "Allow its user the keys jobledger:* and rq:*, and the commands that use them."
@@ -123,14 +123,14 @@ def _refused(subject: str, error: redis.ResponseError) -> Finding:
         case redis.exceptions.OutOfMemoryError():
             remedy = "Raise maxmemory, or lower JOBLEDGER_QUEUE_WINDOW."
         case _ if str(error).startswith("WRONGTYPE"):
-            remedy = "Somebody else writes to jobledger:* or rq:*; give them, or us, another database of Redis."
+            remedy = "Another application writes to jobledger:* or rq:*; give it, or jobledger, another Redis database."
         case _:
             remedy = "See the log of Redis."
     return Finding(subject, Severity.PROBLEM, words, remedy)
 
 
 class _Skew:
-    """By how much the servers' clocks differ from this host's."""
+    """The differences between the servers' clocks and this host's."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -176,7 +176,7 @@ def _judge_postgres(facts: PostgresFacts) -> Iterator[Finding]:
     unsafe = [name for name in ("fsync", "synchronous_commit") if getattr(facts, name) == "off"]
     if unsafe:
         words = f"{' and '.join(unsafe)} off: accepted jobs are lost if its machine fails"
-        yield Finding("postgres", Severity.WARNING, words, "Switch on what is off.")
+        yield Finding("postgres", Severity.WARNING, words, "Switch them on.")
     else:
         yield Finding("postgres", Severity.OK, f"version {facts.version // 10_000}")
 
@@ -191,7 +191,7 @@ def _redis(connections: Connections, skew: _Skew) -> Iterator[Finding]:
 
 
 def judge_redis(facts: RedisFacts) -> Iterator[Finding]:
-    """What to say of what Redis says of itself."""
+    """The findings about the facts of Redis."""
     version = tuple(int(part) for part in facts.version.split(".")[:2] if part.isdigit())
     if version < LEAST_REDIS:
         yield Finding("redis", Severity.PROBLEM, f"version {facts.version or '?'}", "Use Redis 6.2 or newer.")
@@ -207,8 +207,8 @@ def judge_redis(facts: RedisFacts) -> Iterator[Finding]:
         words = f"{facts.memory_bytes >> 20} of {facts.limit_bytes >> 20} MiB are used"
         yield Finding("redis memory", Severity.WARNING, words, "Raise maxmemory, or lower JOBLEDGER_QUEUE_WINDOW.")
     if not facts.has_aof:
-        kept = "keeps only snapshots over a restart: what came after the last one"
-        words = f"It {kept if facts.has_snapshots else 'keeps nothing over a restart: all that waits'} is pushed again."
+        kept = "keeps only snapshots over a restart: every wake-up after the last one"
+        words = f"It {kept if facts.has_snapshots else 'keeps nothing over a restart: every wake-up'} is pushed again."
         yield Finding("redis persistence", Severity.WARNING, words, "Set appendonly yes.")
 
 
@@ -252,9 +252,9 @@ def _repair(connections: Connections) -> Iterator[Finding]:
         ]
     name = stale_sweep(connections, ages)
     if name is None:
-        yield Finding("repair", Severity.OK, "somebody relays, reaps and reconciles")
+        yield Finding("repair", Severity.OK, "a scheduler relays, reaps and reconciles")
         return
-    words = f"nobody does `{name}`; last done {_ago(ages.get(name))}"
+    words = f"no process does `{name}`; last done {_ago(ages.get(name))}"
     remedy = f"See the log of the scheduler {seen[0].name}." if seen else "Run `python -m jobledger scheduler`."
     yield Finding("repair", Severity.PROBLEM, words, remedy)
 
@@ -277,7 +277,7 @@ def _workers(connections: Connections) -> Iterator[Finding]:
     idle = ", ".join(name for name in connections.settings.queues if name not in heard)
     if deaf and nameless:
         words = f"Jobs wait in {counts}; {nameless} workers do not say which queues they take from."
-        remedy = "Redis was emptied since they started. Restart them, if that shall be seen; they work."
+        remedy = "Redis was emptied since they started. They work; restart them to see their queues."
         yield Finding("workers", Severity.WARNING, words, remedy)
     elif deaf:
         remedy = "Start workers with these queues, or add them to JOBLEDGER_QUEUES."
@@ -287,7 +287,7 @@ def _workers(connections: Connections) -> Iterator[Finding]:
         remedy = "Start workers with these queues, or take them out of JOBLEDGER_QUEUES."
         yield Finding("workers", Severity.WARNING, words, remedy)
     else:
-        yield Finding("workers", Severity.OK, f"{len(found)} live; no job waits in a queue of nobody's")
+        yield Finding("workers", Severity.OK, f"{len(found)} live; every queue with jobs has a worker")
 
 
 def _conservation(connections: Connections) -> Iterator[Finding]:
@@ -301,16 +301,16 @@ _DRIFTS: Final = {
     "needless": "in Redis, though they are not queued",
     "without_row": "in Redis, and no job belongs to them",
     "unattended": "started, and their lease has run out",
-    "leftovers": "ended, and RQ still thinks of them",
-    "astray": "slots of limits that are nobody's, or keys that are miscounted",
+    "leftovers": "ended, and still in RQ's registries",
+    "astray": "leaked slots of limits, or keys with a wrong count",
 }
 
 
 def judge_conservation(counted: Conservation) -> Iterator[Finding]:
-    """What to say of the places in which jobs are."""
+    """The findings about the counts of all places in which jobs are."""
     for name, words in _DRIFTS.items():
         if number := getattr(counted, name):
-            remedy = "Schedulers mend it within a minute; or say --repair."
+            remedy = "Schedulers mend it within a minute; or run `doctor --repair`."
             yield Finding("conservation", Severity.PROBLEM, f"{number} {words}", remedy)
     if not counted.is_exact:
         words = f"A list has more than {MOST_ENTRIES} entries: only a part was looked at."
@@ -322,13 +322,13 @@ def judge_conservation(counted: Conservation) -> Iterator[Finding]:
 
 
 def repair(connections: Connections) -> tuple[Counter[str], list[Finding]]:
-    """Do all chores again and again, until nothing has drifted, nothing more changes, or something fails.
+    """Run all chores again and again, until a round mends nothing, or something fails.
 
-    It is not recorded as a sweep: who repairs once is not somebody who repairs.
+    It is not recorded as a sweep: one repair does not show that a scheduler repairs.
 
     Returns:
-        What was mended, and how often; and what failed. Attempts under leases that have run out are reaped only if
-        somebody has been reaping for all of a lease: see `reaper`.
+        The number of things mended, by kind; and the failures. Attempts under stale leases are reaped only if a process
+        has been reaping for all of a lease: see `reaper`.
     """
     mended: Counter[str] = Counter()
     failed: list[Finding] = []

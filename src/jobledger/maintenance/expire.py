@@ -14,18 +14,18 @@ from jobledger.maintenance.one_by_one import OneByOne
 
 BATCH: Final = 500
 PASS: Final = 5000
-"""Jobs that one pass looks at, at most; the next one follows soon."""
+"""Jobs that one pass looks at, at most; the next pass follows soon."""
 
 DEADLINE_SECONDS: Final = 15.0
 
 
 def expire(connections: Connections) -> int:
-    """Fail what has expired, call its `on_failed`, and tell what waits for it.
+    """Fail expired jobs, dispatch their `on_failed`, and tell their children.
 
-    A job that another transaction holds is left for the next pass.
+    A job that another transaction has locked is left for the next pass.
 
     Returns:
-        How many jobs expired.
+        The number of jobs that expired.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -56,7 +56,7 @@ def _expire_childless(connections: Connections, ids: Sequence[UUID]) -> int:
 
 
 def _expire_parent(connections: Connections, each: OneByOne, job_id: UUID) -> int:
-    """One at a time: its children are locked after it, in the order that all who end a parent keep to."""
+    """One parent at a time: its children are locked after it, the order of locks of every end."""
     settled = each.do(job_id, lambda connection: _expire_family(connection, job_id))
     if settled is None:
         return 0

@@ -1,7 +1,7 @@
-"""Gives free slots of limits and rates to those that wait, and sets right what is counted.
+"""Gives free slots of limits and rates to held jobs, and corrects wrong counts.
 
-Of a rate, slots become free by themselves, as time passes. Of a limit, whoever ends a job passes its slot on; if that
-process died before it could, this does.
+Slots of a rate become free as time passes. Slots of a limit are passed on by the process that ends a job; if it died
+before it could, this chore does it.
 """
 
 import random
@@ -21,28 +21,28 @@ BATCH: Final = 500
 DEADLINE_SECONDS: Final = 15.0
 
 DEEP: Final = 10_000
-"""How far down a line to look for somebody who could start, behind those that wait for something else."""
+"""How far down a line to look for a job that could start, behind jobs that wait for another key."""
 
 LONGEST_RELEASING_SECONDS: Final = 3.0
-"""For rates, and for limits; then comes the next look, and who is left waits for that."""
+"""For rates, and for limits; the next look releases the rest."""
 
 SHORTEST_REST_SECONDS: Final = 0.02
 REST_FOR_WORK: Final = 4
-"""So many times as long as a look for free keys has taken is the shortest rest after it."""
+"""The shortest rest after a look for free keys, as a multiple of the time that the look took."""
 
 
 def maintain_limits(
     connections: Connections, stay_seconds: float = 0.0, stopping: threading.Event | None = None
 ) -> int:
-    """Take slots from those that may not have one, recount what does not fit, release who waits for no reason.
+    """Pass leaked slots on, correct wrong counts, and release held jobs that have free slots.
 
     Args:
         connections: the servers.
-        stay_seconds: wait so long for what rates allow soon, and release it at its moment.
+        stay_seconds: wait so long for slots of rates, and give each as soon as it is free.
         stopping: ends the stay.
 
     Returns:
-        How many jobs were released, and how many counts were wrong.
+        The number of jobs released, plus the number of wrong counts.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -57,24 +57,24 @@ def maintain_limits(
         took = time.monotonic() - looked_at
         free = [one.key for one in lines if one.wait_seconds == 0]
         released = 0
-        for kind in SlotKind.RATE, SlotKind.LIMIT:  # who waits for both stands in line for the limit when that is given
+        for kind in SlotKind.RATE, SlotKind.LIMIT:  # a job that waits for both is then in the limit's line
             keys = [key for key in free if key.startswith(f"{kind}:")]
             released += _release(connections, keys, stopping)
         done += released
         waits = [one.wait_seconds for one in lines if one.wait_seconds]
         if released:
-            waits.append(0.0)  # of what is left there, this look did not say when it may go
+            waits.append(0.0)  # this look does not know when the next job of those keys may start
         soonest = min(waits, default=float("inf"))
         rest = max(looked_at + soonest - time.monotonic(), REST_FOR_WORK * took, SHORTEST_REST_SECONDS)
-        lasted = time.monotonic() - looked_at  # the next one must not take the time of the next pass
+        lasted = time.monotonic() - looked_at  # the next look must not delay the next pass
         if time.monotonic() + rest + lasted > until or stopping.wait(rest):
             return done
 
 
 def _set_right(connections: Connections) -> int:
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        strays = limit_counts.leaked(connection, BATCH)
-    done = limits.pass_on(connections, strays) if strays else 0
+        leaked = limit_counts.leaked(connection, BATCH)
+    done = limits.pass_on(connections, leaked) if leaked else 0
     with connections.transaction(DEADLINE_SECONDS) as connection:
         limit_counts.forget(connection, BATCH, only_slots=True)
         miscounted = limit_counts.miscounted(connection, BATCH)
@@ -88,10 +88,10 @@ def _set_right(connections: Connections) -> int:
 
 
 def _release(connections: Connections, keys: list[str], stopping: threading.Event) -> int:
-    """Keys take turns for as long as there is somebody to be released, and time; how many were."""
+    """Release jobs of the keys in turns, while there are some, and time; count them."""
     until = time.monotonic() + LONGEST_RELEASING_SECONDS
     released = 0
-    random.shuffle(keys)  # if time is too short for all of them, it shall not be so for the same ones each time
+    random.shuffle(keys)  # if time is too short for all keys, others are left out each time
     while keys:
         again = []
         for key in keys:

@@ -1,4 +1,4 @@
-"""Deletes what is over its age in the settings, in small batches."""
+"""Deletes rows that are older than the settings keep them, in small batches."""
 
 from collections.abc import Callable
 from typing import Final
@@ -21,23 +21,23 @@ BATCH: Final = 1000
 HOUR_SECONDS: Final = 3600.0
 DAY_SECONDS: Final = 86400.0
 REQUESTS_SECONDS: Final = DAY_SECONDS
-"""A request is of no use once its job has ended; the reason stands in the job's row."""
+"""A request is of no use once its job has ended; the job's row has the reason."""
 
 LOSSES_SECONDS: Final = 7 * DAY_SECONDS
 """A wake-up that was lost longer ago says nothing about the next one."""
 
 KEYS_SECONDS: Final = DAY_SECONDS
-"""Keys of limits and rates come back when they are used again."""
+"""Keys of limits and rates are inserted again when they are used."""
 
 DEADLINE_SECONDS: Final = 30.0
 
 
 def prune(connections: Connections) -> int:
-    """Delete ended jobs with their attempts, and the ticks of schedules, which are kept for longer; forget lost
-    wake-ups, requests to cancel, idempotency keys and the keys of limits.
+    """Delete old jobs with their attempts, ticks, lost wake-ups, cancel requests, idempotency keys, unique windows and
+    keys of limits.
 
     Returns:
-        How many rows were deleted.
+        The number of rows deleted.
 
     Raises:
         LedgerUnavailable: Postgres is away.

@@ -1,7 +1,7 @@
-"""Lets go of jobs that wait for parents that have all ended.
+"""Releases or cancels jobs that wait although their parents have all ended.
 
-The process that ends a parent tells its children in the same transaction, or notes them to be told, so there is no
-known way for a job to be left. If one is, it would wait for ever; so a part of those that wait is looked at now and
+The process that ends a parent tells its children in the same transaction, or notes them to be told, so no way is known
+for a child to be forgotten. A forgotten child would wait for ever; so a part of the deferred jobs is checked now and
 then.
 """
 
@@ -18,19 +18,19 @@ from jobledger.observe.log import get_logger
 log: Final = get_logger(__name__)
 
 LIMIT: Final = 1000
-"""Jobs that one look sees: so many from the oldest, and so many from a random place."""
+"""Jobs that one pass checks from the oldest on, and as many from a random place."""
 
 DEADLINE_SECONDS: Final = 15.0
 TELL_SECONDS: Final = 5.0
 
 
 def release_stuck_children(connections: Connections) -> int:
-    """Queue those whose parents have completed, or are not there any more; cancel those of which one did not.
+    """Queue stuck jobs whose parents all completed or were pruned; cancel those of which a parent did not complete.
 
     A job that another transaction has locked is left for later.
 
     Returns:
-        How many were found.
+        The number of jobs queued or canceled.
 
     Raises:
         LedgerUnavailable: Postgres is away.

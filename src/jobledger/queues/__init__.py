@@ -1,16 +1,16 @@
 """Wake-ups: RQ jobs that carry a ledger id, nothing else. With `worker/`, the only place that imports rq.
 
-What crosses Redis is the fixed callable `jobledger.worker.run_job` and one text, the id of a row. Losing, doubling or
-flushing any of it costs latency, never a job. RQ's own retry, schedule, dependency and callback features are not used.
+A wake-up is the fixed callable `jobledger.worker.run_job` with one text, the id of a row. Losing, doubling or flushing
+wake-ups costs latency, never a job. RQ's own retry, schedule, dependency and callback features are not used.
 
-keys         how RQ names what it keeps
+keys         RQ's names of keys
 wakes        pushing, and reading the lists
-owner        whose the queues and the wake-ups are
-window       how many may be pushed
-reports      what RQ says of jobs that it calls failed
-workers      what its workers say of themselves, and are told
-leftovers    what lies about and should not
-server       what the Redis server says of itself
+owner        the owner of the queues and of the wake-ups
+window       how many wake-ups may be pushed
+reports      RQ's reports of failed jobs
+workers      RQ's records of its workers
+stale        stale entries: finding and removing them
+server       facts about the Redis server
 """
 
 from jobledger.queues.keys import RUN_JOB

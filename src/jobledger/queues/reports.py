@@ -1,4 +1,4 @@
-"""What RQ says of jobs that it calls failed."""
+"""RQ's reports of failed jobs."""
 
 import base64
 import zlib
@@ -13,21 +13,21 @@ from jobledger.queues import keys
 
 REPORT_LIMIT_BYTES: Final = 64 * 1024
 MEASURING_SECONDS: Final = 2.0
-"""Between the looks at two clocks."""
+"""The time that may pass between reading two clocks."""
 
 TRACEBACK: Final = "Traceback (most recent call last):"
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """What RQ says of a job that it calls failed.
+    """RQ's report of a job that it calls failed.
 
     Attributes:
-        worker: name of the RQ worker that said so last.
-        process_died: its work-horse died, rather than that something was raised in it.
+        worker: name of the RQ worker that reported it last.
+        process_died: its work-horse died; otherwise it raised an error.
         report: RQ's words: of a traceback the line that names the error, otherwise the last line.
-        age_seconds: since RQ said so, by the clock of Redis. Of a Redis that came back with older data it may be more
-            than the attempt has lasted: then it is about an earlier one.
+        age_seconds: since the report, by the clock of Redis. It may be more than the attempt has lasted, if Redis came
+            back with older data: then the report is about an earlier attempt.
     """
 
     worker: str
@@ -41,10 +41,10 @@ class Death:
 
 
 def reported_deaths(client: redis.Redis, job_ids: Iterable[UUID]) -> dict[UUID, Death]:
-    """Of these jobs, those that RQ calls failed.
+    """The reports of those of these jobs that RQ calls failed.
 
-    Reads the hash and the newest entry of the results' stream as they are: nothing is unpickled, and none of RQ's
-    registries is asked, because asking them changes them.
+    Reads the hash and the newest entry of the results' stream: nothing is unpickled, and RQ's registries are not asked,
+    because RQ changes them when it reads them.
 
     Raises:
         redis.RedisError: Redis is away.

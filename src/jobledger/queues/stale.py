@@ -1,6 +1,6 @@
-"""What lies in RQ's lists and sets and should not: reading a part of them at a time, and removing single entries.
+"""Stale entries of RQ's lists and sets: reading a part of them at a time, and removing single entries.
 
-Nothing is unpickled. Whoever calls knows from the ledger what may go.
+Nothing is unpickled. The caller knows from the ledger which entries are stale.
 """
 
 import random
@@ -18,12 +18,12 @@ from jobledger.queues import keys
 from jobledger.queues.owner import FIELD
 
 MOST_COMPARISONS: Final = 5_000_000
-"""Removing from a list walks through it; so many entries are walked past at most, some tenths of a second for Redis."""
+"""LREM walks through the list; a pass may walk past so many entries, which takes Redis some tenths of a second."""
 
 DATA_LIMIT_BYTES: Final = 1024
 
 STALE_SECONDS: Final = 60.0
-"""A wake-up is pushed after its row is committed, so one without a row has lost it; after this for certain."""
+"""A wake-up of this age without a row is stale: the row is committed before the push, so it was deleted."""
 
 ENDED_SECONDS: Final = 60.0
 """RQ's bookkeeping about a job that ended longer ago is over."""
@@ -34,9 +34,9 @@ class Slice:
     """A part of a list.
 
     Attributes:
-        ids: in the order of the list, those that look like ids of ours.
+        ids: the entries that have the form of our ids, in the order of the list.
         length: of the whole list.
-        is_whole: whether that is all of it.
+        is_whole: whether this is the whole list.
     """
 
     key: str
@@ -46,7 +46,7 @@ class Slice:
 
 
 def read_slice(client: redis.Redis, key: str, limit: int) -> Slice:
-    """A list, or as much of it as the limit says, from a random place: so several looks see all of a long one.
+    """A list, or `limit` entries of it from a random place, so that several passes see all of a long list.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -58,10 +58,10 @@ def read_slice(client: redis.Redis, key: str, limit: int) -> Slice:
 
 
 def remove(client: redis.Redis, found: Slice, ids: Collection[UUID], with_hash: Collection[UUID]) -> list[UUID]:
-    """Remove ids from a list, wherever they are in it, and what RQ keeps of some of them.
+    """Remove all entries of ids from a list, and the RQ hashes of some of them.
 
     Returns:
-        Those that were removed: not all, if the list is so long that it would keep Redis busy.
+        The removed ids: not all, if the list is so long that it would keep Redis busy.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -77,7 +77,7 @@ def remove(client: redis.Redis, found: Slice, ids: Collection[UUID], with_hash: 
 
 
 def remove_doubles(client: redis.Redis, found: Slice, times: dict[UUID, int]) -> int:
-    """Leave the first of several entries of the same id.
+    """Remove all but the first of several entries of the same id.
 
     Args:
         times: how often each is in the list.
@@ -98,13 +98,13 @@ def _affordable(found: Slice) -> int:
 
 
 def ours_of(client: redis.Redis, ids: Sequence[UUID], age_seconds: float, ledger: str | None) -> list[UUID]:
-    """Of these ids, those of wake-ups of ours that were pushed longer ago; others may be of any program or ledger.
+    """Those of these ids that belong to our wake-ups and were pushed longer ago; others may be any program's.
 
     Args:
         client: of the server.
         ids: of the wake-ups.
         age_seconds: since they were pushed.
-        ledger: this one; None if its name is unknown: then what has a name is not ours.
+        ledger: this one; None if its name is unknown: then a wake-up with a name is not ours.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -126,7 +126,7 @@ def ours_of(client: redis.Redis, ids: Sequence[UUID], age_seconds: float, ledger
 
 
 def _calls_us(data: bytes | None) -> bool:
-    """Whether a job's pickle names our callable: it is looked for as text, and never loaded."""
+    """Whether a job's pickle contains the name of our callable as text; it is never loaded."""
     try:
         plain = zlib.decompressobj().decompress(data or b"", DATA_LIMIT_BYTES)
     except zlib.error:
@@ -136,14 +136,14 @@ def _calls_us(data: bytes | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An entry of what RQ's workers have begun."""
+    """An entry of the registry of jobs that RQ's workers have begun."""
 
     entry: bytes
     job_id: UUID
 
 
 def read_begun(client: redis.Redis, queue: str, limit: int) -> list[Begun]:
-    """What RQ's workers have begun and not ended, those first that have been silent for longest.
+    """The jobs that RQ's workers have begun and not ended, the longest silent first.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -154,7 +154,7 @@ def read_begun(client: redis.Redis, queue: str, limit: int) -> list[Begun]:
 
 
 def remove_begun(client: redis.Redis, queue: str, entries: Sequence[Begun]) -> None:
-    """Have RQ forget that it began these, so that it will not call them abandoned; their hashes expire soon.
+    """Have RQ forget that it began these, so that it does not call them abandoned; their hashes expire soon.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -167,7 +167,7 @@ def remove_begun(client: redis.Redis, queue: str, entries: Sequence[Begun]) -> N
 
 
 def as_id(text: str) -> UUID | None:
-    """An id as we write ids; anything else is not ours."""
+    """An id in the form in which we write ids; any other text is not ours."""
     with suppress(ValueError):
         found = UUID(text)
         return found if str(found) == text else None

@@ -1,11 +1,11 @@
-"""How many wake-ups of a queue may be in Redis: a window over all that is queued, the rest of which waits in Postgres.
+"""The window: how many wake-ups of a queue may be in Redis. The other queued jobs wait in Postgres.
 
-What is in order, and what is not. The relay pushes what waits by priority and age, and a list is taken from in the
-order of its pushes. A dispatch is pushed at once only while its queue keeps up: once a process has seen a list that is
-full, its dispatches wait in Postgres, behind what is there already, until the list is half empty; the relay fills it up
-every second, so that this means that nothing is left there. A process takes a list that it has not seen before for full
-if it is half full. So new jobs may overtake older ones by as much as half a window when workers are quicker than the
-relay, and after Redis was emptied; and priorities order what waits in Postgres, not what is in a list.
+The order of jobs: the relay pushes by priority and age, and workers take wake-ups in the order of the pushes. A
+dispatch is pushed at once only while its queue keeps up. Once a process has seen a full list, its dispatches wait in
+Postgres, behind older jobs, until the list is half empty: the relay fills it up every second, so no older job waits
+then. A list that a process sees for the first time counts as full if it is half full. So new jobs may overtake older
+ones by half a window when workers are quicker than the relay, and after Redis was emptied; and priorities order the
+jobs that wait in Postgres, not the wake-ups in a list.
 """
 
 import os
@@ -22,12 +22,12 @@ from jobledger.connections.default import Connections
 from jobledger.queues.wakes import length
 
 LOOK_SECONDS: Final = 1.0
-"""A list is looked at again after this; in between, a process counts its own pushes."""
+"""The length of a list is asked for again after this; in between, a process counts its own pushes."""
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What one process knows of one list."""
+    """The knowledge of one process about one list."""
 
     length: int
     keeps_up: bool
@@ -35,7 +35,7 @@ class _Seen:
 
 
 class Window:
-    """What one process may push. Safe for threads.
+    """The pushes that one process may do. Safe for threads.
 
     Args:
         size: wake-ups of one queue that may be in Redis, about.
@@ -52,13 +52,13 @@ class Window:
         self._closed_until = 0.0
 
     def grant(self, client: redis.Redis, queue: str, wanted: int) -> int:
-        """How many of so many wake-ups may be pushed to a queue now; they count as pushed.
+        """The number of wake-ups, of those wanted, that may be pushed to a queue now; they count as pushed.
 
         Returns:
             0 without asking, if Redis did not answer within the last second.
 
         Raises:
-            redis.RedisError: Redis does not answer; for a second nobody else is kept waiting for it.
+            redis.RedisError: Redis does not answer; for a second no other call waits for it.
         """
         with self._lock:
             now = self._clock()
@@ -75,7 +75,7 @@ class Window:
             return granted
 
     def close(self) -> None:
-        """Redis did not take a push: let nobody wait for it for a second."""
+        """Redis did not take a push: let no call wait for it for a second."""
         with self._lock:
             self._closed_until = self._clock() + LOOK_SECONDS
 
@@ -91,14 +91,14 @@ class Window:
 
 
 class _Process:
-    """What is one per process: a window for each of its connections."""
+    """The state of a process: a window for each of its connections."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.windows: WeakKeyDictionary[Connections, Window] = WeakKeyDictionary()
 
     def begin_anew(self) -> None:
-        """In a forked child: another thread of its parent may have held the locks."""
+        """In a forked child: another thread of its parent may have had a lock."""
         self.__init__()  # type: ignore[misc]
 
 

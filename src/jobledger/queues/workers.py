@@ -1,4 +1,4 @@
-"""What RQ's workers say of themselves, the set by which they are found, and what they are told."""
+"""RQ's records of its workers: reading them, and mending the set by which workers are found."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,20 +10,20 @@ import redis
 from jobledger.queues import keys
 
 MOST_KEYS: Final = 10_000
-"""So many workers are put back at most; more are not looked for."""
+"""Workers that are looked for, at most."""
 SCAN_COUNT: Final = 1000
 MOST_SCANS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
-    """What an RQ worker says of itself.
+    """RQ's record of a worker.
 
     Attributes:
-        host: empty if Redis was emptied since the worker has started: it says that at its start only.
-        heartbeat_at: its last sign of life, by its host's clock; idle, it gives one every few minutes. None if what
-            Redis holds is no time.
-        queues: those that it takes from; empty if unknown, as the host.
+        host: empty if Redis was emptied since the worker started, as it writes its host at the start only.
+        heartbeat_at: its last heartbeat, by its host's clock; an idle worker has one every few minutes. None if the
+            value in Redis is no time.
+        queues: those that it takes from; empty if unknown, as for the host.
     """
 
     name: str
@@ -51,9 +51,9 @@ def forget_current_job(client: redis.Redis, worker: str, job_id: UUID) -> None:
 
 
 def workers(client: redis.Redis) -> list[WorkerRecord]:
-    """The RQ workers that are registered and have not said that they end.
+    """The RQ workers that are registered and have not reported their end.
 
-    Reads the hashes as they are: RQ's own `Worker.all` cleans its registries up, and a look must not change anything.
+    Reads the hashes: RQ's own `Worker.all` cleans its registries up, and reading must not change anything.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -79,11 +79,11 @@ def workers(client: redis.Redis) -> list[WorkerRecord]:
 def put_back_workers(client: redis.Redis) -> int:
     """Put living workers back into the set of all workers: RQ does so at their start only.
 
-    A worker lives if its hash is there, because that expires with its heartbeats, and tells of no death. What its host,
-    process and queues are, an idle one has said at its start, and nobody can say now; a busy one says it again.
+    A worker lives if its hash, which expires without heartbeats, exists and reports no death. The host, process and
+    queues of an idle worker, which it wrote at its start, cannot be restored; a busy worker writes them again.
 
     Returns:
-        How many were missing.
+        The number of workers put back.
 
     Raises:
         redis.RedisError: Redis is away.
