@@ -1,1 +1,1 @@
-"""Postgres and Redis, as one process reaches them: engine and clients, deadlines, waits for locks."""
+"""Connections of a process to Postgres and Redis: engine and clients, deadlines, waits for locks."""

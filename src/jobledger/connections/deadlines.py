@@ -1,8 +1,8 @@
-"""Deadlines for what can wait for ever: a connection that has not finished by its deadline is cut.
+"""Deadlines for waits that could last for ever: a connection that has not finished by its deadline is cut.
 
 No timeout of libpq ends the wait for a server that is frozen while its kernel still answers every packet; shutting the
-socket down does, in whatever thread waits on it. Its backend may wait on, for a synchronous standby for example; so it
-is canceled, too.
+socket down ends it, in any thread. Its backend may wait on, for example for a synchronous standby; so it is canceled,
+too.
 """
 
 import _thread
@@ -26,7 +26,7 @@ DISPATCH_SECONDS: Final = 1.5
 """A dispatch in a transaction of its own answers within this, also when Postgres is frozen."""
 
 SECONDS_TO_BEGIN: Final = 1.0
-"""A thread that was started so long ago and has not begun is taken for dead; two of them do no harm."""
+"""A thread that has not begun after this counts as dead; two threads do no harm."""
 
 
 CANCEL_AGAIN_SECONDS: Final = 2.0
@@ -48,10 +48,10 @@ def within(connection: Connection, deadline_seconds: float | None) -> Iterator[N
 
 
 def shut(fileno: int) -> None:
-    """End a connection for all that wait on it, in whatever thread or process; whoever has it open closes it.
+    """End a connection for all threads and processes that wait on it; those that have it open still close it.
 
     Args:
-        fileno: of its socket. The caller sees to it that nobody closes it meanwhile: the number could be another's.
+        fileno: of its socket. The caller keeps it open meanwhile, so that the number is not reused.
     """
     with suppress(OSError), socket.socket(fileno=os.dup(fileno)) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)
@@ -116,8 +116,8 @@ class _Watchdog:
 
     def _start(self) -> None:
         self._start_again_at = time.monotonic() + SECONDS_TO_BEGIN
-        # Thread.start() waits until the thread has begun, and for ever if it dies before: in a process that is short of
-        # memory, which is when a run has to write that its job has failed.
+        # Thread.start() waits until the thread has begun, and for ever if it dies before, as in a process that is short
+        # of memory; just then a work-horse has to write that its job has failed.
         try:
             _thread.start_new_thread(self._run, ())
         except RuntimeError as error:
@@ -152,7 +152,7 @@ class _Watchdog:
 
 
 class _Process:
-    """What is one per process: its watchdog."""
+    """The state of a process: its watchdog."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

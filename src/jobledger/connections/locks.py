@@ -1,8 +1,8 @@
 """Bounded waits for locks: a transaction that another process leaves open stops no other work.
 
-A row is locked by the transaction that changes it, until its end. A session with a dispatch in it that waits for a
-job, `after=`, locks that job's row until it commits, which may be any time later. And the other way round: a
-transaction of ours that is silent, as that of a frozen process is, keeps its locks for a bounded time.
+A transaction locks the rows that it changes until its end. A session that dispatches with `after=` locks the parent's
+row until it commits, which may be any time later. Conversely, a silent transaction of ours, such as that of a frozen
+process, keeps its locks for a bounded time.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from jobledger.connections.postgres import WAITED_IN_VAIN, first_line, sql_state
 from jobledger.errors import DispatchContended
 
 CONFLICT_SECONDS: Final = 5
-"""How long a transaction is waited for that dispatches the same."""
+"""The wait for a transaction that dispatches an equal job."""
 
 _LIMIT_WAITS: Final = sa.text("""
 WITH before AS MATERIALIZED (SELECT current_setting('lock_timeout') AS lock_timeout)
@@ -29,12 +29,12 @@ _LIMIT_STATEMENTS: Final = sa.text("SELECT set_config('statement_timeout', :limi
 
 
 class LockTimeout(Exception):
-    """Another transaction holds what was to be changed, and has not ended in time; nothing was written."""
+    """Another transaction had a row or a table locked for too long; nothing was written."""
 
 
 @contextmanager
 def waiting_for_locks(connection: Connection, seconds: float) -> Iterator[None]:
-    """Wait for each lock for so long and no longer, and then as before. After an error the transaction is to be undone.
+    """Limit the wait for each lock inside the context. After an error the transaction must be rolled back.
 
     Raises:
         LockTimeout: a lock was waited for in vain.
@@ -47,7 +47,7 @@ def waiting_for_locks(connection: Connection, seconds: float) -> Iterator[None]:
 
 @contextmanager
 def savepoint_waiting_for_locks(connection: Connection, seconds: float) -> Iterator[None]:
-    """The same in the transaction of a caller, which stays usable: an error undoes what was done inside, and no more.
+    """Limit the wait for each lock in a savepoint of the caller's transaction, which stays usable after an error.
 
     Raises:
         LockTimeout: a lock was waited for in vain.
@@ -60,13 +60,12 @@ def savepoint_waiting_for_locks(connection: Connection, seconds: float) -> Itera
 def transaction_waiting_for_locks(
     connections: Connections, deadline_seconds: float, lock_seconds: float
 ) -> Iterator[Connection]:
-    """A transaction as `connections.transaction` makes it, which waits for each lock for so long and no longer.
+    """A transaction of `connections.transaction` with a limit on the wait for each lock.
 
     Args:
         connections: the servers.
-        deadline_seconds: the longest that all of it may take.
-        lock_seconds: the longest that one lock is waited for; by far less than the deadline, after which Postgres
-            counts as away.
+        deadline_seconds: the longest that the transaction may take; then Postgres counts as away.
+        lock_seconds: the longest wait for one lock; far less than the deadline.
 
     Raises:
         LockTimeout: a lock was waited for in vain.
@@ -78,7 +77,7 @@ def transaction_waiting_for_locks(
 
 
 def limit_silence(connection: Connection, seconds: float) -> None:
-    """Have Postgres end this transaction if it says nothing for so long: a frozen process keeps its locks no longer."""
+    """Have Postgres end this transaction after so long a silence, so that a frozen process does not keep its locks."""
     connection.execute(_LIMIT_SILENCE, {"limit": milliseconds(seconds)})
 
 
@@ -88,7 +87,7 @@ def limit_statements(connection: Connection, seconds: float) -> None:
 
 
 def milliseconds(seconds: float) -> str:
-    """A limit as Postgres's settings have it; the shortest is one millisecond, for 0 is none."""
+    """A limit in the form of Postgres's settings; at least one millisecond, because 0 means no limit."""
     return f"{max(1, round(seconds * 1000))}ms"
 
 
@@ -118,8 +117,8 @@ def _vain_wait_as_error() -> Iterator[None]:
 
 
 class LockPatience:
-    """How long each of many jobs is waited for: the first few that are held a while, those after them hardly, so that
-    what waits behind many that are held is not kept for long.
+    """The wait for the lock of each of many jobs: long for the first few that are locked, short for later ones, so that
+    many locked jobs do not delay the others for long.
     """
 
     LONG_SECONDS: Final = 1.0
@@ -127,28 +126,28 @@ class LockPatience:
     MOST_WAITS: Final = 3
 
     def __init__(self) -> None:
-        self._held = 0
+        self._locked = 0
 
     @property
     def lock_seconds(self) -> float:
-        """For the next one."""
-        return self.LONG_SECONDS if self._held < self.MOST_WAITS else self.SHORT_SECONDS
+        """For the next job."""
+        return self.LONG_SECONDS if self._locked < self.MOST_WAITS else self.SHORT_SECONDS
 
     def note_held(self) -> None:
-        """One was waited for in vain."""
-        self._held += 1
+        """A job stayed locked for longer than the wait."""
+        self._locked += 1
 
 
 @contextmanager
 def waiting_for_conflicts(connection: Connection, patience_seconds: float | None = None) -> Iterator[None]:
-    """Wait for transactions that dispatch the same; an error inside undoes what was done inside.
+    """Wait for transactions that dispatch an equal job; an error rolls back to the start of the context.
 
     Args:
         connection: in a transaction.
-        patience_seconds: how long, for each of them; None for `CONFLICT_SECONDS`.
+        patience_seconds: the wait for each of them; None for `CONFLICT_SECONDS`.
 
     Raises:
-        DispatchContended: one has not come to an end.
+        DispatchContended: such a transaction has not ended in time.
     """
     patience = CONFLICT_SECONDS if patience_seconds is None else patience_seconds
     try:
@@ -156,6 +155,6 @@ def waiting_for_conflicts(connection: Connection, patience_seconds: float | None
             yield
     except LockTimeout as error:
         raise DispatchContended(
-            f"Another transaction dispatches the same, or holds that job, and has not ended within {patience:.2g} s: "
+            f"Another transaction dispatches an equal job or has it locked, and has not ended within {patience:.2g} s: "
             "nothing was written; try again."
         ) from error

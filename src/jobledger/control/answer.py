@@ -64,9 +64,9 @@ def refusal(job_id: UUID, status: JobStatus | None, why: dict[JobStatus, str]) -
     return Answer(job_id, Verdict.REFUSED, status, why[status])
 
 
-def held(job_id: UUID, status: JobStatus | None) -> Answer:
+def locked(job_id: UUID, status: JobStatus | None) -> Answer:
     """Nothing was done, because another transaction has not ended."""
-    words = "another transaction holds it, or dispatches an equal one, and does not end: nothing was changed; try again"
+    words = "another transaction has it locked, or dispatches an equal job: nothing was changed; try again"
     return refusal(job_id, status, dict.fromkeys(JobStatus, words))
 
 

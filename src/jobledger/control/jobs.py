@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from jobledger.connections.default import Connections
 from jobledger.connections.locks import LockTimeout, savepoint_waiting_for_locks, transaction_waiting_for_locks
-from jobledger.control.answer import DEADLINE_SECONDS, LOCK_SECONDS, Answer, Verdict, held, refusal, who_and_why
+from jobledger.control.answer import DEADLINE_SECONDS, LOCK_SECONDS, Answer, Verdict, locked, refusal, who_and_why
 from jobledger.domain.records import Wake
 from jobledger.domain.status import TERMINAL, JobStatus
 from jobledger.ledger import moves, queries, uniqueness
@@ -86,7 +86,7 @@ def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
     try:
         return retry_if(connections, job_id, by, Terms(), LOCK_SECONDS)
     except LockTimeout:
-        return answer_held(connections, job_id)
+        return answer_locked(connections, job_id)
 
 
 def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock_seconds: float) -> Answer:
@@ -161,7 +161,7 @@ def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") ->
     try:
         return cancel_if(connections, job_id, by, reason, Terms(), LOCK_SECONDS)
     except LockTimeout:
-        return answer_held(connections, job_id)
+        return answer_locked(connections, job_id)
 
 
 def cancel_if(
@@ -205,14 +205,14 @@ def _lock(
     return standing.status, None if standing.status in impossible else terms.objection(standing)
 
 
-def answer_held(connections: Connections, job_id: UUID) -> Answer:
-    """What is answered if another transaction was waited for in vain.
+def answer_locked(connections: Connections, job_id: UUID) -> Answer:
+    """The answer if another transaction has the job locked for too long.
 
     Raises:
         LedgerUnavailable: Postgres is away.
     """
     with connections.transaction(DEADLINE_SECONDS) as connection:
-        return held(job_id, queries.status_of(connection, job_id))
+        return locked(job_id, queries.status_of(connection, job_id))
 
 
 def wait_for_cancel(connections: Connections, job_id: UUID, timeout: float = CANCEL_SECONDS) -> Answer:

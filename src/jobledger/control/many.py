@@ -10,7 +10,7 @@ from uuid import UUID
 from jobledger.connections.default import Connections
 from jobledger.connections.locks import LockPatience, LockTimeout
 from jobledger.control.answer import BATCH, DEADLINE_SECONDS, Answer, Verdict, who_and_why
-from jobledger.control.jobs import Terms, answer_held, cancel_if, retry_if
+from jobledger.control.jobs import Terms, answer_locked, cancel_if, retry_if
 from jobledger.domain.status import UNFINISHED, JobStatus
 from jobledger.errors import OptionError
 from jobledger.ledger import moves, queries, stats
@@ -91,7 +91,7 @@ def cancel_selected(
         yield [
             Answer(one, Verdict.DONE, JobStatus.CANCELED, "canceled")
             if one in done
-            else _unless_held(connections, one, partial(cancel_if, connections, one, by, reason, terms), patience)
+            else _unless_locked(connections, one, partial(cancel_if, connections, one, by, reason, terms), patience)
             for one in ids
         ]
     log.info("Canceled what was selected", count=selection.count, by=by)
@@ -112,21 +112,21 @@ def retry_selected(connections: Connections, selection: Selection, by: str) -> I
         yield [
             Answer(one, Verdict.DONE, JobStatus.QUEUED, "queued again")
             if one in done
-            else _unless_held(connections, one, partial(retry_if, connections, one, by, terms), patience)
+            else _unless_locked(connections, one, partial(retry_if, connections, one, by, terms), patience)
             for one in ids
         ]
     log.info("Queued again what was selected", count=selection.count, by=by)
 
 
-def _unless_held(
+def _unless_locked(
     connections: Connections, job_id: UUID, ask: Callable[[float], Answer], patience: LockPatience
 ) -> Answer:
-    """Ask for one job; if somebody holds it, that is the answer, and the next one is asked for."""
+    """Ask for one job; if it stays locked, say so, so that the others are asked for."""
     try:
         return ask(patience.lock_seconds)
     except LockTimeout:
         patience.note_held()
-        return answer_held(connections, job_id)
+        return answer_locked(connections, job_id)
 
 
 _RETRIED: Final = frozenset({JobStatus.FAILED, JobStatus.CANCELED})
