@@ -1,7 +1,7 @@
-"""Attempts of shared processes: a session is known by its start, too; a delivery has a token; isolated or not.
+"""Attempts of shared processes: the start of their session, the token of their delivery, and whether they are isolated.
 
-The previous code goes on: it writes attempts without the new columns, all of them of processes that run one job. Its
-reaper knows a session by its pid, if it began before the attempt, as it did.
+The previous code goes on: it writes attempts without the new columns, all of processes that run one job. Its reaper
+identifies a session by its pid, if it began before the attempt, as before.
 """
 
 import sqlalchemy as sa
@@ -30,7 +30,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # A pid that no session can have: nothing is ended for the attempts that have none.
+    # A pid that no session can have: no session is ended for attempts without one.
     op.execute("UPDATE job_attempts SET backend_pid = 0 WHERE backend_pid IS NULL")
     op.alter_column("job_attempts", "backend_pid", nullable=False)
     op.drop_column("job_attempts", "backend_started_at")

@@ -1,7 +1,7 @@
-"""An end is written in bounded time: the children that it did not tell are noted, and told later, in parts.
+"""An end is written in bounded time: children that it did not tell are noted, and told later, in parts.
 
-The previous code goes on: it tells all children in the transaction of an end, and notes none. `is_over` is set for
-parents that completed, too; the previous code does not ask of those.
+The previous code goes on: it tells all children in the transaction of an end, and notes none. `is_over` is also set for
+parents that completed; the previous code does not read it for those.
 """
 
 import sqlalchemy as sa
@@ -32,6 +32,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # What was not told yet is found by the look for jobs whose parents have all ended.
+    # The chore for stuck children finds the children that were not told yet.
     op.alter_column("job_dependencies", "is_over", comment=BEFORE, existing_comment=NOW)
     op.drop_table("job_propagations")
