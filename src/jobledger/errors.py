@@ -12,7 +12,7 @@ JobledgerError
 │   ├── JobRefused             the job itself refuses this payload
 │   ├── AlreadyDispatched      an equal job of a unique class is there already
 │   ├── IdempotencyConflict    the key was used for another payload
-│   └── DispatchContended      somebody dispatches the same, and does not come to an end
+│   └── DispatchContended      another transaction dispatches an equal job, and does not end
 ├── LedgerUnavailable          Postgres is away, or did not answer in time
 ├── JobNotFound                no such row (any more)
 ├── SchemaLocked               a migration could not lock a table in time
@@ -40,7 +40,7 @@ class ScheduleError(ConfigurationError):
 
 
 class DispatchRefused(JobledgerError):
-    """A dispatch was refused at the door; nothing was written."""
+    """A dispatch was refused; nothing was written."""
 
 
 class PayloadError(DispatchRefused):
@@ -67,7 +67,7 @@ class AlreadyDispatched(DispatchRefused):
     """An equal job of a unique class is there already, and the class says `on_conflict="error"`.
 
     Attributes:
-        job_id: of that job; None if both are in this same dispatch.
+        job_id: id of that job; None if both jobs are in this dispatch.
     """
 
     def __init__(self, message: str, job_id: UUID | None) -> None:
@@ -79,7 +79,7 @@ class IdempotencyConflict(DispatchRefused):
     """The idempotency key was used before, for another job type or payload.
 
     Attributes:
-        job_id: of the job that was dispatched with this key.
+        job_id: id of the job that was dispatched with this key.
     """
 
     def __init__(self, message: str, job_id: UUID) -> None:
@@ -88,15 +88,15 @@ class IdempotencyConflict(DispatchRefused):
 
 
 class DispatchContended(DispatchRefused):
-    """A transaction that has not ended dispatches the same, and was waited for in vain: try again."""
+    """Another transaction dispatches an equal job and did not end in time: try again."""
 
 
 class LedgerUnavailable(JobledgerError):
-    """Postgres is away, or did not answer in time. Nothing can be said about the last statement."""
+    """Postgres is away, or did not answer in time. Whether the last statement took effect is unknown."""
 
 
 class SchemaLocked(JobledgerError):
-    """A migration could not lock a table in time. What it had done stays; the next one goes on from there."""
+    """A migration could not lock a table in time. Its finished steps stay; the next migration goes on from there."""
 
 
 class JobNotFound(JobledgerError):

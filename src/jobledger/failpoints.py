@@ -1,7 +1,7 @@
-"""Named places at which a process can be killed, frozen or made to fail, so that tests reach windows that are narrow.
+"""Named places at which a process can be killed, frozen or made to fail, so that tests reach narrow windows.
 
-`JOBLEDGER_FAILPOINTS=after_claim=kill:/tmp/once,before_push=raise` sets them. Unset, a place costs a function call that
-finds nothing, about 0.1 µs, and a job passes six on its way of milliseconds: `benchmarks/failpoints.py` measures both.
+`JOBLEDGER_FAILPOINTS=after_claim=kill:/tmp/once,before_push=raise` sets them. Unset, a place costs one function
+call, about 0.1 µs, and a job of some milliseconds passes six: `benchmarks/failpoints.py` measures both.
 """
 
 import os
@@ -27,18 +27,18 @@ class Failpoint(StrEnum):
     AFTER_INSERT = "after_insert"
     """Dispatch: the rows are written, their transaction is open."""
     BEFORE_PUSH = "before_push"
-    """Rows are committed as queued; nobody has pushed them yet."""
+    """Rows are committed as queued; their wake-ups are not pushed yet."""
     AFTER_CLAIM = "after_claim"
     """The attempt has begun; no line of the job has run."""
     BEFORE_FINISH = "before_finish"
     """The job has returned; the finishing statement has not been sent."""
     COMMIT_SENT = "commit_sent"
-    """The server has answered the job's COMMIT, or the statement that is a transaction of its own and completes it;
-    nobody has read the answer."""
+    """The server has answered the statement that commits the job's end (its COMMIT, or a statement that is its own
+    transaction); the process has not read the answer."""
     AFTER_FINISH = "after_finish"
     """The job's end is committed; RQ's own bookkeeping has not begun."""
     AFTER_RELAY_PUSH = "after_relay_push"
-    """Relay: Redis has the wake-ups, and the transaction that says so is open."""
+    """Relay: Redis has the wake-ups; the transaction that records this is open."""
     REAPER_DECIDED = "reaper_decided"
     """Reaper: an attempt has been judged lost; nothing has been done about it."""
     TICK_TAKEN = "tick_taken"
@@ -46,23 +46,23 @@ class Failpoint(StrEnum):
 
 
 class Action(StrEnum):
-    """What happens there."""
+    """The action at a failpoint."""
 
     KILL = "kill"
     """SIGKILL for this process."""
     FREEZE = "freeze"
-    """SIGSTOP for this process, with all of its threads, until somebody sends SIGCONT."""
+    """SIGSTOP for this process, with all of its threads, until a SIGCONT."""
     RAISE = "raise"
     """`FailpointReached` is raised."""
 
 
 class FailpointReached(Exception):
-    """What the action `raise` raises."""
+    """Raised by the action `raise`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one failpoint does.
+    """The action planned for one failpoint.
 
     Attributes:
         once: path of a file; only the process that creates it acts, and writes its pid there. None: act each time.
@@ -93,7 +93,7 @@ def parse(text: str) -> Mapping[Failpoint, Plan]:
 
 
 class _Process:
-    """What is one per process: its plans, read at the first place that is reached."""
+    """The state of the process: its plans, read when it first reaches a place."""
 
     plans: Mapping[Failpoint, Plan] | None = None
     disarmed = False
@@ -101,7 +101,7 @@ class _Process:
 
 @contextmanager
 def disarmed() -> Iterator[None]:
-    """Nothing happens anywhere: for what passes the places without being a job."""
+    """Disable all failpoints inside: for code that passes the places without running a job."""
     _Process.disarmed = True
     try:
         yield
@@ -110,7 +110,7 @@ def disarmed() -> Iterator[None]:
 
 
 def reach(place: Failpoint) -> None:
-    """Do what is planned for this place; usually nothing.
+    """Perform the action planned for this place, if there is one.
 
     Raises:
         FailpointReached: that is the plan.
@@ -121,16 +121,16 @@ def reach(place: Failpoint) -> None:
 
 
 def is_planned(place: Failpoint) -> bool:
-    """Whether anything is to happen at this place."""
+    """Whether an action is planned for this place."""
     return _plan(place) is not None
 
 
 def reach_with_commit_sent(raw: Any, statement: bytes = b"COMMIT") -> None:
-    """The place `COMMIT_SENT`: if it is planned, have the server commit, and act before the answer is read.
+    """The place `COMMIT_SENT`: if an action is planned, let the server commit, and act before the answer is read.
 
     Args:
         raw: the psycopg2 connection, without TLS; it cannot be used afterwards.
-        statement: what makes the server commit, with its parameters in it.
+        statement: the statement that makes the server commit, with its parameters filled in.
 
     Raises:
         FailpointReached: that is the plan.
@@ -169,4 +169,4 @@ def _act(place: Failpoint, plan: Plan) -> None:
         case Action.FREEZE:
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         case Action.RAISE:
-            raise FailpointReached(f"Failpoint {place} says so.")
+            raise FailpointReached(f"Failpoint {place} was reached.")

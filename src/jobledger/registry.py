@@ -31,7 +31,7 @@ class Registry:
         """The class of a type.
 
         Raises:
-            UnknownJobType: no such class is loaded; the message names those that are.
+            UnknownJobType: no such class is loaded; the message names the loaded types.
         """
         try:
             return self._classes[job_type]
@@ -51,15 +51,15 @@ class Registry:
 
 
 registry: Final = Registry()
-"""The process's registry: a class is in it from its definition on."""
+"""The registry of this process. A class is added when it is defined."""
 
 
 SHIPPED_JOBS: Final = "jobledger.jobs"
-"""Loaded by name: the classes that ship with us lie above this module, as those of users do."""
+"""Loaded by name, because the classes that ship with jobledger are in a layer above this module."""
 
 
 def load_job_modules(modules: Iterable[str]) -> None:
-    """Import the modules that define jobs, and ours.
+    """Import the modules that define jobs, and the jobs that ship with jobledger.
 
     Raises:
         ConfigurationError: a module cannot be imported; the error of the import is its cause.
@@ -67,7 +67,7 @@ def load_job_modules(modules: Iterable[str]) -> None:
     for name in (SHIPPED_JOBS, *modules):
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever a module of users raises while it is imported
+        except Exception as error:  # the import of a user's module may raise any exception
             raise ConfigurationError(
                 f"JOBLEDGER_JOB_MODULES: {name!r} cannot be imported: {type(error).__name__}: {error}"
             ) from error

@@ -1,8 +1,8 @@
 """The configuration of stock workers: `rq worker -c jobledger.rq_config high default low etl`.
 
-RQ imports this module in the worker's parent process and reads the names in capitals. The job modules are loaded here
-too, a run is rehearsed, and a connection to Postgres is kept ready, so that a work-horse, which is forked for each job,
-finds all of it.
+RQ imports this module in the worker's parent process and reads the names in capitals. This module also loads the job
+modules, rehearses a run, and keeps a connection to Postgres ready. A work-horse, which is forked for each job, inherits
+all of it.
 """
 
 import gc
@@ -27,7 +27,7 @@ keep_leases(_connections)
 warm_up(_connections, WarmUp.job_type, {"number": 1})
 SpareConnection(_connections).keep_ready()
 gc.collect()
-gc.freeze()  # what is loaded stays; a work-horse's collections then touch, and so copy, none of its pages
+gc.freeze()  # a work-horse's garbage collections then neither touch nor copy the pages of loaded modules
 
 REDIS_URL = with_endurance(_settings.require_redis_url())
 QUEUES = [_settings.queue_in_redis(one) for one in _settings.queues]

@@ -14,16 +14,16 @@ Names = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(BaseSettings):
-    """All that can be set. Every name below is an environment variable with the prefix `JOBLEDGER_`."""
+    """The settings. Every name below is an environment variable with the prefix `JOBLEDGER_`."""
 
     model_config = SettingsConfigDict(
         env_prefix="JOBLEDGER_", env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True
     )
 
     database_url: SecretStr | None = Field(
-        None, description="Postgres, as SQLAlchemy spells it: postgresql+psycopg2://user:password@host/name."
+        None, description="URL of Postgres, in SQLAlchemy's form: postgresql+psycopg2://user:password@host/name."
     )
-    redis_url: SecretStr | None = Field(None, description="Redis: redis://:password@host:6379/0.")
+    redis_url: SecretStr | None = Field(None, description="URL of Redis: redis://:password@host:6379/0.")
     job_modules: Names = Field((), description="Modules that define jobs and schedules, separated by commas.")
     queues: Names = Field(
         ("high", "default", "low", "etl"), description="Queues in the order in which workers look at them."
@@ -31,27 +31,25 @@ class Settings(BaseSettings):
     queue_prefix: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_.:-]{0,50}$",
-        description="Put before each queue's name in Redis, such as shop: so that several ledgers may share a Redis.",
+        description="Prefix of queue names in Redis, such as shop:, so that several ledgers can share a Redis.",
     )
-    default_timeout_seconds: float = Field(600, gt=0, description="Longest attempt of a job that says nothing.")
+    default_timeout_seconds: float = Field(600, gt=0, description="Timeout of attempts of jobs that set none.")
     lease_seconds: float = Field(
-        30, ge=1, le=3600, description="An attempt that shows no sign of life for so long is lost."
+        30, ge=1, le=3600, description="Length of a lease: an attempt whose lease is not renewed for so long is lost."
     )
     sweep_seconds: float = Field(
-        5, ge=0.2, le=60, description="Pause between two sweeps of the repair in the scheduler process."
+        5, ge=0.2, le=60, description="Pause between two sweeps of the repair chores in a scheduler."
     )
-    relay_seconds: float = Field(1, ge=0.1, le=60, description="Pause between two looks for due and never pushed jobs.")
-    relay_rate: int = Field(
-        50_000, ge=1, description="At most so many wake-ups a second are pushed by a scheduler, if its servers can."
-    )
+    relay_seconds: float = Field(1, ge=0.1, le=60, description="Pause between two passes of the relay.")
+    relay_rate: int = Field(50_000, ge=1, description="Most wake-ups that one scheduler pushes in a second.")
     tick_grace_seconds: float = Field(
-        15, ge=1, le=86400, description="A fire time that is later than this was missed: its `catch_up` decides."
+        15, ge=1, le=86400, description="A fire time later than this is missed: its schedule's `catch_up` decides."
     )
     drain_seconds: float = Field(
-        20, ge=0, le=3600, description="How long a running job may go on after its worker was asked to stop."
+        20, ge=0, le=3600, description="How long a running job may go on after its worker is asked to stop."
     )
     queue_window: int = Field(
-        50_000, ge=1, description="At most about so many wake-ups of a queue are in Redis; the rest waits in Postgres."
+        50_000, ge=1, description="About the most wake-ups of a queue in Redis; further jobs wait in Postgres."
     )
     keep_completed_days: float = Field(7, gt=0, description="Completed and canceled jobs are pruned after this.")
     keep_failed_days: float = Field(90, gt=0, description="Failed jobs are pruned after this.")
@@ -70,10 +68,10 @@ class Settings(BaseSettings):
     dashboard_port: int = Field(9181, ge=0, le=65535, description="Port of rq-dashboard under `up`.")
     code_version: str = Field("", description="Version of your code; kept with each attempt.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="DEBUG, INFO, WARNING or ERROR."
+        "INFO", description="Level of logs: DEBUG, INFO, WARNING or ERROR."
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="text for people, or json: one object on each line."
+        "text", description="Format of logs: text for people, or json, one object per line."
     )
 
     @field_validator("job_modules", "queues", "truncatable_tables", "loadable_tables", mode="before")
@@ -148,8 +146,8 @@ def _as_text(value: object) -> str:
 
 @cache
 def zone_names() -> frozenset[str]:
-    """The time zones that mean the same everywhere; the database also has names for what a machine is set to."""
-    return frozenset(available_timezones()) - {"localtime", "Factory"}  # walks through directories
+    """The time zones that mean the same on every machine; `localtime` and `Factory` depend on its configuration."""
+    return frozenset(available_timezones()) - {"localtime", "Factory"}  # slow: it walks through directories
 
 
 def load_settings(**overrides: object) -> Settings:
