@@ -1,12 +1,12 @@
-"""One text for equal values: what JSON makes of a value must depend on the value alone, and must say all of it.
+"""Canonical JSON: equal values have one text, which depends on the value alone and loses nothing of it.
 
-pydantic writes a value as JSON; here the two are walked side by side, since the JSON alone does not say what was a set,
-a number or a moment.
+pydantic writes a value as JSON. These functions walk the value and its JSON side by side, because the JSON alone does
+not tell sets from lists, or numbers and moments from text.
 
-- `settled` is what is stored: the members of sets in their order, the zone of a time of day beside it.
-- `comparable` is what equal jobs have in common: also one spelling of each number and each moment.
-- `alike` says whether a value has come back from its JSON. `==` does not: it finds two datetimes in the hour of a
-  clock change unequal to everything, and takes a time of day with a zone for equal to one without.
+- `settled` gives the stored form: the members of sets in order, a time of day with the name of its zone.
+- `comparable` gives the form for comparing jobs: in addition, one spelling of each number and each moment.
+- `alike` tells whether a value has come back from its JSON unchanged. `==` cannot: for it, a datetime in the hour of a
+  clock change equals none in another zone, and a time of day with a zone may equal one without.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _MINUTE: Final = timedelta(minutes=1)
 _DAY: Final = timedelta(days=1)
 _TO_SECONDS: Final = len("2026-01-31T12:00:00")
 _PLAIN_DECIMAL_DIGITS: Final = 40
-"""A decimal with more than so many zeros is written with an exponent."""
+"""A decimal with more zeros is written with an exponent."""
 
 _TIME_IN_ZONE: Final = re.compile(r"(\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?)\[([A-Za-z0-9_+/-]{1,100})\]")
 
@@ -42,10 +42,10 @@ class MergedKeys(ValueError):
 
 
 def parsed(text: str) -> Any:
-    """What JSON says that was made of a value of Python.
+    """Parse JSON that was made of a Python value.
 
     Raises:
-        MergedKeys: it names an entry twice, as it does for `{1: …, "1": …}`: one would be lost.
+        MergedKeys: an object has a key twice, as for `{1: …, "1": …}`: one entry would be lost.
     """
     return _decoder.decode(text)
 
@@ -62,31 +62,31 @@ _decoder: Final = json.JSONDecoder(object_pairs_hook=_members)
 
 
 def settled(value: Any, plain: Any) -> Any:
-    """The JSON of a value as it is stored.
+    """The stored form of a value, as JSON.
 
     Args:
-        value: as Python has it.
-        plain: the same as pydantic writes it: dict, list, str, int, float, bool and None.
+        value: the Python value.
+        plain: its JSON as pydantic writes it: dict, list, str, int, float, bool and None.
     """
     return _walk(value, plain, _stored_leaf)
 
 
 def comparable(value: Any, plain: Any) -> Any:
-    """The JSON by which a value is compared with others; see `settled`."""
+    """The form of a value for comparing it with others, as JSON; see `settled`."""
     return _walk(value, plain, _comparable_leaf)
 
 
 def alike(one: Any, other: Any) -> bool:
     """Whether two values mean the same: equal moments, equal members; a list may be a tuple.
 
-    A class without an `__eq__` of its own is taken for alike: its JSON alone says what it is. So is what a model keeps
-    in private attributes, which no JSON has.
+    Values of a class without its own `__eq__` count as alike: only their JSON can be compared. The private attributes
+    of a model are ignored, because no JSON holds them.
     """
     return bool(_meaning(one) == _meaning(other))
 
 
 def in_order(values: Sequence[Any], plain: Sequence[Any]) -> list[Any]:
-    """Values in the order of their JSON."""
+    """Sort values by their JSON."""
     return [value for _, value in sorted(zip(map(_order, plain), values, strict=True), key=lambda one: one[0])]
 
 
@@ -96,7 +96,7 @@ def has_times_in_zones(text: str) -> bool:
 
 
 def with_times_in_zones(plain: Any) -> Any:
-    """The JSON with each "02:30:00[Europe/Prague]" as a `time` of Python."""
+    """The JSON with each "02:30:00[Europe/Prague]" replaced by a Python `time`."""
     if isinstance(plain, dict):
         return {with_times_in_zones(key): with_times_in_zones(item) for key, item in plain.items()}
     if isinstance(plain, list):
@@ -106,7 +106,7 @@ def with_times_in_zones(plain: Any) -> Any:
     found = _TIME_IN_ZONE.fullmatch(plain)
     try:
         return time.fromisoformat(found[1]).replace(tzinfo=ZoneInfo(found[2])) if found else plain
-    except (ValueError, KeyError, OSError):  # no such time, no such zone, a directory of zones
+    except (ValueError, KeyError, OSError):  # no such time or zone, or the name of a directory of zones
         return plain
 
 
@@ -128,7 +128,7 @@ def _walk(value: Any, plain: Any, leaf: _Leaf) -> Any:
 
 
 def _walk_object(value: Any, plain: dict[str, Any], leaf: _Leaf) -> dict[str, Any]:
-    """Members are found by their key, or, if that is written differently, by their place."""
+    """Members are matched by key or, if JSON spells a key differently, by position."""
     if isinstance(value, Mapping):
         members = dict(value)
     elif isinstance(value, BaseModel) or _is_dataclass(value):
@@ -158,7 +158,7 @@ def _walk_array(value: Any, plain: list[Any], leaf: _Leaf) -> list[Any]:
 
 
 def _walk_json_in_text(value: Any, plain: str, leaf: _Leaf) -> str:
-    """What `pydantic.Json` writes: JSON inside of a text. Any other text stays as it is."""
+    """Walk the JSON inside a text that `pydantic.Json` wrote. Any other text stays as it is."""
     try:
         inner = json.loads(plain)
     except ValueError:
@@ -169,7 +169,7 @@ def _walk_json_in_text(value: Any, plain: str, leaf: _Leaf) -> str:
 
 
 def _members_by_alias(value: Any, plain: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The fields of a model or dataclass, by the keys that they have in its JSON."""
+    """The fields of a model or dataclass, by their keys in its JSON."""
     infos = getattr(type(value), "__pydantic_fields__", {})
     for name, member in _fields(value):
         info = infos.get(name)
@@ -191,7 +191,7 @@ def _is_dataclass(value: Any) -> bool:
 
 
 def _order(plain: Any) -> tuple[int, float, str]:
-    """Numbers by size, as sets of small numbers have them anyway; all else by its text."""
+    """Sort key: numbers by size, as sets of small numbers are ordered anyway; other values by their text."""
     if isinstance(plain, int | float) and not isinstance(plain, bool):
         return 0, plain, ""
     return 1, 0, json.dumps(plain, sort_keys=True)
@@ -213,7 +213,7 @@ def _stored_leaf(value: Any, plain: Any) -> Any:
     if isinstance(value, datetime):
         offset = value.utcoffset()
         if offset is not None and offset % _MINUTE and plain[:_TO_SECONDS] == value.isoformat()[:_TO_SECONDS]:
-            return _utc(value) or plain  # pydantic drops the seconds of the offset, which zones had long ago
+            return _utc(value) or plain  # pydantic drops the seconds of an offset, which historical zones have
     return plain
 
 
@@ -233,7 +233,7 @@ def _comparable_leaf(value: Any, written: Any) -> Any:
 
 
 def _reads(kind: Any, text: str, value: Any) -> bool:
-    """Whether a text is that of a moment, and not what a serializer of the user's has made of it."""
+    """Whether a text is the moment itself, and not the output of a user's serializer."""
     try:
         return bool(_meaning(kind.fromisoformat(text)) == _meaning(value))
     except ValueError:
@@ -241,12 +241,12 @@ def _reads(kind: Any, text: str, value: Any) -> bool:
 
 
 def _instant(value: datetime, offset: timedelta) -> timedelta:
-    """Since the year 1; not as a datetime, which the first and last hours of the calendar would overflow."""
+    """Time since the year 1 in UTC; no datetime, which would overflow in the first and last hours of the calendar."""
     return value.replace(tzinfo=None) - datetime.min - offset
 
 
 def _utc(value: datetime) -> str | None:
-    """A moment as pydantic writes it if its zone is UTC; None if it has no zone, or lies beyond the calendar."""
+    """A moment in UTC, as pydantic writes it; None if it has no zone, or lies outside the calendar in UTC."""
     offset = value.utcoffset()
     if offset is None:
         return None
@@ -259,7 +259,7 @@ def _utc(value: datetime) -> str | None:
 def _time_in_utc(value: time) -> str:
     offset = value.utcoffset() or timedelta(0)
     since = datetime.combine(datetime.min, value.replace(tzinfo=None)) - datetime.min - offset
-    # Python takes times of two offsets for equal if this is; one of another day equals none of UTC.
+    # Python compares times of different offsets by this value; a time on another day in UTC equals no time in UTC.
     return f"{(datetime.min + since).time().isoformat()}Z" if timedelta(0) <= since < _DAY else f"{since}"
 
 
@@ -276,11 +276,11 @@ def _decimal(value: Decimal) -> str:
     return format(short, "f") if abs(exponent) <= _PLAIN_DECIMAL_DIGITS else f"{'-' * sign}{number}E{exponent}"
 
 
-# -- what a value means
+# -- comparing meanings
 
 
 def _meaning(value: Any) -> Any:
-    """Equal for values that are alike, and hashable."""
+    """A hashable value that is equal for values that are alike."""
     if isinstance(value, float) and value != value:
         return "nan", float
     if isinstance(value, datetime):
@@ -308,7 +308,7 @@ def _meaning(value: Any) -> Any:
 
 
 class _Opaque:
-    """A value of a class of which nothing is known."""
+    """A value of an unknown class."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -324,5 +324,5 @@ class _Opaque:
             return True
         try:
             return bool(self._value == other._value)
-        except Exception:  # an array's `==` is no bool, and a user's may raise
+        except Exception:  # an array's `==` gives no bool, and a user's may raise
             return True

@@ -1,17 +1,17 @@
-"""What ends an attempt: exceptions that a job raises on purpose, and interrupts from outside.
+"""The exceptions that end an attempt: signals that a job raises on purpose, and interrupts from outside.
 
-The first are ordinary exceptions: `except Exception` takes them, too. Interrupts derive from BaseException, so that
-`except Exception` in a job does not swallow them.
+Signals are ordinary exceptions: `except Exception` in a job catches them. Interrupts derive from BaseException, so
+that `except Exception` does not swallow them.
 """
 
 from jobledger.domain.options import Duration, seconds
 
 
 class Signal(Exception):
-    """Raised in `_perform`, it ends the attempt; what was written through `self.session` is rolled back.
+    """Raised in `_perform`, it ends the attempt; writes through `self.session` are rolled back.
 
     Args:
-        why: for people; kept with the attempt.
+        why: reason for people; stored with the attempt.
     """
 
     def __init__(self, why: str = "") -> None:
@@ -19,11 +19,11 @@ class Signal(Exception):
 
 
 class Snooze(Signal):
-    """Run this job again later. Nothing went wrong, so nothing is spent, however often.
+    """Run this job again later. It is no error: it uses up no attempt, however often it is raised.
 
     Args:
-        delay: seconds, timedelta, or a text such as "30s".
-        why: for people.
+        delay: seconds as a number, timedelta, or a text such as "30s".
+        why: reason for people; stored with the attempt.
 
     Raises:
         OptionError: the delay is no length of time.
@@ -37,9 +37,9 @@ class Snooze(Signal):
 
 
 class RetryIn(Signal):
-    """An error that says itself when the job is tried again; made by `Retry.in_`.
+    """An error that sets the wait before the next attempt; made by `Retry.in_`.
 
-    It spends an attempt like any other error; the last one fails the job.
+    It counts as a failed attempt like any other error; the last attempt's fails the job.
     """
 
     wait_seconds: float = 0.0
@@ -50,28 +50,28 @@ class RetryIn(Signal):
 
 
 class Cancel(Signal):
-    """Cancel this job; what waits for it does as its `on_parent_failure` says: by default it is canceled, too."""
+    """Cancel this job. Its children do as their `on_parent_failure` says: by default they are canceled, too."""
 
 
 class GiveUp(Signal):
-    """Fail this job at once: no retry would help."""
+    """Fail this job at once, without a retry."""
 
 
 class Interrupt(BaseException):
-    """Ends a run from outside."""
+    """Ends an attempt from outside."""
 
 
 class JobTimeout(Interrupt):
-    """The attempt outlived its timeout."""
+    """The attempt exceeded its timeout."""
 
 
 class FencedOut(Interrupt):
-    """Another attempt of this job may be running: this one must not write anything."""
+    """Another attempt of this job may be running: this attempt must not write."""
 
 
 class HandedBack(Interrupt):
-    """The worker stops, and the time that it had for the job is up: another worker runs it."""
+    """The worker is stopping and the job did not end in the grace period: another worker runs it."""
 
 
 class JobCanceled(Interrupt):
-    """Somebody has canceled this job while it ran. It says who, and why."""
+    """The job was canceled while it ran. The text names the requester and the reason."""

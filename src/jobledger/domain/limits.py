@@ -1,4 +1,4 @@
-"""How many jobs may run at once, and how many may start within a time, in the whole fleet."""
+"""Limits (jobs of a key that run at once) and rates (starts of a key within a window), in the whole fleet."""
 
 import string
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ from jobledger.errors import ConfigurationError, OptionError
 
 MOST_RUNNING: Final = 1_000_000
 MOST_STARTS: Final = 1000
-"""Of a rate: the moment of each start within the window is kept. Say a shorter window for more."""
+"""Highest `most` of a rate: the time of each start in the window is stored. Use a shorter window for more."""
 
 LONGEST_KEY: Final = 255
 
@@ -22,8 +22,8 @@ class AppliedLimit:
     """A limit or a rate as one job has it.
 
     Attributes:
-        most: slots of the key in all.
-        window_seconds: of a rate: within this time.
+        most: number of slots of the key.
+        window_seconds: window of a rate.
     """
 
     kind: SlotKind
@@ -33,16 +33,16 @@ class AppliedLimit:
 
     @property
     def held_by(self) -> str:
-        """What the rows say that wait for it."""
+        """The value of `held_by` in the rows of jobs that wait for a slot."""
         return f"{self.kind}:{self.key}"
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Which jobs share slots: a text that may name fields of the payload, as in "import:{source}".
+    """The template of the key of jobs that share slots; it may name payload fields, as in "import:{source}".
 
     Raises:
-        ConfigurationError: it is no such text.
+        ConfigurationError: the template is invalid.
     """
 
     template: str
@@ -64,11 +64,11 @@ class Key:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The fields that it names."""
+        """The payload fields that the template names."""
         return tuple(name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None)
 
     def of(self, payload: Mapping[str, Any]) -> str:
-        """The key of one job.
+        """The key for one payload.
 
         Raises:
             OptionError: the payload has no such field, or the key becomes too long.
@@ -86,13 +86,13 @@ class Key:
 
 @dataclass(frozen=True, slots=True, init=False)
 class _Shared:
-    """So many slots, which the jobs of a key share."""
+    """A number of slots that the jobs of a key share."""
 
     most: int
     key: Key | None
 
     def unknown_fields(self, known: Collection[str]) -> list[str]:
-        """The fields that its key names and that are not among these; none of a class that takes any payload."""
+        """The fields in its key that are not among `known`; none if the class takes any payload."""
         return [name for name in self.key.fields if name not in known] if self.key is not None and known else []
 
     def _set(self, most: object, highest: int, key: str | None) -> None:
@@ -107,15 +107,15 @@ class _Shared:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Limit(_Shared):
-    """At most so many jobs of a key run at once; the others wait in Postgres, in their order, and hold nobody up.
+    """At most `most` jobs of a key run at once. The others are held in Postgres, in order, and block no worker.
 
     Args:
-        most: 1 for one at a time.
-        key: jobs of the same key share its slots, whatever their classes; it may name fields of the payload, as in
-            "import:{source}". The job type unless said.
+        most: highest number of running jobs, at least 1.
+        key: jobs with the same key share its slots, whatever their classes. It may name fields of the payload, as in
+            "import:{source}". Default: the job type.
 
     Raises:
-        ConfigurationError: something of it makes no sense.
+        ConfigurationError: an argument is invalid.
     """
 
     def __init__(self, most: int, *, key: str | None = None) -> None:
@@ -132,15 +132,15 @@ class Limit(_Shared):
 
 @dataclass(frozen=True, slots=True, init=False)
 class Rate(_Shared):
-    """At most so many starts of jobs of a key within any such time; each attempt is a start.
+    """At most `most` starts of jobs of a key within any window of length `per`; each attempt is a start.
 
     Args:
-        most: starts, at most 1000.
-        per: within this time: seconds, timedelta, or "1m".
+        most: highest number of starts, 1 to 1000.
+        per: length of the window: seconds as a number, timedelta, or a text such as "1m".
         key: see `Limit`.
 
     Raises:
-        ConfigurationError: something of it makes no sense.
+        ConfigurationError: an argument is invalid.
     """
 
     per_seconds: float

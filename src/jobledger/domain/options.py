@@ -1,4 +1,4 @@
-"""What can be said about a dispatch besides its payload, checked before anything is written."""
+"""The options of a dispatch besides its payload, checked before anything is written."""
 
 import math
 import re
@@ -41,7 +41,7 @@ SET_OPTIONS: Final = (
 """The options that `set(…)` takes."""
 
 RESERVED_NAMES: Final = frozenset({*DISPATCH_OPTIONS, "unique", "owner", "title", "tags"})
-"""No payload parameter may be named so: `dispatch(queue="low")` must have one meaning, today and later."""
+"""Names that no payload parameter may have: `dispatch(queue="low")` must have one meaning, also in later versions."""
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION_PART: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
@@ -57,11 +57,11 @@ LOWEST_PRIORITY: Final = 10
 
 
 def seconds(value: Duration, what: str = "duration") -> float:
-    """Turn any spelling of a length of time into seconds.
+    """Convert a length of time to seconds.
 
     Args:
         value: a number of seconds, a timedelta, or a text such as "30s", "5m" or "1h30m".
-        what: how the error names the value.
+        what: name of the value in the error.
 
     Raises:
         OptionError: not a length of time, negative, or over 100 years.
@@ -83,10 +83,10 @@ def seconds(value: Duration, what: str = "duration") -> float:
 
 
 def epoch(value: object, what: str) -> float:
-    """Turn a moment into seconds since 1970 UTC.
+    """Convert a moment to seconds since 1970 UTC.
 
     Raises:
-        OptionError: it is no datetime, or says no time zone.
+        OptionError: it is no datetime, or has no time zone.
     """
     if not isinstance(value, datetime):
         raise OptionError(f"{what}={value!r:.60} is no moment: say a datetime with its time zone.")
@@ -110,7 +110,7 @@ def queue_name(value: object) -> str:
 
 
 def priority_number(value: object) -> int:
-    """Check a priority, and bring it into its range: 1 is the highest, 10 the lowest.
+    """Check a priority and clamp it to its range: 1 is the highest, 10 the lowest.
 
     Raises:
         OptionError: not a whole number.
@@ -121,7 +121,7 @@ def priority_number(value: object) -> int:
 
 
 def queue_of_priority(priority: int) -> str:
-    """The queue of jobs that have a priority and name no queue."""
+    """The queue for a priority, for jobs that name no queue."""
     if priority <= 3:
         return "high"
     return DEFAULT_QUEUE if priority <= 7 else "low"
@@ -129,22 +129,22 @@ def queue_of_priority(priority: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of one dispatch. `None` means: as the job class says.
+    """The options of one dispatch. `None` means: the job class's value.
 
     Attributes:
-        queue: name of the queue; if none is named, the priority chooses it.
+        queue: name of the queue; None to choose it by the priority.
         priority: 1, the highest, to 10.
-        expires_in_seconds: it must be started within so many seconds from when it may be.
-        timeout_seconds: the longest that one attempt may run.
+        expires_in_seconds: the job must start within this time after it may first start.
+        timeout_seconds: longest duration of one attempt.
         max_attempts: attempts in all, the first one included.
-        title: what people see as the job's description.
+        title: the job's description for people.
         owner: on whose behalf the job runs.
-        delay_seconds: not before so many seconds from now.
-        available_at_epoch: not before this moment, in seconds since 1970 UTC.
+        delay_seconds: earliest start, in seconds from now.
+        available_at_epoch: earliest start, in seconds since 1970 UTC.
         after: ids of the jobs that must complete first.
-        on_parent_failure: what becomes of it when one of those fails or is canceled.
-        idempotency_key: of two dispatches with the same key, the second gives back the job of the first.
-        idempotency_scope: whose key it is.
+        on_parent_failure: the fate of the job when one of those fails or is canceled.
+        idempotency_key: a second dispatch with the same key returns the job of the first.
+        idempotency_scope: namespace of the key, such as a client's name.
     """
 
     queue: str | None = None
@@ -167,7 +167,7 @@ class Options:
         return self.queue or queue_of_priority(self.priority or DEFAULT_PRIORITY)
 
     def but(self, **spoken: Any) -> Self:
-        """The same options with those that were spoken (not None) replaced, each checked.
+        """A copy with the given options (those that are not None) checked and replaced.
 
         Raises:
             OptionError: a value does not make sense.
@@ -240,7 +240,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def filled_in(title: str, payload: dict[str, Any]) -> str:
-    """A title with the fields of a payload; one that does not fit the payload stays as it is written."""
+    """A title with payload fields filled in; a title that does not fit the payload stays unchanged."""
     try:
         return title.format(**payload)[:500]
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):

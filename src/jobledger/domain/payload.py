@@ -35,11 +35,11 @@ Postgres stores no NUL, a payload has no field that is called so."""
 _ALIASES: Final = ("alias", "validation_alias", "serialization_alias")
 
 _BOTH_NAMES: Final[dict[str, Any]] = {"by_alias": True, "by_name": True}
-"""How payloads are read: a field of a user's model may have one name to be read by and another to be written by."""
+"""Options for reading payloads: a field of a user's model may have different aliases for reading and for writing."""
 
 
 class Payload:
-    """What a job class takes: checks at dispatch, and gives back typed values at the run.
+    """The payload type of a job class: checks payloads at dispatch, and restores typed values for the attempt.
 
     Attributes:
         model: the pydantic model, for OpenAPI forms; None if the job takes any JSON object.
@@ -61,10 +61,10 @@ class Payload:
         Args:
             perform: the function, `self` first.
             owner: the job class's name, for errors.
-            bindings: what the type variables of the class stand for.
+            bindings: the types for the type variables of the class.
 
         Raises:
-            JobDefinitionError: a parameter cannot be filled from JSON, or is named like an option.
+            JobDefinitionError: a parameter cannot be filled from JSON, or has the name of an option.
         """
         signature = Signature(perform, owner, bindings or {})
         if not signature.parameters and not signature.takes_rest:
@@ -92,14 +92,14 @@ class Payload:
         """Check a payload and write it as JSON.
 
         Args:
-            given: values of Python, or as JSON has them.
+            given: Python values, or their JSON.
 
         Returns:
-            The JSON object, as it will stand in the ledger: the same text for equal values, in every process, but for
-            the spelling of numbers and moments; see `compared`.
+            The JSON object to store. Equal values give the same text in every process, except for the spelling of
+            numbers and moments; see `compared`.
 
         Raises:
-            PayloadError: a field is missing, unknown, of the wrong type, or does not survive JSON.
+            PayloadError: a field is missing, unknown, of the wrong type, or would not come back from JSON unchanged.
         """
         if self.model is None:
             return to_json(dict(given), f"{job_type}: the payload", MAX_PAYLOAD_BYTES)
@@ -135,21 +135,21 @@ class Payload:
         return _arguments(checked)
 
     def compared(self, stored: Mapping[str, Any], job_type: str) -> "Compared":
-        """What a stored payload has in common with its equals."""
+        """The form of a stored payload for comparing it with others."""
         if self.model is None:
             return Compared(comparable(stored, stored), dict(stored))
         text = json.dumps(stored)
         read = self._read(text)
         now = _plain(comparable(read, self._dump(read, job_type, round_trip=True)))
         if has_times_in_zones(text):
-            return Compared(now, now)  # such versions lost the zones
+            return Compared(now, now)  # earlier versions lost the zones
         try:
             return Compared(now, _plain(self._dump(self._read(text), job_type, round_trip=False)))
-        except PayloadError:  # a version that wrote it so would have refused it
+        except PayloadError:  # an earlier version would have refused this payload
             return Compared(now, now)
 
     def _check(self, given: Mapping[str, Any], job_type: str) -> BaseModel:
-        """What was given, as values of Python; the members of a set that is to be a list are in their order."""
+        """Validate a payload to Python values. A set given for a list is sorted, since a set's own order is random."""
         checked = self._validate(given, job_type)
         sets = {name: value for name, value in given.items() if isinstance(value, Set)}
         if not sets:
@@ -163,7 +163,7 @@ class Payload:
         return self._validate({**given, **ordered}, job_type)
 
     def _validate(self, given: Mapping[str, Any], job_type: str) -> BaseModel:
-        """Values of Python; or, for what is strict and came as JSON, those of JSON."""
+        """Validate as Python values or, for strict types given as JSON, as JSON."""
         assert self.model is not None
         try:
             return self.model.model_validate(dict(given), **_BOTH_NAMES)
@@ -176,15 +176,15 @@ class Payload:
             return self._read(json.dumps(dict(given), allow_nan=False))
         except ValidationError as error:
             nearer = min(refusal, error, key=ValidationError.error_count)
-        except (TypeError, ValueError, RecursionError):  # it did not come as JSON
+        except (TypeError, ValueError, RecursionError):  # it was not given as JSON
             nearer = refusal
         raise PayloadError(f"{job_type}: {_explain(nearer)}")
 
     def _read(self, text: str) -> BaseModel:
-        """What JSON says.
+        """Validate JSON text.
 
         Raises:
-            ValidationError: it does not fit.
+            ValidationError: it does not fit the model.
         """
         assert self.model is not None
         try:
@@ -203,7 +203,7 @@ class Payload:
         try:
             text = checked.model_dump_json(by_alias=by_alias, round_trip=round_trip, warnings=False)
             return dict(parsed(text))
-        except Exception as error:  # serializers of users raise whatever they like
+        except Exception as error:  # a user's serializer may raise any exception
             raise PayloadError(f"{job_type}: the payload cannot be written as JSON: {error}") from error
 
     def _settle(self, checked: BaseModel, job_type: str, *, by_alias: bool = True) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class Payload:
         return to_json(plain, f"{job_type}: the payload", MAX_PAYLOAD_BYTES)
 
     def _refusal(self, checked: BaseModel, text: str, job_type: str, by_alias: bool) -> str | None:
-        """Why what is written is not what was given; None if it is."""
+        """The reason why the JSON does not restore the given values; None if it does."""
         try:
             read = self._read(text)
         except ValidationError as error:
@@ -232,11 +232,11 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What equal payloads have in common.
+    """The form of a payload for comparing it with others.
 
     Attributes:
-        now: the same for equal payloads.
-        formerly: the payload as earlier versions compared it, for what they have left in the ledger.
+        now: equal for equal payloads.
+        formerly: the form that earlier versions compared, for rows that they left in the ledger.
     """
 
     now: Mapping[str, Any]
@@ -244,26 +244,26 @@ class Compared:
 
 
 def fingerprint(value: Any) -> str:
-    """The same text for the same JSON, however it is spelled: a SHA-256, in hexadecimal digits."""
+    """The SHA-256 of canonical JSON, in hexadecimal digits: independent of the order of keys."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def storable(text: str) -> str:
-    """The text as Postgres can store it: without NUL and lone surrogates, which are written out instead."""
+    """The text with NUL and lone surrogates, which Postgres cannot store, escaped."""
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def to_json(value: Any, what: str, limit_bytes: int) -> str:
-    """Write a value as JSON that Postgres' jsonb can hold, keys in their order.
+    """Write a value as JSON that Postgres' jsonb can hold, with sorted keys.
 
     Args:
         value: anything made of dict (with text keys), list, str, int, finite float, bool and None.
-        what: how the error names it.
-        limit_bytes: the longest that the text may be, in UTF-8.
+        what: name of the value in the error.
+        limit_bytes: maximum length of the text, in bytes of UTF-8.
 
     Raises:
-        PayloadError: not JSON, too long, or with a NUL or a lone surrogate, which jsonb refuses.
+        PayloadError: it is no JSON, too long, or contains a NUL or a lone surrogate, which jsonb refuses.
     """
     try:
         _refuse_keys(value, what)
@@ -281,7 +281,7 @@ def to_json(value: Any, what: str, limit_bytes: int) -> str:
 
 
 def encode_result(result: Any) -> str | None:
-    """Write the result of a job as JSON; None for none.
+    """Write the result of a job as JSON; None if it has none.
 
     Raises:
         PayloadError: it is not JSON, too long, or would lose an entry of a dictionary.
@@ -323,7 +323,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _field(parameter: inspect.Parameter, hint: Any) -> tuple[Any, Any]:
-    """A field of the model, by whose name it is read and written whatever its annotation says of aliases."""
+    """A field of the model. It is read and written by the parameter's name, whatever aliases its annotation has."""
     named: dict[str, Any] = dict.fromkeys(_ALIASES, parameter.name)
     if isinstance(parameter.default, FieldInfo):
         return Annotated[hint, parameter.default], Field(**named)
@@ -337,7 +337,7 @@ def _without_prefix(name: str) -> str:
 
 
 def _plain(dumped: Mapping[str, Any]) -> dict[str, Any]:
-    """By the names of the parameters."""
+    """The dump, keyed by the names of the parameters."""
     return {_without_prefix(name): value for name, value in dumped.items()}
 
 
@@ -347,7 +347,7 @@ def _arguments(checked: BaseModel) -> dict[str, Any]:
 
 
 def _is_in_order_of_set(value: Any, given: Set[Any]) -> bool:
-    """Whether a value that was given as a set has become a list in the set's order, which is by chance."""
+    """Whether a value that was given as a set has become a list in the set's order, which is random."""
     if isinstance(value, Set) or not isinstance(value, Iterable):
         return False
     return not isinstance(value, Sequence) or list(value) == list(given)

@@ -12,13 +12,13 @@ from jobledger.domain.status import JobStatus
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What became of a dispatch.
+    """The outcome of a dispatch.
 
     Attributes:
-        status: of the job; None for one that was dispatched before, and is not in the ledger any more.
-        reason: why, if it was canceled at once.
-        is_duplicate: the same was dispatched before, and this is that job; no row was written.
-        is_replay: it is known by its idempotency key: this very request was sent before.
+        status: status of the job; None for a duplicate of a job that is no longer in the ledger.
+        reason: the reason, if the job was canceled at once.
+        is_duplicate: an equal job was dispatched before, and this is that job; no row was written.
+        is_replay: the idempotency key was used before: this request is a repetition.
     """
 
     id: UUID
@@ -33,8 +33,8 @@ class Wake:
     """A job that may run now.
 
     Attributes:
-        push_count: pushes of this job so far, this one included; over 1, something older may be in Redis.
-        at_front: before all others: it had begun, and stood in line before that.
+        push_count: pushes of this job so far, this push included; above 1, an older wake-up may be in Redis.
+        at_front: push it before all others: the job has already waited in line and started once.
     """
 
     id: UUID
@@ -63,7 +63,7 @@ class NewJob:
     delay_seconds: float = 0.0
     available_at_epoch: float | None = None
     expires_in_seconds: float | None = None
-    """From when it may be started: now, or when its delay is over."""
+    """Counted from the earliest start: now, or the end of the delay."""
     waiting_parents: int = 0
     canceled_reason: str | None = None
     schedule_id: UUID | None = None
@@ -71,7 +71,7 @@ class NewJob:
     idempotency_scope: str | None = None
     idempotency_key: str | None = None
     unique_key: str | None = None
-    """No two unfinished jobs have the same."""
+    """No two unfinished jobs have the same key."""
 
     pushed: bool = True
     """If it is queued at once: whether its wake-up is pushed after the commit, rather than by the relay."""
@@ -80,16 +80,16 @@ class NewJob:
 
     @property
     def held_by(self) -> str | None:
-        """What holds it from its first moment on, if it is queued at once: nobody is passed by those who come later."""
+        """The limit that holds the job from its insertion, if it is queued at once, behind earlier jobs."""
         return self.applied_limits[0].held_by if self.applied_limits else None
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A session of Postgres. A pid is given again, so the start belongs to its identity.
+    """A session of Postgres. Pids are reused, so its start is part of its identity.
 
     Attributes:
-        pid: of the server's process.
+        pid: pid of the server process.
         started_at: `backend_start` of pg_stat_activity.
     """
 
@@ -99,15 +99,15 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """The process that claims; kept with the attempt.
+    """The process that claims a job; stored with the attempt.
 
     Attributes:
         worker: RQ's name of the worker.
-        isolated: the process was made for this attempt alone, so that its death is the job's.
-        token: of this delivery: a claim whose answer was lost is known by it.
-        has_session: the session that claims is the one that the job uses, and is noted with the claim. Otherwise, as
-            where one session claims for many, an attempt notes its own when it opens it.
-        backend: that session, if the process knows it; None to have Postgres say.
+        isolated: the process was forked for this attempt alone, so its death counts against the job.
+        token: identifies this delivery, so that a claim whose answer was lost is found again.
+        has_session: the claiming session is the job's own, and the claim records it. Otherwise, for example where one
+            session claims for many jobs, the attempt records its session when it opens it.
+        backend: that session, if the process knows it; None to ask Postgres.
     """
 
     worker: str
@@ -122,7 +122,7 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A started attempt, as its claim returned it. `(id, attempt)` is the fence of every later write."""
+    """A started attempt, as returned by its claim. `(id, attempt)` is the fence of every later write."""
 
     id: UUID
     attempt: int
@@ -137,12 +137,12 @@ class Claim:
     created_at: datetime
     fire_at: datetime | None
     is_limited: bool = False
-    """It holds slots, which are passed on when it has ended."""
+    """The job holds slots, which are passed on when the attempt ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is kept of how an attempt ended."""
+    """The stored facts about the end of an attempt."""
 
     error_type: str | None = None
     error_message: str | None = None
@@ -156,7 +156,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job that has come to its end; its children are told, or noted to be told, in the same transaction."""
+    """A job that has ended. Its children are told, or noted to be told later, in the same transaction."""
 
     has_children: bool
 
@@ -167,7 +167,7 @@ LAST_ID: Final = UUID(int=2**128 - 1)
 
 @dataclass(frozen=True, slots=True)
 class Untold:
-    """Children of a job that has ended, by the order of their ids, who have yet to be told."""
+    """Children of an ended job that are still to be told, in the order of their ids."""
 
     parent_id: UUID
     first_child_id: UUID = FIRST_ID
@@ -176,7 +176,7 @@ class Untold:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A job that failed for good, and the callback job that this inserted, if its class has one."""
+    """A job that failed for good, and its callback job, if its class has `on_failed`."""
 
     has_children: bool
     callback: Wake | None

@@ -1,7 +1,7 @@
-"""When a failed attempt runs again: pure arithmetic, no I/O.
+"""The wait before a retry: pure arithmetic, no I/O.
 
-Sidekiq, Oban and Laravel agree on the shape: a limit of attempts, a growing wait, some randomness so that
-jobs that failed together do not come back together.
+As in Sidekiq, Oban and Laravel: a maximum of attempts, a growing wait, and jitter, so that jobs that failed together
+are not retried together.
 """
 
 import math
@@ -17,7 +17,7 @@ from jobledger.errors import ConfigurationError
 Backoff = Literal["exponential", "linear", "fixed"]
 
 JITTER = 0.25
-"""With jitter a wait is up to this share longer, never shorter: a promised pause is a pause."""
+"""Jitter makes a wait longer by up to this share, never shorter: the backoff is a minimum."""
 
 LONGEST_CAP_SECONDS = 365 * 86400.0
 
@@ -27,13 +27,13 @@ class Retry:
     """The retry policy of a job class.
 
     Args:
-        max_attempts: attempts that may end in an error or a timeout, the first one included; 1 means no retry.
-        backoff: how the n-th wait grows: `exponential` is base ** n, `linear` is base * n, `fixed` is base.
-        base: base of the backoff, in seconds (for exponential: the number that is raised).
+        max_attempts: attempts that may end in an error or a timeout, 1 to 1000, the first included; 1 means no retry.
+        backoff: the wait before the n-th retry: `exponential` is base ** n, `linear` is base * n, `fixed` is base.
+        base: base of the backoff, in seconds (for exponential: the base of the power).
         cap: the longest wait, in seconds, before jitter; at most a year.
-        jitter: spread each wait by up to 25 % upwards.
-        on: only these exceptions are retried; a timeout is a `TimeoutError`.
-        give_up_on: these exceptions are never retried; wins over `on`.
+        jitter: lengthen each wait by a random share of up to 25 %.
+        on: exception classes that are retried; a timeout is a `TimeoutError`.
+        give_up_on: exception classes that are never retried; takes precedence over `on`.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -70,11 +70,14 @@ class Retry:
 
     @staticmethod
     def in_(delay: Duration, why: str = "") -> RetryIn:
-        """An error to be raised that chooses its own wait: `raise Retry.in_("1m") from error`.
+        """An error to raise in `_perform` that sets its own wait: `raise Retry.in_("1m") from error`.
 
         Args:
-            delay: seconds, timedelta, or a text such as "1m"; taken as it is, without jitter.
-            why: for people.
+            delay: seconds as a number, timedelta, or a text such as "1m"; used without jitter.
+            why: reason for people; stored with the attempt.
+
+        Returns:
+            The exception; the caller raises it.
 
         Raises:
             OptionError: the delay is no length of time.
@@ -82,12 +85,12 @@ class Retry:
         return RetryIn(delay, why)
 
     def allows(self, error: BaseException) -> bool:
-        """Whether this kind of error may be retried at all; one that asks for a retry may."""
+        """Whether this class of error may be retried; `RetryIn` always may."""
         kind = type(error)  # not the instance, whose `__class__` may be a user's code
         return issubclass(kind, RetryIn) or (issubclass(kind, self.on) and not issubclass(kind, self.give_up_on))
 
     def wait_seconds(self, retry_number: int) -> float:
-        """The wait before the n-th retry (1 is the first), in seconds, before jitter."""
+        """The wait before the n-th retry (the first is 1), in seconds, without jitter."""
         if self.backoff == "fixed":
             wait = self.base
         elif self.backoff == "linear":
@@ -100,7 +103,7 @@ class Retry:
         return min(wait, self.cap)
 
     def jittered(self, wait_seconds: float) -> float:
-        """The same wait with this policy's randomness, in seconds."""
+        """The wait with this policy's jitter added, in seconds."""
         if not self.jitter:
             return wait_seconds
         return wait_seconds * (1 + random.random() * JITTER)  # noqa: S311 - spreads load, guards nothing

@@ -1,4 +1,4 @@
-"""What the signature of `_perform` says: its parameters, and their types in a class that may be generic."""
+"""The signature of `_perform`: its parameters, and their types in a class that may be generic."""
 
 import inspect
 import typing
@@ -14,17 +14,17 @@ from jobledger.domain.options import RESERVED_NAMES
 from jobledger.errors import JobDefinitionError
 
 Bindings = Mapping[Any, Any]
-"""What the type variables of a generic class stand for."""
+"""The types for the type variables of a generic class."""
 
 
 _IN_ZONE: Final = WrapValidator(lambda given, read: read(with_times_in_zones(given)))
 
 
 class UnboundTypeVariables(JobDefinitionError):
-    """A parameter's type is not known: it has a type variable that stands for nothing yet.
+    """A parameter's type is not known: it contains a type variable without a type.
 
     Attributes:
-        variables: those.
+        variables: the type variables without a type.
     """
 
     def __init__(self, message: str, variables: frozenset[Any]) -> None:
@@ -36,10 +36,10 @@ class Signature:
     """The parameters of `_perform`.
 
     Attributes:
-        receiver: the name of its first parameter, `self`, if a keyword could mean it; None if none can.
-        parameters: those that the payload fills.
-        hints: their types.
-        takes_rest: whether it takes further fields, by `**rest`.
+        receiver: the name of its first parameter, `self`, if a keyword could bind it; else None.
+        parameters: the parameters that the payload fills.
+        hints: the types of the parameters.
+        takes_rest: whether it accepts further fields, by `**rest`.
     """
 
     def __init__(self, perform: Callable[..., Any], owner: str, bindings: Bindings) -> None:
@@ -54,16 +54,16 @@ class Signature:
 
 
 def bindings_of(job_class: type[Any], name: str) -> Bindings:
-    """What the type variables stand for in the class that defines a method, as `job_class` sees it.
+    """The types that `job_class` gives to the type variables of the class that defines a method.
 
-    `class X(Base[int])` says so of `class Base(BaseJob, Generic[T])`.
+    `class X(Base[int])` gives `int` to `T` of `class Base(BaseJob, Generic[T])`.
     """
     definer = next((one for one in job_class.__mro__ if name in vars(one)), job_class)
     return _seen_from(job_class, definer, {}) or {}
 
 
 def type_variables_of(job_class: type[Any]) -> frozenset[Any]:
-    """The type variables that a class leaves to its subclasses.
+    """The type variables that a class leaves open for its subclasses.
 
     From its bases: `__parameters__` may not be there yet while the class is being defined.
     """
@@ -72,7 +72,7 @@ def type_variables_of(job_class: type[Any]) -> frozenset[Any]:
 
 
 def _seen_from(one: type[Any], definer: type[Any], bindings: Bindings) -> Bindings | None:
-    """The bindings of `definer` if it is this class or one of its ancestors."""
+    """The bindings of `definer` if it is this class or an ancestor; else None."""
     if one is definer:
         return bindings
     for base in vars(one).get("__orig_bases__", one.__bases__):
@@ -101,7 +101,7 @@ def _bound(hint: Any, bindings: Bindings, parameter: inspect.Parameter, owner: s
 
 
 def _replaced(hint: Any, bindings: Bindings) -> Any:
-    """A type with what its variables stand for, and with times of day that may say their zone."""
+    """A type with its variables replaced, and with times of day that may name their zone."""
     if hint is time:
         return Annotated[time, _IN_ZONE]
     if isinstance(hint, TypeVar):
@@ -115,7 +115,7 @@ def _replaced(hint: Any, bindings: Bindings) -> Any:
         return hint
     origin = typing.get_origin(hint)
     if origin is Annotated:
-        if hint.__origin__ is time:  # last, so that what is said of the time is asked of the time
+        if hint.__origin__ is time:  # last, so that the constraints apply to the parsed time
             return Annotated[time, *hint.__metadata__, _IN_ZONE]
         return Annotated[replaced[0], *hint.__metadata__]
     return (Union if origin is UnionType else origin)[replaced]
@@ -126,7 +126,7 @@ def _variables(hint: Any) -> Iterator[Any]:
     if isinstance(hint, TypeVar | ParamSpec | TypeVarTuple):
         yield hint
     if (getattr(hint, "__pydantic_generic_metadata__", None) or {}).get("origin") is not None:
-        yield from _parameters_of_model(hint)  # a generic model of which nothing is said may be of anything
+        yield from _parameters_of_model(hint)  # a generic model without arguments has open type variables
     for one in _arguments(hint):
         yield from _variables(one)
 
@@ -139,13 +139,13 @@ def _arguments(hint: Any) -> tuple[Any, ...]:
 
 
 def _parameters_of_model(hint: Any) -> tuple[Any, ...]:
-    """The type variables of a generic model of pydantic, which is a class also where it is of something."""
+    """The type variables of a generic pydantic model, which is a class also when it has arguments."""
     said = getattr(hint, "__pydantic_generic_metadata__", None) if isinstance(hint, type) else None
     return tuple(said["parameters"]) if said else ()
 
 
 def _default(variable: Any) -> Any:
-    """What a type variable stands for if nothing is said: itself, or its default (PEP 696)."""
+    """The type for an unbound type variable: its default (PEP 696), or the variable itself."""
     has_default = getattr(variable, "has_default", None)
     return variable.__default__ if has_default is not None and has_default() else variable
 
@@ -168,7 +168,7 @@ def _parameters(perform: Callable[..., Any], owner: str) -> list[inspect.Paramet
 def _hints(perform: Callable[..., Any], owner: str) -> dict[str, Any]:
     try:
         return typing.get_type_hints(perform, include_extras=True)
-    except Exception as error:  # an annotation is code of the user's
+    except Exception as error:  # an annotation is the user's code
         raise JobDefinitionError(
             f"{owner}._perform: an annotation cannot be resolved ({error}). Types used in it must be "
             "importable at the top of the module that defines the job."

@@ -1,7 +1,7 @@
-"""The words of the ledger: statuses, the one table of legal moves, and how an attempt can end.
+"""The vocabulary of the ledger: statuses, the table of legal moves, reasons, and outcomes of attempts.
 
-Each status says who moves a job in and who moves it out. `ledger.moves` is the only writer; every
-function there is a row of `MOVES`, or some.
+Each status names the steps that move a job in and out. `ledger.moves` is the only writer; each function there makes
+one or more of the `MOVES`.
 """
 
 from enum import StrEnum
@@ -9,7 +9,7 @@ from typing import Final
 
 
 class JobStatus(StrEnum):
-    """Where a job stands. RQ's words where RQ has one."""
+    """The status of a job. RQ's word where RQ has one."""
 
     DEFERRED = "deferred"
     """Waits for its parents. In: dispatch. Out: the end of the last parent, expire; a person: cancel, retry if held."""
@@ -20,7 +20,7 @@ class JobStatus(StrEnum):
     STARTED = "started"
     """An attempt holds the lease. In: claim. Out: finish, reaper."""
     COMPLETED = "completed"
-    """Terminal; the result is kept. In: finish. Out: nobody."""
+    """Terminal; the result is kept. In: finish. Out: none."""
     FAILED = "failed"
     """Terminal, with a reason: the dead-letter set. In: finish, reaper, reconciler, expire. Out: a person: retry."""
     CANCELED = "canceled"
@@ -52,7 +52,7 @@ MOVES: Final[frozenset[tuple[JobStatus | None, JobStatus]]] = frozenset(
         (JobStatus.STARTED, JobStatus.FAILED),
         (JobStatus.STARTED, JobStatus.CANCELED),  # the job canceled itself, or a person did
         # the reconciler: no wake-up led to a claim
-        (JobStatus.QUEUED, JobStatus.FAILED),  # or expire: nobody started it in time
+        (JobStatus.QUEUED, JobStatus.FAILED),  # or expire: it was not started in time
         # a dispatch that puts an equal job off
         (JobStatus.QUEUED, JobStatus.SCHEDULED),
         # expire
@@ -75,9 +75,9 @@ class Reason(StrEnum):
     ERROR = "error"
     """`_perform` raised, and no retry was left."""
     TIMEOUT = "timeout"
-    """The last attempt outlived its timeout."""
+    """The last attempt exceeded its timeout."""
     CRASHED = "crashed"
-    """Its own process died too often while it ran alone in it."""
+    """Its process, which ran this job alone, died too often."""
     LOST = "lost"
     """Its worker, host or connection went away too often."""
     EXPIRED = "expired"
@@ -95,42 +95,42 @@ class Outcome(StrEnum):
     CRASHED = "crashed"
     LOST = "lost"
     HANDED_BACK = "handed_back"
-    """Its worker was asked to stop, and the job did not end in the time that the stop leaves."""
+    """Its worker was asked to stop, and the job did not end in the grace period."""
     SNOOZED = "snoozed"
     """The job asked to run again later: `raise Snooze(…)`."""
     CANCELED = "canceled"
-    """The job canceled itself: `raise Cancel(…)`; or it was ended because a person had canceled it."""
+    """The job canceled itself by `raise Cancel(…)`, or was interrupted because a person canceled it."""
     GAVE_UP = "gave_up"
     """The job said that no retry would help: `raise GiveUp(…)`."""
     UNKNOWN_TYPE = "unknown_type"
-    """The worker did not know the job's type (an older deployment): another one may."""
+    """The worker did not know the job's type (an older deployment): another worker may."""
 
 
 class OnParentFailure(StrEnum):
-    """What becomes of a job when one that it waits for fails or is canceled."""
+    """The fate of a job when one of its parents fails or is canceled."""
 
     CANCEL = "cancel"
     """It is canceled, too."""
     RUN = "run"
     """It runs all the same: it waits for the end of its parents, not for their success."""
     HOLD = "hold"
-    """It goes on waiting: until the parent was retried and completes, or a person runs or cancels it."""
+    """It goes on waiting until the parent is retried and completes, or a person runs or cancels the job."""
 
 
 class PauseKind(StrEnum):
-    """What can be paused: all jobs of a queue, or all of a type."""
+    """The kinds of pauses: of all jobs of a queue, or of all jobs of a type."""
 
     QUEUE = "queue"
     TYPE = "type"
 
 
 class SlotKind(StrEnum):
-    """What a slot is of. Whoever locks several locks them in this order."""
+    """The kinds of slots. A transaction that locks several locks them in this order."""
 
     LIMIT = "limit"
     RATE = "rate"
 
 
 ON_FAILED_TYPE: Final = "jobledger.on_failed"
-"""Type of the job that calls `on_failed`. Whoever writes the end of a job inserts it in the same statement, so it
-survives a crash of the process that failed."""
+"""Type of the job that calls `on_failed`. The statement that fails a job also inserts it, so the callback survives a
+crash of the process."""

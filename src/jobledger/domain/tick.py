@@ -1,4 +1,4 @@
-"""A tick: one fire time of a schedule, as its function and the jobs that it dispatches see it."""
+"""A tick: one fire time of a schedule, as the schedule's function and its jobs see it."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class TickKind(StrEnum):
-    """Why there is a tick."""
+    """The origin of a tick."""
 
     SCHEDULED = "scheduled"
     MANUAL = "manual"
@@ -14,7 +14,7 @@ class TickKind(StrEnum):
 
 
 class TickOutcome(StrEnum):
-    """What became of a tick."""
+    """The outcome of a tick."""
 
     WAITING = "waiting"
     FIRED = "fired"
@@ -28,12 +28,12 @@ class Tick:
 
     Attributes:
         schedule: the schedule's name.
-        logical_time: the fire time, in the schedule's time zone. It says which day or hour the work is about, however
-            late it is done: use it instead of the clock.
-        previous: the fire time before it, in the same zone; None if there is none. `previous` to `logical_time` is the
-            stretch of time that a periodic import has to cover.
-        fired_at: when it was fired, by the database's clock.
-        kind: scheduled; manual for "run now"; or backfill.
+        logical_time: the fire time, in the schedule's time zone. It identifies the day or hour of the work, however
+            late the work is done: use it instead of the clock.
+        previous: the fire time before it, in the same zone; None if there is none. A periodic import covers the
+            interval from `previous` to `logical_time`.
+        fired_at: time of firing, by the database's clock.
+        kind: scheduled, manual (run now) or backfill.
     """
 
     schedule: str

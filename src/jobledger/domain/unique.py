@@ -1,4 +1,4 @@
-"""Which jobs of a class are the same, and what becomes of a dispatch while there is one already."""
+"""Unique jobs: which jobs of a class are equal, and what a dispatch does if an equal job exists."""
 
 from collections.abc import Collection, Mapping
 from copy import copy
@@ -14,18 +14,19 @@ OnConflict = Literal["existing", "replace", "error"]
 
 @dataclass(frozen=True, slots=True, init=False)
 class Unique:
-    """Of equal jobs of a class, one at a time.
+    """Allow one of several equal jobs of a class at a time.
 
     Args:
-        *fields: jobs are equal if these fields of their payloads are; none for all of the payload.
-        during: "unfinished": an equal job is refused until the first one has ended, however it ended.
-        within: instead: until this has passed since the first one was dispatched; seconds, timedelta, or "1h".
-        on_conflict: what becomes of the second one: "existing" gives back the first; "replace" puts the payload, title,
-            owner, timeout, priority, attempts, time and expiry of the second into the first, if that has not started;
-            "error" raises `AlreadyDispatched`, but in a schedule's fire time, where it gives back the first.
+        *fields: names of payload fields; jobs are equal if these fields are. Default: the whole payload.
+        during: "unfinished": no equal job is accepted until the first has ended, whatever its outcome.
+        within: alternative to `during`: no equal job is accepted for this long after the first was dispatched; seconds
+            as a number, timedelta, or a text such as "1h".
+        on_conflict: the fate of the second job: "existing" returns the first; "replace" copies payload, title, owner,
+            timeout, priority, attempts, time and expiry of the second into the first, if that has not started;
+            "error" raises `AlreadyDispatched`, except in a schedule's tick, where the first is returned.
 
     Raises:
-        ConfigurationError: something of it makes no sense.
+        ConfigurationError: an argument is invalid.
     """
 
     fields: tuple[str, ...]
@@ -58,16 +59,16 @@ class Unique:
         object.__setattr__(self, "on_conflict", on_conflict)
 
     def giving_back(self) -> Self:
-        """The same, but that a second job gives back the first one."""
+        """A copy with `on_conflict="existing"`."""
         same = copy(self)
         object.__setattr__(same, "on_conflict", "existing")
         return same
 
     def unknown_fields(self, known: Collection[str]) -> list[str]:
-        """The fields that it names and that are not among these; none of a class that takes any payload."""
+        """The fields that it names and that are not among `known`; none if the class takes any payload."""
         return [name for name in self.fields if name not in known] if known else []
 
     def key(self, job_type: str, payload: Mapping[str, Any]) -> str:
-        """What equal jobs have in common."""
+        """The key that equal jobs share."""
         chosen = {name: payload.get(name) for name in self.fields} if self.fields else dict(payload)
         return f"{job_type}:{fingerprint(chosen)}"
