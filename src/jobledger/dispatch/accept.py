@@ -1,8 +1,8 @@
-"""The one door in: validate, write the row, and push its wake-up after the commit.
+"""Dispatch: validate, write the row, and push its wake-up after the commit.
 
 The row is written in the caller's transaction, in that of a schedule's tick, or in one of its own. The push follows
-the commit; if Redis is away, or the list is full (`queues.window`), the row says so, and the relay pushes it in its
-turn.
+the commit. If Redis is away, or the list is full (`queues.window`), the row records this, and the relay pushes the
+wake-up later.
 """
 
 import random
@@ -38,13 +38,13 @@ from jobledger.observe.log import get_logger
 log: Final = get_logger(__name__)
 
 ANSWER_SECONDS: Final = 0.5
-"""What is left of `within_seconds` for all that is not waiting."""
+"""The part of `within_seconds` that is reserved for work other than waiting."""
 
 COMMIT_SECONDS: Final = 5.0
-"""For the commit of many rows, which waits for the disk and for standbys."""
+"""Time for the commit of many rows, which waits for the disk and for standbys."""
 
 SHORTEST_SECONDS: Final = 0.05
-"""For a transaction that comes too late: it is given up, and not before it has begun."""
+"""Time for a transaction that begins too late: it starts, and then runs out of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +65,13 @@ _tick: ContextVar[_Tick | None] = ContextVar("jobledger_tick", default=None)
 def joining_tick(
     session: Session, schedule: str, schedule_id: UUID, fire_at: datetime, jitter_seconds: float = 0.0
 ) -> Iterator[None]:
-    """Let every dispatch inside that names no session join this one, marked with the schedule and its fire time.
+    """Let every dispatch inside without `session=` join this session, marked with the schedule and its fire time.
 
-    An equal job of a unique class that is there already is given back, never an error.
+    If an equal job of a unique class exists, it is returned; this is never an error.
 
     Args:
-        schedule: its name, for the log.
-        jitter_seconds: each job waits a random time up to this, so that many do not begin at the same moment.
+        schedule: the schedule's name, for the log.
+        jitter_seconds: each job is delayed by a random time up to this, so that the jobs do not all start at once.
     """
     token = _tick.set(_Tick(session, schedule, schedule_id, fire_at, jitter_seconds))
     try:
@@ -91,26 +91,26 @@ def dispatch(
     One row is one statement; many are written in parts (`dispatch.parts`).
 
     Args:
-        requests: what to dispatch; all with the same `after` parents.
-        session: the caller's transaction; None for a tick's, if inside one, or an own one.
-        into: which servers; None for the process's default.
-        within_seconds: from now on, until when the rows must be committed without a session, for a caller who is
-            waited for. One that dispatches the same is waited for half a second less, so that there is time to say
-            so. The push comes on top. None for as long as it may take.
+        requests: the jobs to dispatch; all with the same `after` parents.
+        session: the caller's transaction; None for that of the surrounding tick, or else a new one.
+        into: the servers; None for the process's default.
+        within_seconds: time within which the rows must be committed, if no session is given; for callers with a
+            deadline. The wait for a transaction that dispatches an equal job ends half a second earlier, which
+            leaves time for the error. The push takes additional time. None for no deadline.
 
     Returns:
-        What became of each, in the order of the requests.
+        The outcome of each request, in their order.
 
     Raises:
         ParentNotFound: a parent is not in the ledger; nothing was written.
         IdempotencyConflict: the key was used for something else; nothing was written.
-        DispatchContended: somebody who dispatches the same does not come to an end; nothing was written.
-        LedgerUnavailable: Postgres is away, or too slow; without a session this means that it is unknown whether the
-            jobs were accepted if the connection was lost during the commit.
+        DispatchContended: another transaction dispatches an equal job and does not end; nothing was written.
+        LedgerUnavailable: Postgres is away, or too slow. If the connection was lost during the commit of a dispatch
+            without a session, it is unknown whether the jobs were accepted.
     """
     begun = time.monotonic()
     connections = into or default_connections()
-    _ = connections.redis  # a wrong setting must say so before anything is written
+    _ = connections.redis  # a wrong setting must raise before anything is written
     tick = _tick.get()
     if session is None and tick is not None:
         session = tick.session
@@ -158,7 +158,7 @@ def _write(
 
 
 def _write_many(connections: Connections, rows: list[NewJob], requests: Sequence[Request]) -> list[Accepted]:
-    """Write rows in parts, each in its own time, and commit them together."""
+    """Write rows in parts, each with its own deadline, and commit them together."""
     parts = in_parts(rows, requests)
     wait = CONFLICT_SECONDS * any(request.may_be_known for request in requests)
     accepted: dict[int, Accepted] = {}
@@ -189,7 +189,7 @@ def _write_many(connections: Connections, rows: list[NewJob], requests: Sequence
 def _admit_all(
     connection: Connection, rows: list[NewJob], requests: Sequence[Request], patience: float | None = None
 ) -> list[Accepted]:
-    """Write rows in a transaction of which they are not all; all of them or none."""
+    """Write rows, all or none, in a transaction that also holds other writes."""
     parts = in_parts(rows, requests) if len(rows) > 1 else []
     if len(parts) < 2:
         return admit(connection, rows, requests, patience)
@@ -203,7 +203,7 @@ def _admit_all(
 def _limits(
     requests: Sequence[Request], within_seconds: float | None, spent_seconds: float
 ) -> tuple[float, float | None]:
-    """How long a transaction of our own may take, and how long a rival is waited for in it, in seconds."""
+    """Longest duration of a transaction of its own, and longest wait in it for a rival transaction, in seconds."""
     if within_seconds is not None:
         left = max(within_seconds - spent_seconds, SHORTEST_SECONDS)
         return left, max(left - ANSWER_SECONDS, 0.0)
@@ -212,8 +212,8 @@ def _limits(
 
 
 def _giving_back(request: Request) -> Request:
-    """In a tick an equal job is given back, also where the class wants an error: one job that is there must keep
-    neither the fire time nor what else the tick dispatches from being."""
+    """A request that returns an equal job where its class asks for an error: in a tick, an existing job must prevent
+    neither the fire time nor the other dispatches."""
     unique = request.unique
     if unique is None or unique.on_conflict != "error":
         return request
@@ -233,14 +233,14 @@ def _say_what_was_there(tick: _Tick, requests: Sequence[Request], accepted: Sequ
 
 
 def _due(accepted: Sequence[Accepted], wakes: Mapping[UUID, Wake]) -> list[Wake]:
-    """The wake-ups of new jobs that may run now; what is known already was pushed when it was new."""
+    """The wake-ups of new jobs that may run now; duplicates were pushed at their own dispatch."""
     return [
         wakes[one.id] for one in accepted if one.status is JobStatus.QUEUED and not one.is_duplicate and one.id in wakes
     ]
 
 
 def _keys(accepted: Sequence[Accepted], rows: Sequence[NewJob]) -> list[str]:
-    """By what the new jobs are held that may run as soon as there is a slot."""
+    """The `held_by` values of new jobs that wait for a slot."""
     held_by = {row.id: row.held_by for row in rows if row.held_by is not None}
     return [held_by[one.id] for one in accepted if one.status is JobStatus.QUEUED and one.id in held_by]
 
@@ -248,7 +248,7 @@ def _keys(accepted: Sequence[Accepted], rows: Sequence[NewJob]) -> list[str]:
 async def dispatch_async(
     requests: Sequence[Request], session: AsyncSession, into: Connections | None = None
 ) -> list[Accepted]:
-    """The same in the transaction of an AsyncSession."""
+    """`dispatch` in the transaction of an AsyncSession."""
     if not hasattr(session, "run_sync"):
         raise OptionError(f"session= is a {type(session).__name__}: say an AsyncSession, or call `X.dispatch(…)`.")
     return await session.run_sync(lambda sync_session: dispatch(requests, sync_session, into))
@@ -280,8 +280,8 @@ def _new_job(request: Request, connections: Connections, tick: _Tick | None) -> 
 
 
 def _ask_for_room(connections: Connections, rows: list[NewJob]) -> list[NewJob]:
-    """Before anything is written: which of the rows will be pushed, if they are queued at once."""
-    now = time.time()  # only to leave out what will surely wait: the database decides
+    """Decide, before anything is written, which rows will be pushed if they are queued at once."""
+    now = time.time()  # only a filter for jobs that certainly wait: the database's clock decides
     soon = [row for row in rows if row.pushed and row.delay_seconds <= 0 and (row.available_at_epoch or 0) <= now]
     room = ask_for_room(connections, Counter(row.queue for row in soon))
     if all(room[name] >= count for name, count in Counter(row.queue for row in soon).items()):

@@ -1,7 +1,7 @@
-"""What a dispatch writes: its rows and what they wait for, unless the same was dispatched before.
+"""The writes of a dispatch: its rows and their dependencies, unless an equal job was dispatched before.
 
-A plain dispatch is one statement. One with a key waits for whoever dispatches the same at this moment; that wait has an
-end, and whatever goes wrong with it leaves the caller's transaction usable.
+A plain dispatch is one statement. A dispatch with a key waits for a concurrent transaction that dispatches an equal
+job. That wait is bounded, and its failure leaves the caller's transaction usable.
 """
 
 import json
@@ -25,16 +25,16 @@ from jobledger.ledger import moves, uniqueness
 from jobledger.ledger.uniqueness import Holder
 
 MOST_LOOKS: Final = 10
-"""What was found may have ended before it was looked at; so often is looked again."""
+"""Most tries: a job that was found may end before it is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One job to be dispatched: what its class says, already checked.
+    """One job to be dispatched, with its checked options.
 
     Attributes:
         payload: the JSON object, as text.
-        compared: what it has in common with equal ones, if that is asked; None for the payload itself.
+        compared: the payload's form for comparisons, if needed; None for the payload itself.
     """
 
     job_type: str
@@ -47,7 +47,7 @@ class Request:
 
     @property
     def equal_by(self) -> Compared:
-        """What it has in common with equal ones."""
+        """The payload's form for comparisons."""
         if self.compared is not None:
             return self.compared
         payload = json.loads(self.payload)
@@ -55,7 +55,7 @@ class Request:
 
     @property
     def may_be_known(self) -> bool:
-        """Whether the same may have been dispatched before."""
+        """Whether an equal job may have been dispatched before."""
         return self.options.idempotency_key is not None or self.unique is not None
 
 
@@ -65,16 +65,16 @@ def admit(
     """Write the rows of a dispatch, each for one request.
 
     Args:
-        patience_seconds: how long another one that dispatches the same is waited for; None for `CONFLICT_SECONDS`.
+        patience_seconds: longest wait for a transaction that dispatches an equal job; None for `CONFLICT_SECONDS`.
 
     Returns:
-        What became of each.
+        The outcome of each request.
 
     Raises:
         ParentNotFound: a parent is not in the ledger.
         IdempotencyConflict: a key was used for something else.
-        AlreadyDispatched: an equal job is there already, and its class wants this error.
-        DispatchContended: somebody who dispatches the same does not come to an end.
+        AlreadyDispatched: an equal job exists, and its class asks for this error.
+        DispatchContended: another transaction dispatches an equal job and does not end.
     """
     if not any(request.may_be_known for request in requests):
         return _write(connection, rows, requests)
@@ -91,7 +91,7 @@ def admit(
 
 
 def _known_by_key(connection: Connection, row: NewJob, request: Request) -> Accepted | None:
-    """The job that was dispatched with the same key before; None if the key is now this row's."""
+    """The job that was dispatched before with this key; None if the key now belongs to this row."""
     scope, key = row.idempotency_scope, row.idempotency_key
     if scope is None or key is None:
         return None
@@ -102,7 +102,7 @@ def _known_by_key(connection: Connection, row: NewJob, request: Request) -> Acce
         if uniqueness.take_key(connection, scope, key, payload_hash, row.id):
             return None
         taken = uniqueness.find_key(connection, scope, key)
-        if taken is None:  # pruned at this moment
+        if taken is None:  # pruned meanwhile
             continue
         if taken.payload_hash not in (payload_hash, former_hash):
             raise IdempotencyConflict(
@@ -115,7 +115,7 @@ def _known_by_key(connection: Connection, row: NewJob, request: Request) -> Acce
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """What the rows of a dispatch wait for, and what becomes of each when that fails."""
+    """The parents of a dispatch, and the fate of each row when one of them fails."""
 
     parents: Sequence[UUID]
     modes: Mapping[UUID, OnParentFailure]
@@ -132,7 +132,7 @@ def _write(connection: Connection, rows: list[NewJob], requests: Sequence[Reques
 
 
 def _insert(connection: Connection, rows: list[NewJob], family: _Family) -> dict[UUID, Accepted]:
-    """Write rows with what they wait for; those with a unique key that another job has are left out."""
+    """Write rows with their dependencies; leave out rows whose unique key another job has."""
     inserted = _insert_children(connection, rows, family) if family.parents else moves.insert(connection, rows)
     if any(row.applied_limits for row in rows):
         new = {one.id for one in inserted}
@@ -142,9 +142,9 @@ def _insert(connection: Connection, rows: list[NewJob], family: _Family) -> dict
 
 
 def _write_unique(connection: Connection, rows: list[NewJob], requests: Sequence[Request]) -> list[Accepted]:
-    """Write rows of which some may be equal to others, of this dispatch or of an earlier one.
+    """Write rows that may equal others, of this dispatch or an earlier one.
 
-    Keys are taken in their order, so that two that dispatch the same at once do not wait for each other.
+    Keys are locked in sorted order, so that two concurrent dispatches do not deadlock.
     """
     family = _Family.of(rows, requests)
     equal = _EqualJobs(rows, requests)
@@ -171,13 +171,13 @@ def _write_unique(connection: Connection, rows: list[NewJob], requests: Sequence
 
 
 class _EqualJobs:
-    """The rows of a dispatch, one of each kind: what of them is equal is told apart.
+    """The rows of a dispatch, without duplicates among them.
 
     Attributes:
-        rows: to be written; of equal ones the first.
-        firsts: each row that was asked for, with the id of the one of its kind that is written.
-        during: those of which no other unfinished one may be.
-        within: those of which no other one may be for a time, with their keys.
+        rows: the rows to write; of equal rows the first.
+        firsts: each requested row, with the id of its equal that is written.
+        during: the rows that are unique while unfinished.
+        within: the rows that are unique for a time, with their keys.
     """
 
     def __init__(self, asked: Sequence[NewJob], requests: Sequence[Request]) -> None:
@@ -213,12 +213,12 @@ class _EqualJobs:
                     self.within.append((key, written, unique))
 
     def former_keys(self, row: NewJob) -> list[str]:
-        """The keys that an earlier version of jobledger may have left for jobs like this one, if they are others."""
+        """The keys that an earlier version of jobledger may have stored for equal jobs, if they differ."""
         return sorted(self._former_keys.get(row.id, ()))
 
 
 def _known_in_window(connection: Connection, keys: Sequence[str], row: NewJob, unique: Unique) -> Accepted | None:
-    """The equal job that was dispatched a while ago; None if a new time begins with this row, by the last key."""
+    """The equal job of the current window; None if this row begins a new window, under the last key."""
     for _ in range(MOST_LOOKS):
         for key in keys:
             holder = uniqueness.in_window(connection, key)
@@ -232,7 +232,7 @@ def _known_in_window(connection: Connection, keys: Sequence[str], row: NewJob, u
 
 
 def _known_unfinished(connection: Connection, row: NewJob, unique: Unique, family: _Family) -> Accepted:
-    """The equal job that has not ended; or this row's own, if that one has ended by now."""
+    """The equal job that has not ended; or this row's own job, if the equal job has ended meanwhile."""
     for _ in range(MOST_LOOKS):
         holder = uniqueness.unfinished(connection, row.unique_key or "")
         if holder is None:
@@ -250,7 +250,7 @@ _WAITING: Final = (JobStatus.DEFERRED, JobStatus.SCHEDULED, JobStatus.QUEUED)
 
 
 def _resolve_conflict(connection: Connection, row: NewJob, unique: Unique, holder: Holder) -> Accepted | None:
-    """What becomes of a row whose like is there; None if that one has moved on, and must be looked at again."""
+    """The outcome for a row whose equal exists; None if the equal job has moved on and must be read again."""
     if unique.on_conflict == "error":
         stands = f"is {holder.status}" if holder.status is not None else "was dispatched not long ago"
         raise AlreadyDispatched(f"{row.job_type}: an equal job, {holder.id}, {stands}.", holder.id)
@@ -287,7 +287,7 @@ def _lock_parents(connection: Connection, parents: Sequence[UUID]) -> dict[UUID,
 
 
 def _as_child(row: NewJob, mode: OnParentFailure, parents: Mapping[UUID, JobStatus]) -> NewJob:
-    """The row of a job that waits for these; `lock_parents` has locked them."""
+    """The row as a child of these parents, which `lock_parents` has locked."""
     unended = sum(status not in TERMINAL for status in parents.values())
     dead = [one for one, status in parents.items() if status in _HOW]
     if dead and mode is OnParentFailure.CANCEL:

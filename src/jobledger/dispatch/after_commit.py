@@ -1,4 +1,4 @@
-"""What waits for the commit of a session in which jobs were dispatched: their wake-ups, and their places in line."""
+"""Actions after the commit of a session that dispatched jobs: pushing wake-ups, and releasing held jobs to slots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ _AFTER_COMMIT: Final = "jobledger_after_commit"
 
 @dataclass(slots=True)
 class AfterCommit:
-    """The wake-ups of one session that wait for its commit, each with the (sub)transaction it was written in."""
+    """The wake-ups that wait for the commit of one session, each with its (sub)transaction."""
 
     _connections: Connections | None = None
     _waiting: list[tuple[SessionTransaction | None, Wake | str, bool]] = field(default_factory=list)
@@ -33,14 +33,14 @@ class AfterCommit:
         *,
         has_room: bool,
     ) -> None:
-        """Keep some for later.
+        """Keep wake-ups until the commit.
 
         Args:
-            session: in which they were dispatched.
+            session: the session of the dispatch.
             connections: the servers.
-            wakes: to be pushed.
-            keys: of which jobs were dispatched that wait for a slot.
-            has_room: whether it is known that the wake-ups have room.
+            wakes: the wake-ups to push.
+            keys: the `held_by` values of dispatched jobs that wait for a slot.
+            has_room: whether the wake-ups are known to have room in their lists.
         """
         self._connections = connections
         written_in = session.get_nested_transaction() or session.get_transaction()
@@ -48,7 +48,7 @@ class AfterCommit:
         self._waiting.extend((written_in, key, has_room) for key in keys)
 
     def push(self) -> None:
-        """Push what was committed, and release as many as there are slots for."""
+        """Push the committed wake-ups, and release as many held jobs as there are free slots."""
         waiting, self._waiting = self._waiting, []
         if self._connections is not None:
             for batch in in_batches([one for _, one, has_room in waiting if has_room and isinstance(one, Wake)]):
@@ -61,22 +61,22 @@ class AfterCommit:
         self._waiting = [one for one in self._waiting if not _is_inside(one[0], rolled_back)]
 
     def _committed(self, session: Session) -> None:
-        # SQLAlchemy calls this for the release of a savepoint too: only the outermost commit is one.
+        # SQLAlchemy calls this also for the release of a savepoint; only the outermost commit counts.
         if session.get_nested_transaction() is None:
             self.push()
 
     def _ended(self, _: Session, ended: SessionTransaction) -> None:
-        # What was committed is pushed by now. `session.close()` rolls back without saying so.
+        # Committed wake-ups are pushed by now. `session.close()` rolls back without an event.
         if ended.parent is None:
             self._waiting.clear()
 
 
 def after_commit_of(session: Session, *, until_commit: bool) -> AfterCommit:
-    """Keep the wake-ups of dispatches in this session back, and drop those whose (sub)transaction is rolled back.
+    """Keep back the wake-ups of dispatches in this session; drop those whose (sub)transaction is rolled back.
 
     Args:
-        until_commit: push them when the session commits; False if whoever asks will call `push()`, because the
-            session's commit is not yet that of the database.
+        until_commit: push them when the session commits; False if the caller will call `push()`, because the
+            session's commit is not yet the database's.
     """
     held: AfterCommit | None = session.info.get(_AFTER_COMMIT)
     if held is None:

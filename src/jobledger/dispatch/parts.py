@@ -1,7 +1,7 @@
-"""A dispatch of many rows in parts, in one transaction: each part is one statement, and has its own time.
+"""A dispatch of many rows in parts, in one transaction: each part is one statement with its own deadline.
 
-So the time that a dispatch may take grows with its size, a Postgres that stands still is noticed after the time of one
-part, and no statement becomes larger than a part.
+So the time for a dispatch grows with its size, a frozen Postgres is noticed within the time of one part, and the size
+of a statement is bounded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ from jobledger.domain.records import NewJob, Wake
 
 MOST_ROWS: Final = 1000
 MOST_CHARACTERS: Final = 4 * 1024 * 1024
-"""Of the payloads of one part, unless one payload alone has more."""
+"""Most characters of payloads in one part, unless a single payload has more."""
 
 SECONDS_PER_ROW: Final = 0.005
-"""Thirty times what a row takes on a small server, indexes and commit included."""
+"""Thirty times the duration of one row on a small server, indexes and commit included."""
 
 CHARACTERS_PER_SECOND: Final = 2 * 1024 * 1024
 
@@ -27,7 +27,7 @@ class Part:
     """Some rows of a dispatch.
 
     Attributes:
-        places: where they stand in the dispatch.
+        places: positions of the rows in the dispatch.
     """
 
     rows: list[NewJob] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Part:
 
     @property
     def seconds(self) -> float:
-        """How long it may take. One row has what a single dispatch has."""
+        """Longest duration of the part. A part of one row has the time of a single dispatch."""
         characters = sum(len(row.payload) for row in self.rows)
         return DISPATCH_SECONDS + (len(self.rows) - 1) * SECONDS_PER_ROW + characters // CHARACTERS_PER_SECOND
 
@@ -44,8 +44,8 @@ class Part:
 def in_parts(rows: Sequence[NewJob], requests: Sequence[Request]) -> list[Part]:
     """Split a dispatch.
 
-    Rows with unique keys are in the order of their keys, so that two dispatches which have some in common do not wait
-    for each other; and those of one key, of which one is written, are in one part.
+    Rows with unique keys are sorted by key, so that two dispatches with common keys do not deadlock. Rows of one key,
+    of which one is written, are in one part.
     """
     keys = [_key(request) for request in requests]
     order = sorted(range(len(rows)), key=lambda place: keys[place]) if any(keys) else range(len(rows))
@@ -65,11 +65,11 @@ def in_parts(rows: Sequence[NewJob], requests: Sequence[Request]) -> list[Part]:
 
 
 def in_batches(wakes: Sequence[Wake]) -> Iterator[Sequence[Wake]]:
-    """Wake-ups in numbers that Redis takes, and Postgres notes as not taken, in their short times."""
+    """Wake-ups in batches that Redis accepts, or Postgres records as not pushed, within their short deadlines."""
     for first in range(0, len(wakes), MOST_ROWS):
         yield wakes[first : first + MOST_ROWS]
 
 
 def _key(request: Request) -> str:
-    """Equal for requests of which one is written; "" for one that is unlike all others."""
+    """The same key for requests of which only one is written; "" for a request that equals no other."""
     return request.unique.key(request.job_type, request.equal_by.now) if request.unique is not None else ""
