@@ -1,4 +1,4 @@
-"""`BaseJob`: what users subclass. A job class says what can be done; `dispatch()` asks for it."""
+"""`BaseJob`, the base of users' job classes. A class defines the work; `dispatch()` requests it."""
 
 import asyncio
 import inspect
@@ -32,13 +32,13 @@ if TYPE_CHECKING:  # a process that only dispatches loads no worker
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How a job failed, as `on_failed` is told.
+    """The failure of a job, as passed to `on_failed`.
 
     Attributes:
         reason: a word of `jobledger.Reason`.
         error_type: name of the exception's class; None if the process died.
-        message: of the exception, or what is known of the death.
-        traceback: of the exception, if there was one.
+        message: message of the exception, or a description of the process's death.
+        traceback: traceback of the exception, if there was one.
         attempt: number of the last attempt.
     """
 
@@ -50,23 +50,24 @@ class Failure:
 
 
 class BaseJob:
-    """Subclass this and write `_perform`; its parameters become the payload.
+    """Base class of jobs. A subclass defines `_perform`, whose parameters become the payload.
 
-    A class is known by its `job_type` from its definition on. Attributes:
+    Defining a class registers it under its `job_type`. Attributes:
 
-        queue: the queue of its jobs, unless a dispatch says another; if none is said, the priority chooses it.
-        priority: 1, the highest, to 10; what is beyond is brought into this range, with a warning.
-        expires_in: a job that is not started within this fails as expired; from the dispatch, or from the end of its
-            delay. As seconds, timedelta or a text such as "6h"; None for never.
-        timeout: longest attempt, as seconds, timedelta or a text such as "15m"; None for the settings' default.
-        retry: when failed attempts run again.
-        unique: which of its jobs are equal, so that there is one at a time; see `Unique`.
-        limit: how many of its jobs run at once, in the whole fleet; see `Limit`.
-        rate: how many of its attempts start within a time, in the whole fleet; see `Rate`.
-        on_parent_failure: what becomes of a job when one that it waits for (`after=`) fails or is canceled: "cancel" it
-            too, "run" it all the same, or "hold" it until that one was retried and completes.
-        job_type: what the ledger calls it; the class's name unless said.
-        title: what people see as a job's description; may name parameters, as in "Load {table}".
+        queue: default queue of its jobs; None to choose it by the priority.
+        priority: 1, the highest, to 10; other numbers are clamped to this range, with a warning.
+        expires_in: a job that does not start within this time fails as expired, counted from the dispatch or from the
+            end of its delay. Seconds as a number, timedelta, or a text such as "6h"; None for never.
+        timeout: longest duration of an attempt: seconds as a number, timedelta, or a text such as "15m"; None for the
+            settings' default.
+        retry: the retry policy; see `Retry`.
+        unique: which jobs are equal, so that only one exists at a time; see `Unique`.
+        limit: how many jobs run at once, in the whole fleet; see `Limit`.
+        rate: how many attempts start within a time, in the whole fleet; see `Rate`.
+        on_parent_failure: the fate of a job when a parent (`after=`) fails or is canceled: "cancel" cancels it too,
+            "run" runs it anyway, "hold" makes it wait until the parent is retried and completes.
+        job_type: its name in the ledger; default: the class's name.
+        title: a job's description for people; may name parameters, as in "Load {table}".
         api_dispatchable: whether the API may create such jobs.
     """
 
@@ -124,92 +125,106 @@ class BaseJob:
         _refuse_unfit(cls)
         registry.register(cls.job_type, cls)
 
-    # -- to be written by subclasses
+    # -- defined by subclasses
 
     def _perform(self, *args: Any, **kwargs: Any) -> Any:
-        """The work; `async def` works too. What it returns is kept as JSON."""
+        """The work, as `def` or `async def`. Its result is stored as JSON."""
         raise NotImplementedError
 
     def on_failed(self, error: Failure) -> None:
-        """Called after the last attempt, in a job of its own, also when the process was killed; may be `async def`.
+        """Called after the job has failed, in a separate job, also if the process was killed; may be `async def`.
 
-        That job is dispatched once; like every job it runs again if it is interrupted.
+        That job is dispatched once. Like every job, it may run more than once if it is interrupted.
         """
 
     @classmethod
     def check_payload(cls, /, *args: Any, **payload: Any) -> None:
-        """Called at dispatch with the typed payload, to refuse what types cannot: raise `JobRefused`."""
+        """Called at dispatch with the typed payload. Raise `JobRefused` to refuse a payload that the types allow."""
 
-    # -- to be asked for
+    # -- called by users
 
     @classmethod
     def set(cls, **options: Any) -> Dispatcher:
-        """Speak options before the dispatch: queue, priority, expires_in, timeout, max_attempts, title, owner, delay,
-        after, on_parent_failure, idempotency_key, idempotency_scope.
+        """Set options before the dispatch.
+
+        Args:
+            **options: queue, priority, expires_in, timeout, max_attempts, title, owner, delay, after,
+                on_parent_failure, idempotency_key, idempotency_scope.
+
+        Returns:
+            A dispatcher with the methods `dispatch`, `dispatch_in`, and so on, of this class.
 
         Raises:
-            OptionError: an option does not exist or does not make sense.
+            OptionError: an option does not exist or its value is invalid.
         """
         return Dispatcher(cls, cls.options).set(**options)
 
     @classmethod
     def dispatch(cls, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
-        """Accept a job: write its row, wake a queue.
+        """Dispatch a job: write its row and push its wake-up.
 
         Args:
-            session: write the row in this transaction: it is pushed after the commit, and gone with a rollback.
-            **given: the payload; and the options `queue=`, `priority=`, `after=` (a job or several, by handle or id,
-                that must complete first), `on_parent_failure=`, `expires_in=`, `timeout=`, `max_attempts=`,
-                `idempotency_key=` (if a job was dispatched with it before, that one is given back),
-                `idempotency_scope=` (whose key it is).
+            session: session in whose transaction the row is written; the wake-up is pushed after its commit, and a
+                rollback removes the job. None for a transaction of its own, which commits before this returns.
+            **given: the payload; and the options `queue=`, `priority=`, `after=` (one or several parents, by handle or
+                id, that must complete first), `on_parent_failure=`, `expires_in=`, `timeout=`, `max_attempts=`,
+                `idempotency_key=` (if a job was dispatched with this key before, that job is returned),
+                `idempotency_scope=` (namespace of the key).
 
         Returns:
-            A handle; once this returns without a session, the job is in the ledger and will end.
+            A handle of the job. Without `session`, the job is now in the ledger and will end.
 
         Raises:
-            DispatchRefused: payload or options are wrong, or the key is another payload's; nothing was written.
+            DispatchRefused: payload or options are invalid, or the key belongs to another payload; nothing was written.
             LedgerUnavailable: Postgres is away.
         """
         return Dispatcher(cls, cls.options).dispatch(session=session, **given)
 
     @classmethod
     def dispatch_in(cls, delay: Duration, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
-        """The same, not before `delay` from now: seconds, timedelta, or a text such as "5m"."""
+        """`dispatch`, with `delay` as earliest start: seconds from now, timedelta, or a text such as "5m"."""
         return Dispatcher(cls, cls.options).dispatch_in(delay, session=session, **given)
 
     @classmethod
     def dispatch_at(cls, when: datetime, /, *, session: SyncSession | None = None, **given: Any) -> JobHandle:
-        """The same, not before this moment, which must say its time zone."""
+        """`dispatch`, with `when` as earliest start: a datetime with a time zone."""
         return Dispatcher(cls, cls.options).dispatch_at(when, session=session, **given)
 
     @classmethod
     def dispatch_many(
         cls, payloads: Iterable[Mapping[str, Any]], /, *, session: SyncSession | None = None, **spoken: Any
     ) -> list[JobHandle]:
-        """Accept many jobs of this class at once: one statement, one pipeline; all or none.
+        """Dispatch many jobs of this class in one transaction, all or none.
 
         Args:
             payloads: one payload per job.
             session: as for `dispatch`.
-            **spoken: options for all of them.
+            **spoken: options for all jobs, as for `dispatch`, except `idempotency_key`.
+
+        Returns:
+            A handle for each payload, in their order.
+
+        Raises:
+            DispatchRefused: a payload or an option is invalid; nothing was written.
+            LedgerUnavailable: Postgres is away, or too slow.
         """
         return Dispatcher(cls, cls.options).dispatch_many(payloads, session=session, **spoken)
 
     @classmethod
     async def adispatch(cls, /, *, session: AsyncSession | None = None, **given: Any) -> JobHandle:
-        """`dispatch` for async code; with an AsyncSession, in its transaction."""
+        """`dispatch` for async code; `session` is an AsyncSession."""
         return await Dispatcher(cls, cls.options).adispatch(session=session, **given)
 
-    # -- to be used inside `_perform`
+    # -- for use inside `_perform`
 
     @property
     def session(self) -> Session:
-        """A database session whose writes commit together with `completed`, exactly once."""
+        """A database session whose writes commit in the transaction that completes the job, exactly once."""
         return self._running.session
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The payload, as JSON has it."""
+        """The payload as JSON: plain dicts, lists, texts, numbers, booleans and None."""
         return self._running.payload
 
     @property
@@ -224,28 +239,28 @@ class BaseJob:
 
     @property
     def stopping(self) -> bool:
-        """Whether this job's worker was asked to stop; known within a second or so, to a job that runs for longer.
+        """Whether this job's worker was asked to stop; true about a second after the request.
 
-        A job that can leave off does so now, for example by keeping what it has and dispatching the rest. One that
-        runs on for longer than `JOBLEDGER_DRAIN_SECONDS` is handed back: rolled back, and run again by another worker.
+        A job that can stop early should do so, for example by finishing its part and dispatching the rest. A job that
+        runs on for longer than `JOBLEDGER_DRAIN_SECONDS` is rolled back and run again by another worker.
         """
         return self._running.stopping
 
     def check(self) -> None:
-        """End here if this job was canceled, or no longer counts; call it where the work can be left off cleanly.
+        """Raise if this job was canceled or has lost its lease; call it where the work can stop cleanly.
 
-        A job that runs for longer than a few seconds knows of a cancel within three; one that does not ask is
-        interrupted three seconds later, wherever it is. What it raises is no `Exception`: let it pass.
+        A cancel reaches a job that runs for longer than a few seconds within three seconds. A job that does not call
+        this is interrupted anywhere three seconds later. The exceptions are no `Exception`s: do not catch them.
 
         Raises:
-            JobCanceled: somebody has canceled this job.
-            FencedOut: another attempt of it may be running; this one can write nothing any more.
+            JobCanceled: the job was canceled.
+            FencedOut: another attempt of the job may be running; this attempt can no longer write.
         """
         self._running.check()
 
     @property
     def tick(self) -> Tick | None:
-        """The fire time of the schedule that dispatched this job, with the one before it; None if no schedule did.
+        """The schedule's tick that dispatched this job, with the fire time before it; None if no schedule did.
 
         Raises:
             LedgerUnavailable: Postgres is away.
@@ -254,22 +269,28 @@ class BaseJob:
 
     @property
     def log(self) -> structlog.stdlib.BoundLogger:
-        """A logger, `self.log.info("loaded", rows=5)`; the last lines are kept with the attempt."""
+        """A logger, `self.log.info("loaded", rows=5)`; the last lines are stored with the attempt."""
         return self._running.log
 
     def progress(self, done: int | None = None, total: int | None = None, note: str | None = None) -> None:
-        """Say how far the job is; seen within a second or so, also while its transaction is open."""
+        """Report progress; visible about a second later, also while the job's transaction is open.
+
+        Args:
+            done: finished units of work.
+            total: all units of work.
+            note: text for people.
+        """
         self._running.report(done, total, note)
 
     @property
     def _running(self) -> "RunContext":
         if self._context is None:
-            raise RuntimeError(f"{type(self).__name__} is not running: this is only there inside _perform.")
+            raise RuntimeError(f"{type(self).__name__} is not running: this is available only inside _perform.")
         return self._context
 
     @classmethod
     def run(cls, context: "RunContext") -> Any:
-        """Perform one attempt; called by the worker, under lease and alarm.
+        """Perform one attempt; called by the worker, which holds the lease and sets the timeout.
 
         Raises:
             PayloadError: the stored payload does not fit this version of the class.
@@ -280,14 +301,14 @@ class BaseJob:
 
     @classmethod
     def call_on_failed(cls, context: "RunContext", failure: Failure) -> None:
-        """Call `on_failed`; its job does this, with the failed job's id and payload in the context."""
+        """Call `on_failed`; called by the callback job, with the failed job's id and payload in the context."""
         on_failed: Callable[[Failure], Any] = cls._made(context).on_failed
         _awaited(on_failed(failure))
 
     @classmethod
     def _made(cls, context: "RunContext") -> Self:
         job = cls()
-        object.__setattr__(job, "_context", context)  # a class may forbid its attributes to be set
+        object.__setattr__(job, "_context", context)  # a class may forbid setting attributes
         return job
 
 
@@ -296,7 +317,7 @@ def _awaited(result: Any) -> Any:
 
 
 def _payload_type_of(job_class: type[BaseJob]) -> tuple[Payload | None, str]:
-    """What a class takes; nothing, and why, if it leaves something to its subclasses and so is no job itself."""
+    """The payload type of a class; or None and the reason, if the class is abstract or generic and so is no job."""
     name = job_class.__name__
     missing = unfit.abstract_methods(job_class)
     if missing:
@@ -312,7 +333,7 @@ def _payload_type_of(job_class: type[BaseJob]) -> tuple[Payload | None, str]:
 
 
 def _refuse_unfit(job_class: type[BaseJob]) -> None:
-    """What a class says of equal jobs, limits and rates must fit its parameters."""
+    """Refuse a `unique`, `limit` or `rate` that does not fit the class's parameters."""
     known = job_class.payload_type.field_names if job_class.payload_type else ()
     for name, kind in (("unique", Unique), ("limit", Limit), ("rate", Rate)):
         said = getattr(job_class, name)

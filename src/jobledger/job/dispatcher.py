@@ -29,7 +29,7 @@ SyncSession = Session | scoped_session[Session]
 
 
 class Dispatchable(Protocol):
-    """What a dispatch needs of a job class."""
+    """The part of a job class that a dispatch uses."""
 
     @property
     def job_type(self) -> str: ...
@@ -49,17 +49,17 @@ class Dispatchable(Protocol):
 
 
 class Dispatcher:
-    """A job class with options spoken before the payload: `X.set(queue="low").dispatch(…)`."""
+    """A job class with options: `X.set(queue="low").dispatch(…)`."""
 
     def __init__(self, job_class: "Dispatchable", options: Options) -> None:
         self._job_class = job_class
         self._options = options
 
     def set(self, **options: Any) -> "Dispatcher":
-        """The same with more options: see `BaseJob.set`.
+        """A dispatcher with further options: see `BaseJob.set`.
 
         Raises:
-            OptionError: an option does not exist or does not make sense.
+            OptionError: an option does not exist or its value is invalid.
         """
         return Dispatcher(self._job_class, self._with(options))
 
@@ -90,7 +90,7 @@ class Dispatcher:
         return [_handle(one) for one in accept.dispatch(requests, session)] if requests else []
 
     def request(self, payload: Mapping[str, Any], /) -> Request:
-        """Check a payload, and dispatch nothing yet: `jobledger.dispatch.accept` takes several, of any classes.
+        """Check a payload without dispatching it: `jobledger.dispatch.accept` takes several requests, of any classes.
 
         Raises:
             DispatchRefused: the payload does not fit the class.

@@ -1,4 +1,4 @@
-"""What `dispatch()` gives back: a job's id, and what the ledger says of it."""
+"""The result of `dispatch()`: a job's id, and its row in the ledger."""
 
 import math
 import random
@@ -22,12 +22,12 @@ READ_DEADLINE_SECONDS: Final = 5.0
 
 
 class JobHandle:
-    """A dispatched job. Reading an attribute is free; `refresh()` and `wait()` ask the ledger.
+    """A dispatched job. Attributes other than `attempts` hold the last read; `refresh()` and `wait()` read the ledger.
 
     Attributes:
         id: the ledger's id, which is also the id of the RQ job.
-        status: the status at the last look; None for a duplicate of a job that was pruned.
-        is_duplicate: the same was dispatched before, and this is that job.
+        status: the status when last read; None for a duplicate of a job that was pruned.
+        is_duplicate: an equal job was dispatched before, and this is that job.
     """
 
     def __init__(
@@ -41,14 +41,17 @@ class JobHandle:
 
     @classmethod
     def fetch(cls, job_id: UUID | str, connections: Connections | None = None) -> Self:
-        """The handle of a job that was dispatched before, here or elsewhere, with what the ledger says of it now.
+        """Read a job that was dispatched before, in this or another process.
 
         Args:
-            job_id: of the job, as a UUID or as text.
-            connections: where its ledger is; None for the process's default.
+            job_id: the job's id, as a UUID or as text.
+            connections: the servers; None for the process's default.
+
+        Returns:
+            A handle with the job's current row.
 
         Raises:
-            OptionError: that is no id.
+            OptionError: the id is invalid.
             JobNotFound: there is no such job: never dispatched, rolled back, not yet committed, or pruned.
             LedgerUnavailable: Postgres is away.
         """
@@ -59,32 +62,32 @@ class JobHandle:
 
     @property
     def result(self) -> Any:
-        """The result at the last look; None as long as the job has not completed."""
+        """The result, when last read; None unless the job has completed."""
         return self._row.result if self._row is not None else None
 
     @property
     def reason(self) -> str | None:
-        """Why the job failed or was canceled, at the last look."""
+        """The reason why the job failed or was canceled, when last read."""
         return self._row.reason if self._row is not None else None
 
     @property
     def held_by(self) -> str | None:
-        """What a queued job waits for, at the last look, such as `pause:queue:low`; None if it may run."""
+        """The pause or limit that holds a queued job, when last read, such as `pause:queue:low`; None if it may run."""
         return self._row.held_by if self._row is not None else None
 
     @property
     def cancel_requested_at(self) -> datetime | None:
-        """Since when somebody wants this job canceled while it runs, at the last look; None if nobody does."""
+        """The time of a request to cancel the running job, when last read; None without one."""
         return self._row.cancel_requested_at if self._row is not None else None
 
     @property
     def cancel_reason(self) -> str | None:
-        """Who wants that, and why."""
+        """The requester and the reason of that request."""
         return self._row.cancel_reason if self._row is not None else None
 
     @property
     def attempts(self) -> list[AttemptRow]:
-        """Every attempt so far, in order, read now.
+        """All attempts so far, in order, read from the ledger.
 
         Raises:
             LedgerUnavailable: Postgres is away.
@@ -93,7 +96,7 @@ class JobHandle:
             return queries.attempts(connection, self.id)
 
     def refresh(self) -> Self:
-        """Read the row anew.
+        """Read the row again.
 
         Raises:
             JobNotFound: its transaction was rolled back or has not committed, or the job was pruned.
@@ -107,20 +110,20 @@ class JobHandle:
         return self
 
     def cancel(self, reason: str = "", by: str = "the application", wait: Duration = 0.0) -> Answer:
-        """Cancel the job, unless it has ended. One that runs is ended within 15 seconds.
+        """Cancel the job, unless it has ended. A running job is interrupted within 15 seconds.
 
-        What waits for it does as its `on_parent_failure` says: by default it is canceled, too.
+        Its children do as their `on_parent_failure` says: by default they are canceled, too.
 
         Args:
-            reason: why, for people.
-            by: who wants it.
-            wait: how long to wait for the end of a job that runs: seconds, timedelta, or a text such as "15s".
+            reason: reason for people.
+            by: name of the requester.
+            wait: longest wait for the end of a running job: seconds as a number, timedelta, or a text such as "15s".
 
         Returns:
-            Whether it was canceled, or will be; if not, why not.
+            Whether the job was canceled, or will be; if not, the reason.
 
         Raises:
-            OptionError: that is no length of time; nothing was asked for.
+            OptionError: `wait` is no length of time; nothing was requested.
             LedgerUnavailable: Postgres is away.
         """
         wait_seconds = _patience(wait, "wait")
@@ -130,10 +133,13 @@ class JobHandle:
         return self._seen(answer)
 
     def retry(self, by: str = "the application") -> Answer:
-        """Run a failed or canceled job again, with all of its attempts before it.
+        """Queue a failed or canceled job again, with a fresh budget of attempts.
+
+        Args:
+            by: name of the requester, for the log.
 
         Returns:
-            Whether it is queued now; if not, why not.
+            Whether the job was queued; if not, the reason.
 
         Raises:
             LedgerUnavailable: Postgres is away.
@@ -143,19 +149,22 @@ class JobHandle:
     def _seen(self, answer: Answer) -> Answer:
         if answer.status is not None:
             if answer.status is not self.status or answer.status not in TERMINAL:
-                self._row = None  # what is known of it is out of date
+                self._row = None  # the row is out of date
             self.status = answer.status
         return answer
 
     def wait(self, timeout: Duration = 60) -> Self:
-        """Wait until the job has ended, however it ended: look at `status`.
+        """Wait until the job has ended; `status` tells how it ended.
 
         Args:
-            timeout: the longest to wait: seconds, timedelta, or a text such as "5m".
+            timeout: longest wait: seconds as a number, timedelta, or a text such as "5m".
+
+        Returns:
+            This handle.
 
         Raises:
-            OptionError: that is no length of time.
-            WaitTimeout: the job has not ended by then.
+            OptionError: `timeout` is no length of time.
+            WaitTimeout: the job has not ended in time.
             JobNotFound: see `refresh`.
             LedgerUnavailable: Postgres is away.
         """
@@ -166,13 +175,13 @@ class JobHandle:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise WaitTimeout(f"Job {self.id} is still {self.status} after {patience:g} s{_standing(row)}.")
-            time.sleep(min(left, pause * (1 + random.random())))  # noqa: S311 - many waiters must not look at once
+            time.sleep(min(left, pause * (1 + random.random())))  # noqa: S311 - many waiters must not poll at once
             pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
         return self
 
 
 def _patience(value: Duration, what: str) -> float:
-    """How long to wait, in seconds. A number may be below 0, as what is left of a deadline is, or infinite.
+    """Longest wait, in seconds. A number may be infinite, or negative, as the rest of a passed deadline is.
 
     Raises:
         OptionError: it is no length of time.
@@ -185,10 +194,10 @@ def _patience(value: Duration, what: str) -> float:
 
 
 def _checked_id(job_id: object) -> UUID:
-    """The id of a job, also from text.
+    """The id of a job, parsed if it is text.
 
     Raises:
-        OptionError: it is none.
+        OptionError: it is no id.
     """
     try:
         return job_id if isinstance(job_id, UUID) else UUID(job_id)  # type: ignore[arg-type]
@@ -197,7 +206,7 @@ def _checked_id(job_id: object) -> UUID:
 
 
 def _standing(row: JobRow | None) -> str:
-    """What is known of why a job has not ended, as the end of a sentence."""
+    """Why a job has not ended, as the end of a sentence."""
     if row is None:
         return ""
     if row.held_by is not None:

@@ -1,6 +1,6 @@
-"""What keeps a class from being run: found where it is defined, or at the latest where it is dispatched.
+"""Checks that a worker can run a class, when it is defined or at the latest when it is dispatched.
 
-A class that no worker could run is refused here, by a sentence about the class, and not by each of its attempts.
+Without them, a class that no worker can run would fail in each of its attempts.
 """
 
 import inspect
@@ -10,28 +10,28 @@ from typing import Any, Final
 from jobledger.errors import JobDefinitionError, PayloadError
 
 LONGEST_JOB_TYPE: Final = 200
-"""As the ledger's own constraint says."""
+"""The limit of the ledger's constraint."""
 
 NO_PERFORM: Final = "has no _perform, so there is nothing to dispatch."
 
 _CALLED: Final = ("run", "call_on_failed", "_running")
-"""What the worker calls on each job as `BaseJob` has it."""
+"""Methods of `BaseJob` that the worker calls, and that no class may override."""
 
 _SAID_FOR_IT: Final = ("options", "payload_type", "has_on_failed", "not_a_job")
-"""What the definition of a class writes into it."""
+"""Attributes that the definition of a class sets."""
 
 
 def abstract_methods(job_class: type[Any]) -> list[str]:
-    """The methods that a class leaves to its subclasses, also without `abc.ABC`.
+    """The abstract methods of a class, also without `abc.ABC`.
 
-    Not `__abstractmethods__`, which is not there yet while the class is being defined.
+    `__abstractmethods__` is not yet set while the class is being defined.
     """
     marked = {name for one in job_class.__mro__ for name, value in vars(one).items() if _is_abstract(value)}
     return sorted(name for name in marked if _is_abstract(_static(job_class, name)))
 
 
 def refuse_job_type(job_class: type[Any]) -> None:
-    """Refuse a type that is no name.
+    """Refuse an invalid `job_type`.
 
     Raises:
         JobDefinitionError: it is no text, or empty, too long, or not printable.
@@ -46,10 +46,10 @@ def refuse_job_type(job_class: type[Any]) -> None:
 
 
 def refuse_methods(job_class: type[Any], base: type[Any]) -> None:
-    """Refuse methods that are not of the kind that is called.
+    """Refuse methods that could not be called as jobledger calls them.
 
     Raises:
-        JobDefinitionError: it says which, and what to write.
+        JobDefinitionError: a method is of the wrong kind; the message names it and the right form.
     """
     name = job_class.__name__
     overridden = [one for one in _CALLED if _static(job_class, one) is not _static(base, one)]
@@ -76,7 +76,7 @@ def refuse_check(job_class: type[Any], field_names: tuple[str, ...]) -> None:
     """Refuse a `check_payload` that cannot be called with the payloads of the class.
 
     Raises:
-        JobDefinitionError: it lacks a parameter, or has one that no payload has.
+        JobDefinitionError: it lacks a parameter, or requires one that no payload has.
     """
     reason = _objection(job_class.check_payload, dict.fromkeys(field_names)) if field_names else None
     if reason is not None:
@@ -87,10 +87,10 @@ def refuse_check(job_class: type[Any], field_names: tuple[str, ...]) -> None:
 
 
 def refuse_constructor(job_class: Any) -> None:
-    """Refuse a class that cannot be made without arguments; asked again at a dispatch, for what decorators add later.
+    """Refuse a class that cannot be made without arguments; repeated at dispatch, because decorators may change it.
 
     Raises:
-        JobDefinitionError: its `__init__` or `__new__` wants arguments.
+        JobDefinitionError: its `__init__` or `__new__` requires arguments.
     """
     if job_class.__init__ is object.__init__ and job_class.__new__ is object.__new__:
         return
@@ -107,7 +107,7 @@ def ask_class(job_class: Any, payload: Mapping[str, Any]) -> None:
 
     Raises:
         PayloadError: it cannot be called with this payload.
-        JobRefused: as it says.
+        JobRefused: it refuses the payload.
     """
     check = job_class.check_payload
     try:
@@ -115,23 +115,23 @@ def ask_class(job_class: Any, payload: Mapping[str, Any]) -> None:
     except TypeError:
         reason = _objection(check, payload)
         if reason is None:
-            raise  # of what it does itself
+            raise  # the TypeError comes from its own code
         raise PayloadError(
             f"{job_class.job_type}: check_payload cannot be called with this payload: {reason}."
         ) from None
 
 
 def _objection(function: Any, keywords: Mapping[str, Any]) -> str | None:
-    """Why a function cannot be called with these keywords; None if it can."""
+    """The reason why a function cannot be called with these keywords; None if it can."""
     underlying, receiver = getattr(function, "__func__", None), getattr(function, "__self__", None)
     try:
-        if underlying is not None:  # so that a keyword which is called like the receiver is noticed
+        if underlying is not None:  # to notice a keyword with the receiver's name
             inspect.signature(underlying).bind(receiver, **keywords)
         else:
             inspect.signature(function).bind(**keywords)
     except TypeError as error:
         return str(error)
-    except ValueError:  # what is not written in Python may not tell
+    except ValueError:  # functions that are not written in Python may have no signature
         return None
     return None
 

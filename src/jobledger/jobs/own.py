@@ -1,4 +1,4 @@
-"""The jobs that jobledger itself needs: the call of `on_failed`, and the one that warms up a worker."""
+"""Jobs for jobledger's own use: the call of `on_failed`, and the warm-up of a worker."""
 
 from typing import Final
 from uuid import UUID
@@ -16,7 +16,7 @@ EXPIRED: Final = "No attempt has begun: the job was not started in time."
 
 
 class OnFailed(BaseJob):
-    """Inserted by the statement that fails a job whose class has an `on_failed`; never dispatched by anybody."""
+    """Calls `on_failed`. Inserted by the statement that fails a job, and never dispatched."""
 
     job_type = ON_FAILED_TYPE
     retry = Retry(3)
