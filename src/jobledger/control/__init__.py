@@ -1,4 +1,4 @@
-"""What people ask for: run a job again, or cancel it; pause a queue or a type. Refusals are answers, not errors."""
+"""Requests of people: retry or cancel jobs, pause and resume queues or types. Refusals are answers, not errors."""
 
 from jobledger.control.answer import LONGEST_REASON, Answer, Verdict
 from jobledger.control.jobs import CANCEL_SECONDS, cancel, retry, wait_for_cancel

@@ -1,4 +1,4 @@
-"""What came of asking for something, in a word and in words for people."""
+"""The answer to a request about a job: a verdict, and a message for people."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,33 +12,33 @@ DEADLINE_SECONDS: Final = 10.0
 """Longest transaction; after it Postgres counts as away."""
 
 LOCK_SECONDS: Final = 3.0
-"""How long a transaction is waited for that holds a row, such as a dispatch with `after=` in a session."""
+"""Longest wait for a transaction that has locked a row, such as a dispatch with `after=` in a session."""
 
 BATCH: Final = 500
-"""Jobs that one transaction changes, of many."""
+"""Most jobs that one transaction of a request about many changes."""
 
 LONGEST_REASON: Final = 1000
-"""Characters that are kept of who canceled or paused, and why."""
+"""Most characters that are stored of the requester and the reason."""
 
 
 class Verdict(StrEnum):
-    """What came of it."""
+    """The outcome of a request."""
 
     DONE = "done"
     REQUESTED = "requested"
-    """It runs, and will be ended; if it completes first, it has completed."""
+    """The job runs, and will be interrupted, unless it completes first."""
     REFUSED = "refused"
-    """The job stands where this cannot be done, or somebody holds its row; nothing was changed."""
+    """The job's status does not allow it, or another transaction has locked its row; nothing was changed."""
     NOT_FOUND = "not_found"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of asking something for one job.
+    """The answer to a request about one job.
 
     Attributes:
-        status: where the job stands now; None if there is no such job.
-        message: the same for people: what was done, or why nothing was.
+        status: the job's status now; None if there is no such job.
+        message: text for people: the change, or the reason why nothing was changed.
     """
 
     job_id: UUID
@@ -48,17 +48,17 @@ class Answer:
 
     @property
     def is_done(self) -> bool:
-        """Whether it was done."""
+        """Whether the request was carried out."""
         return self.verdict is Verdict.DONE
 
     @property
     def is_granted(self) -> bool:
-        """Whether it was done, or will be."""
+        """Whether the request was carried out, or will be."""
         return self.verdict in (Verdict.DONE, Verdict.REQUESTED)
 
 
 def refusal(job_id: UUID, status: JobStatus | None, why: dict[JobStatus, str]) -> Answer:
-    """Why nothing was done, by where the job stands."""
+    """The answer to a request that the job's status does not allow."""
     if status is None:
         return Answer(job_id, Verdict.NOT_FOUND, None, "there is no such job: never dispatched, rolled back, or pruned")
     return Answer(job_id, Verdict.REFUSED, status, why[status])
@@ -71,5 +71,5 @@ def locked(job_id: UUID, status: JobStatus | None) -> Answer:
 
 
 def who_and_why(by: str, reason: str) -> str:
-    """The reason of a canceled job."""
+    """The stored reason of a canceled job: requester and reason."""
     return storable(f"canceled by {by}: {reason}" if reason else f"canceled by {by}")[:LONGEST_REASON]

@@ -1,4 +1,4 @@
-"""One job: run it again, or cancel it."""
+"""Retry or cancel one job."""
 
 import time
 from collections.abc import Collection
@@ -23,7 +23,7 @@ from jobledger.observe.log import get_logger
 log: Final = get_logger(__name__)
 
 CANCEL_SECONDS: Final = 15.0
-"""By then a running job has ended that was to be canceled, as long as Postgres and a scheduler work."""
+"""A running job ends within this time after a cancel, if Postgres and a scheduler work."""
 
 FIRST_PAUSE_SECONDS: Final = 0.05
 LONGEST_PAUSE_SECONDS: Final = 0.5
@@ -45,18 +45,18 @@ _NO_CANCEL: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Under which a job is changed that was selected before; it is looked at again when its row is locked.
+    """Conditions for changing a job that was selected earlier; checked again when its row is locked.
 
     Attributes:
-        statuses: where it must stand.
-        ended_by: by when it must have ended, by the clock of the database; None for any time.
+        statuses: the statuses that it may have.
+        ended_by: the latest time of its end, by the database's clock; None for any time.
     """
 
     statuses: Collection[JobStatus] = frozenset(JobStatus)
     ended_by: datetime | None = None
 
     def objection(self, standing: Standing) -> str | None:
-        """Why the job is not changed any more; None if it stands as it was selected."""
+        """The reason not to change the job; None if it still meets the terms."""
         if standing.status not in self.statuses:
             return f"it is {standing.status} by now, and jobs in that status were not selected"
         if self.ended_by is not None and (standing.finished_at is None or standing.finished_at > self.ended_by):
@@ -65,20 +65,20 @@ class Terms:
 
 
 def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
-    """Queue a failed or canceled job again: now, with fresh budgets; its attempts go on being counted.
+    """Queue a failed or canceled job again: now, with fresh budgets. The numbers of its attempts go on.
 
-    A job that is held because one that it waits for did not complete (`on_parent_failure="hold"`) runs without it.
-    Jobs that were canceled because they waited for this one stay canceled. Each of them can be retried in its turn,
-    when its parents have ended: it runs then, however they ended.
+    A deferred job whose parent did not complete (`on_parent_failure="hold"`) runs without it. Children that were
+    canceled with this job stay canceled. Each can be retried when its parents have ended, and then runs however they
+    ended.
 
     Args:
         connections: the servers. If Redis is away, the relay pushes the job later.
-        job_id: of the job.
-        by: who asks, for the log.
+        job_id: the job's id.
+        by: name of the requester, for the log.
 
     Returns:
-        What came of it; refused, too, if another transaction holds the job's row, or dispatches an equal job of a
-        unique class, for longer than 3 s.
+        The answer. It is a refusal, too, if another transaction has the job's row locked, or dispatches an equal job
+        of a unique class, for longer than 3 s.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -90,13 +90,13 @@ def retry(connections: Connections, job_id: UUID, by: str) -> Answer:
 
 
 def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock_seconds: float) -> Answer:
-    """The same, for a job that still stands as it was selected.
+    """Retry a job if it meets the terms.
 
     Args:
-        lock_seconds: how long another transaction is waited for.
+        lock_seconds: longest wait for another transaction.
 
     Raises:
-        LockTimeout: it was waited for in vain.
+        LockTimeout: the other transaction did not end in time.
         LedgerUnavailable: Postgres is away.
     """
     with transaction_waiting_for_locks(connections, DEADLINE_SECONDS, lock_seconds) as connection:
@@ -125,10 +125,10 @@ def retry_if(connections: Connections, job_id: UUID, by: str, terms: Terms, lock
 
 
 def _retry(connection: Connection, job_id: UUID, lock_seconds: float) -> tuple[Wake | None, str | None]:
-    """The wake-up of a job that is queued again; or why it is not, if an equal job is there.
+    """The wake-up of a job that is queued again; or the reason why it is not, if an equal job exists.
 
     Raises:
-        LockTimeout: an equal job is being dispatched, and that was waited for in vain.
+        LockTimeout: a transaction that dispatches an equal job did not end in time.
     """
     try:
         with savepoint_waiting_for_locks(connection, lock_seconds):
@@ -141,19 +141,19 @@ def _retry(connection: Connection, job_id: UUID, lock_seconds: float) -> tuple[W
 
 
 def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") -> Answer:
-    """Cancel a job, and all that waits for it, directly or through others, unless it says otherwise.
+    """Cancel a job and its descendants, except those whose `on_parent_failure` says otherwise.
 
-    One that has not started never will. One that runs is told to end; it may still complete before it is:
-    `wait_for_cancel` says which it was.
+    A job that has not started never will. A running job is interrupted; it may still complete first:
+    `wait_for_cancel` tells the outcome.
 
     Args:
-        connections: the servers. If Redis is away, the relay pushes what runs in spite of it.
-        job_id: of the job.
-        by: who asks; kept in the job's reason.
-        reason: why; kept there too.
+        connections: the servers. If Redis is away, the relay pushes children that run anyway later.
+        job_id: the job's id.
+        by: name of the requester; stored in the job's reason.
+        reason: reason for people; stored there too.
 
     Returns:
-        What came of it; refused, too, if another transaction holds the job's row for longer than 3 s.
+        The answer. It is a refusal, too, if another transaction has the job's row locked for longer than 3 s.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -167,13 +167,13 @@ def cancel(connections: Connections, job_id: UUID, by: str, reason: str = "") ->
 def cancel_if(
     connections: Connections, job_id: UUID, by: str, reason: str, terms: Terms, lock_seconds: float
 ) -> Answer:
-    """The same, for a job that still stands as it was selected.
+    """Cancel a job if it meets the terms.
 
     Args:
-        lock_seconds: how long another transaction is waited for.
+        lock_seconds: longest wait for another transaction.
 
     Raises:
-        LockTimeout: it was waited for in vain.
+        LockTimeout: the other transaction did not end in time.
         LedgerUnavailable: Postgres is away.
     """
     text = who_and_why(by, reason)
@@ -198,7 +198,7 @@ def cancel_if(
 def _lock(
     connection: Connection, job_id: UUID, terms: Terms, impossible: Collection[JobStatus]
 ) -> tuple[JobStatus | None, str | None]:
-    """Where the job stands, which nobody moves from now on; and the terms' objection, where the thing is possible."""
+    """Lock the job. Its status, which cannot change now; and the terms' objection, if its status allows the change."""
     standing = queries.lock(connection, job_id)
     if standing is None:
         return None, None
@@ -216,15 +216,15 @@ def answer_locked(connections: Connections, job_id: UUID) -> Answer:
 
 
 def wait_for_cancel(connections: Connections, job_id: UUID, timeout: float = CANCEL_SECONDS) -> Answer:
-    """Wait until a job that was to be canceled has ended, and say how.
+    """Wait until a job with a requested cancel has ended.
 
     Args:
         connections: the servers.
-        job_id: of the job.
-        timeout: the longest to wait, in seconds.
+        job_id: the job's id.
+        timeout: longest wait, in seconds.
 
     Returns:
-        Done if it was canceled, refused if it has completed first; still requested if it has not ended by then.
+        Done if it was canceled, refused if it ended otherwise first, still requested if it has not ended in time.
 
     Raises:
         LedgerUnavailable: Postgres is away.

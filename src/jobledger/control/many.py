@@ -1,4 +1,4 @@
-"""Many jobs at once, by a filter: what was there at one moment, batch by batch."""
+"""Retry or cancel many jobs by a filter: the jobs that existed at one moment, batch by batch."""
 
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, replace
@@ -21,17 +21,17 @@ from jobledger.observe.log import get_logger
 log: Final = get_logger(__name__)
 
 READ_SECONDS: Final = 60.0
-"""Longest look for jobs that are selected, of many."""
+"""Longest query for selected jobs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The jobs that a filter lets through and that were there at one moment: what comes later is never touched.
+    """The jobs that match a filter and existed at one moment; later jobs are never changed.
 
     Attributes:
-        wanted: which statuses, job type and queue.
-        until: the moment, by the clock of the database.
-        count: how many there were when it was made.
+        wanted: the filter: statuses, job type and queue.
+        until: the moment, by the database's clock.
+        count: number of jobs when the selection was made.
     """
 
     wanted: Filter
@@ -44,9 +44,12 @@ def to_cancel(connections: Connections, wanted: Filter, until: datetime | None =
 
     Args:
         connections: the servers.
-        wanted: which; without statuses all that have not ended.
-        until: that were there at this moment; None for now. With the moment of an earlier selection, what was
-            interrupted goes on.
+        wanted: the filter; without statuses, all jobs that have not ended.
+        until: select jobs that existed at this moment; None for now. The moment of an earlier selection continues that
+            selection after an interruption.
+
+    Returns:
+        The selection.
 
     Raises:
         OptionError: jobs in one of the statuses cannot be canceled.
@@ -56,12 +59,12 @@ def to_cancel(connections: Connections, wanted: Filter, until: datetime | None =
 
 
 def to_retry(connections: Connections, wanted: Filter, until: datetime | None = None) -> Selection:
-    """The same for jobs to be retried, which had ended by then; without statuses those that have failed."""
+    """Select jobs to be retried, which had ended by `until`; without statuses, failed jobs. See `to_cancel`."""
     return _select(connections, wanted, until, _RETRIED, default={JobStatus.FAILED})
 
 
 def kinds(connections: Connections, selection: Selection) -> list[Group]:
-    """How many of the selected jobs there are now of each status, type and queue.
+    """Count the selected jobs now by status, type and queue.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -74,11 +77,14 @@ def kinds(connections: Connections, selection: Selection) -> list[Group]:
 def cancel_selected(
     connections: Connections, selection: Selection, by: str, reason: str = ""
 ) -> Iterator[list[Answer]]:
-    """Cancel many jobs, batch by batch; each batch is done when it is given, and stays done.
+    """Cancel many jobs, batch by batch; each batch is committed before its answers are yielded.
 
-    One that is in none of the selected statuses any more is refused; so is one that somebody holds.
+    A job that has left the selected statuses, or whose row is locked, is refused.
 
     Args: see `cancel`.
+
+    Yields:
+        The answers of one batch.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -94,11 +100,11 @@ def cancel_selected(
             else _unless_locked(connections, one, partial(cancel_if, connections, one, by, reason, terms), patience)
             for one in ids
         ]
-    log.info("Canceled what was selected", count=selection.count, by=by)
+    log.info("Canceled selected jobs", count=selection.count, by=by)
 
 
 def retry_selected(connections: Connections, selection: Selection, by: str) -> Iterator[list[Answer]]:
-    """Retry many jobs in the same way. One that has run and failed again meanwhile is not retried again: it is refused.
+    """Retry many jobs in the same way. A job that has run and failed again since the selection is refused.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -115,7 +121,7 @@ def retry_selected(connections: Connections, selection: Selection, by: str) -> I
             else _unless_locked(connections, one, partial(retry_if, connections, one, by, terms), patience)
             for one in ids
         ]
-    log.info("Queued again what was selected", count=selection.count, by=by)
+    log.info("Queued selected jobs again", count=selection.count, by=by)
 
 
 def _unless_locked(

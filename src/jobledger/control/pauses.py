@@ -18,20 +18,20 @@ LONGEST_TYPE: Final = 200
 
 
 def pause(connections: Connections, kind: PauseKind, name: str, by: str, reason: str = "") -> Pause:
-    """Start no more jobs of a queue or of a type, from the next claim on, until `resume`. What runs goes on.
+    """Pause a queue or a job type: its jobs are held from the next claim on, until `resume`. Running jobs go on.
 
     Args:
         connections: the servers; Redis is not needed.
-        kind: what is paused.
-        name: of the queue, or of the job type.
-        by: who asks, for people.
-        reason: why, for people.
+        kind: queue or job type.
+        name: name of the queue or of the job type.
+        by: name of the requester, for people.
+        reason: reason for people.
 
     Returns:
-        The pause: this one, or the one that there was already.
+        The new pause, or the existing one.
 
     Raises:
-        OptionError: nothing can have that name.
+        OptionError: the name is invalid.
         LedgerUnavailable: Postgres is away.
     """
     checked = _checked_name(kind, name)
@@ -42,12 +42,12 @@ def pause(connections: Connections, kind: PauseKind, name: str, by: str, reason:
 
 
 def resume(connections: Connections, kind: PauseKind, name: str, by: str) -> int | None:
-    """End a pause: what it held is pushed again, by priority and age.
+    """End a pause: the held jobs are pushed, by priority and age.
 
     If this is interrupted, schedulers release the rest.
 
     Returns:
-        How many jobs were held; None if it was not paused.
+        Number of held jobs; None if there was no pause.
 
     Raises:
         LedgerUnavailable: Postgres is away.
