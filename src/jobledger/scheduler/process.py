@@ -1,6 +1,6 @@
-"""`python -m jobledger scheduler`: APScheduler wakes the chores; rows decide what they do.
+"""`python -m jobledger scheduler`: APScheduler starts the chores; the rows decide what they do.
 
-Any number of these processes may run: every chore is made of guarded statements.
+Any number of these processes may run: each chore consists of guarded statements.
 """
 
 import contextlib
@@ -37,27 +37,27 @@ log: Final = get_logger(__name__)
 
 TICK_LOOK_SECONDS: Final = 1.0
 REMOVED_SECONDS: Final = 180.0
-"""A schedule that no running scheduler has defined for so long is removed, says one that looked all that time."""
+"""A schedule that no running scheduler has defined for so long is removed, by a scheduler that ran all that time."""
 
 LONGEST_GAP_SECONDS: Final = 10.0
-"""Between two looks that went well, for a scheduler to be in touch with the ledger."""
+"""Longest time between two successful passes of a scheduler that is in touch with the ledger."""
 
 STOP_SECONDS: Final = 10.0
-"""How long a function that is dispatching is waited for at the end; what it did not commit is due again elsewhere."""
+"""Longest wait at the stop for a schedule's function; without a commit its fire time is due again elsewhere."""
 
 CLOCK_LOOK_SECONDS: Final = 1.0
 CLOCK_STEP_SECONDS: Final = 0.5
-"""What a clock gains or loses between two looks, if nobody sets it, is far less."""
+"""A larger difference between two looks at the clock means that it was set; drift is far smaller."""
 
 LONGEST_BACKOFF_SECONDS: Final = 30.0
 LONGEST_REPAIR_BACKOFF_SECONDS: Final = 5.0
-"""When the servers are back, what has waited for them should not wait for us."""
+"""Short, so that repair starts soon after the servers are back."""
 
 FIRING_THREADS: Final = 10
 
 
 class Repeated:
-    """Something done again and again that must outlive every error: it logs, counts and backs off.
+    """A repeated action that survives every error: it logs, counts and backs off.
 
     Attributes:
         failures: errors in a row.
@@ -70,12 +70,12 @@ class Repeated:
         self._not_before = 0.0
 
     def do(self, action: Callable[[], object]) -> None:
-        """Do it, unless it failed a moment ago."""
+        """Do it, unless it is in backoff."""
         if time.monotonic() < self._not_before:
             return
         try:
             done = action()
-        except Exception as error:  # this loop must live, whatever a server or a user's function does
+        except Exception as error:  # this loop must survive any error of a server or of a user's function
             self.failures += 1
             wait = min(2.0 ** min(self.failures - 1, 10), self._longest_backoff_seconds)
             self._not_before = time.monotonic() + wait
@@ -89,7 +89,7 @@ class Repeated:
 
 
 class SchedulerProcess:
-    """The clock of one process.
+    """The scheduler of one process.
 
     Args:
         connections: the servers.
@@ -112,7 +112,7 @@ class SchedulerProcess:
         self._queues = QueuesKeeper(connections)
 
     def start(self) -> None:
-        """Begin, in background threads."""
+        """Start the chores, in background threads."""
         settings = self._connections.settings
         manner = Manner(stopping=self._stopping)
         repeated: list[tuple[str, Callable[[], object], float]] = [
@@ -135,10 +135,10 @@ class SchedulerProcess:
         log.info("Scheduler started", pid=os.getpid(), schedules=len(list(self._book)))
 
     def stop(self) -> bool:
-        """End after what is being done is done.
+        """Stop after the current chores and firings.
 
         Returns:
-            False if a schedule's function did not come to its end in time.
+            False if a schedule's function did not end in time.
         """
         self._stopping.set()
         self._clock.shutdown(wait=True)
@@ -151,7 +151,7 @@ class SchedulerProcess:
         return not stuck
 
     def run_until_signal(self) -> None:
-        """Start, wait for SIGTERM or SIGINT, stop; a function that is stuck is left behind, and its work undone."""
+        """Start, wait for SIGTERM or SIGINT, stop. A stuck function is abandoned, and its transaction rolled back."""
         asked = threading.Event()
 
         def ask(_signal: int, _frame: FrameType | None) -> None:
@@ -166,7 +166,7 @@ class SchedulerProcess:
             os._exit(0)
 
     def _follow_clock(self) -> None:
-        """APScheduler plans by this host's clock. When that is set back, every chore would pause for as long."""
+        """Restart the plan when this host's clock is set: after a step back, every chore would pause for as long."""
         ahead = self._wall() - time.monotonic()
         while not self._stopping.wait(CLOCK_LOOK_SECONDS):
             was, ahead = ahead, self._wall() - time.monotonic()
@@ -178,7 +178,7 @@ class SchedulerProcess:
 
     def _say_present(self) -> None:
         if time.monotonic() - self._looked_at > LONGEST_GAP_SECONDS:
-            return  # whoever watches over this process shall see that it does not get to its work
+            return  # a health check must see that this process does not do its work
         settings = self._connections.settings
         with self._connections.transaction(DEADLINE_SECONDS) as connection:
             heartbeats.heartbeat(connection, this_process(), socket.gethostname(), os.getpid(), settings.code_version)
@@ -187,12 +187,12 @@ class SchedulerProcess:
                     log.warning("Removed: no running scheduler defines it", schedule=name)
 
     def _in_touch_seconds(self) -> float:
-        """For how long this process has looked without a break; only then the absence of others means something."""
+        """Seconds since the last gap in this process's passes, in which it may have missed other schedulers."""
         now = time.monotonic()
         return now - self._in_touch_since if now - self._looked_at <= LONGEST_GAP_SECONDS else 0.0
 
     def _tick(self) -> None:
-        """Fire what is due, each schedule in a thread, so that a slow function does not hold up the others."""
+        """Fire due fire times, each schedule in a thread, so that a slow function does not delay other schedules."""
         self._busy = {name: firing for name, firing in self._busy.items() if not firing.done()}
         in_touch = self._in_touch_seconds() > UNSEEN_SECONDS
         due = ticks.due(self._connections, self._book, busy=self._busy, in_touch=in_touch)
@@ -206,9 +206,9 @@ class SchedulerProcess:
             self._busy[name] = self._firing.submit(self._fire, name, list(moments))
 
     def _fire(self, name: str, moments: list[Due]) -> None:
-        """Decide one schedule's moments in their order, up to the first that is not for us or fails.
+        """Decide one schedule's fire times in order, up to the first that fails or that another scheduler decides.
 
-        What a person asked for has its own row: it does not stand behind a fire time that fails, nor the other way.
+        Waiting ticks have their own rows: a failing fire time does not block them, nor the other way round.
         """
         for kind, group in groupby(moments, key=lambda one: "waiting tick" if one.waits else "tick"):
             chore = self._firings.setdefault(f"{kind} {name}", Repeated(f"{kind} of {name}"))

@@ -1,4 +1,4 @@
-"""What should fire when, and firing it once.
+"""Schedules: their definitions, and firing each fire time once.
 
 from jobledger.schedules import schedule
 

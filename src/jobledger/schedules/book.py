@@ -1,4 +1,4 @@
-"""Where schedules are defined in code: `@schedule(…)`, and APScheduler's `@scheduler.scheduled_job(…)`."""
+"""Definitions of schedules in code: `@schedule(…)`, and APScheduler's `@scheduler.scheduled_job(…)`."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,22 +17,22 @@ Target = TypeVar("Target", bound=Callable[..., Any])
 LONGEST_NAME: Final = 200
 LONGEST_JITTER_SECONDS: Final = 86400.0
 SHORTEST_LATENESS_SECONDS: Final = 1.0
-"""What is due is looked for once a second: what must be earlier would never be fired."""
+"""Smallest `max_lateness`. Schedulers look for due fire times once a second, so a smaller one would never fire."""
 
 _WITHOUT_MEANING: Final = ("name", "replace_existing", "max_instances", "jobstore", "executor")
-"""Arguments of APScheduler's that are always so here: a definition replaces what it was, one tick fires at a time."""
+"""APScheduler's arguments that have no effect here: a definition replaces its former one, and ticks fire singly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A schedule in this process: its definition, and what is called.
+    """A schedule in this process: its definition and its target.
 
     Attributes:
-        definition: its data, as this version of the code has it; in UTC if it names no time zone.
+        definition: its data, in this version of the code; in UTC if it names no time zone.
         target: a function that dispatches jobs, or a job class.
-        read: if it names no time zone: reads its fire times in one.
-        args: for the function.
-        kwargs: for the function.
+        read: makes its `When` for a time zone, if it names none; else None.
+        args: positional arguments of the function.
+        kwargs: keyword arguments of the function.
     """
 
     definition: Definition
@@ -43,33 +43,33 @@ class Schedule:
 
     @property
     def name(self) -> str:
-        """What the ledger knows it by."""
+        """The name of the schedule in the ledger."""
         return self.definition.name
 
     @property
     def expression(self) -> str:
-        """When it fires, as it was written."""
+        """The expression for its fire times, as it was written."""
         return self.definition.when.text
 
     def in_zone(self, timezone: str) -> "Schedule":
-        """The same, in this time zone if the definition names none."""
+        """A copy in this time zone, if the definition names none."""
         if self.read is None:
             return self
         return replace(self, definition=replace(self.definition, when=self.read(timezone)), read=None)
 
     def call(self, definition: Definition, tick: Tick) -> None:
-        """Dispatch what a tick dispatches.
+        """Call the target for a tick.
 
         Args:
-            definition: as the ledger has it.
-            tick: given to a function that has a parameter named so.
+            definition: the ledger's definition.
+            tick: passed to a function with a parameter `tick`.
 
         Raises:
-            Exception: what the function raised.
-            ScheduleError: the function has not run, because it is `async`.
+            Exception: any exception of the function.
+            ScheduleError: the function did not run, because it is `async`.
         """
         if definition.target != self.definition.target:
-            definition = self.definition  # the ledger's is of something else that had this name
+            definition = self.definition  # the ledger's belongs to another target that had this name
         if targets.is_job_class(self.target):
             self.target.set(**definition.options).dispatch_many([definition.payload or {}])
         else:
@@ -77,7 +77,7 @@ class Schedule:
 
 
 class ScheduleBook:
-    """The schedules that a process's code defines; the scheduler process reads it."""
+    """The schedules that the code of a process defines; the scheduler process reads them."""
 
     def __init__(self) -> None:
         self._schedules: dict[str, Schedule] = {}
@@ -104,24 +104,30 @@ class ScheduleBook:
 
         Args:
             cron: five fields (minute, hour, day of month, month, day of week), or six with seconds first.
-            every: instead of cron: a distance, counted from the schedule's creation; "15m", 900, a timedelta.
-            tz: time zone of cron, such as "Europe/Prague"; JOBLEDGER_TIMEZONE if not said.
-            name: what the ledger knows it by; the function's full name or the job's type if not said.
-            catch_up: what happens to fire times that were missed: "skip", "latest" (the newest one is fired) or "all".
-            max_lateness: no fire time is fired later than this.
-            overlap: what happens while jobs of an earlier fire time have not ended: "allow"; "skip" leaves the fire
-                time out; "queue" fires it when they have.
-            jitter: each job waits a random time up to this; the fire time stays what it is.
-            payload: of the job, for a job class.
-            **options: of the dispatch, for a job class, as its `set` takes them: queue, priority, timeout, and so on.
+            every: instead of cron: an interval, counted from the schedule's creation: seconds as a number, timedelta,
+                or a text such as "15m".
+            tz: time zone of cron, such as "Europe/Prague"; default: JOBLEDGER_TIMEZONE.
+            name: name in the ledger; default: the function's full name, or the job type.
+            catch_up: policy for missed fire times: "skip", "latest" (the newest one is fired) or "all".
+            max_lateness: no fire time is fired later than this: seconds as a number, timedelta, or a text; None for no
+                limit.
+            overlap: policy while jobs of an earlier fire time have not ended: "allow" fires, "skip" skips the fire
+                time, "queue" fires it when they have ended.
+            jitter: each job is delayed by a random time up to this, at most a day: seconds as a number, timedelta, or
+                a text. The fire time does not change.
+            payload: payload of the job, for a job class.
+            **options: options of the dispatch, for a job class, as for its `set`: queue, priority, timeout, and so on.
+
+        Returns:
+            A decorator that returns its argument unchanged.
 
         Raises:
-            ScheduleError: something of it is not understood, or the name is taken.
+            ScheduleError: an argument is invalid, or the name is taken.
         """
         if (cron is None) == (every is None):
             raise ScheduleError('Say either a cron expression, @schedule("0 2 * * *"), or a distance, every="15m".')
 
-        @cache  # it is read again at each look
+        @cache  # called again in each pass
         def read(timezone: str) -> When:
             return parse.cron_expression(cron, timezone) if every is None else parse.every(every, timezone)
 
@@ -184,7 +190,7 @@ class ScheduleBook:
         catch_up = CatchUp.LATEST if options.pop("coalesce", True) else CatchUp.ALL
         arguments = {key: value for key, value in options.items() if key not in _WITHOUT_MEANING}
 
-        @cache  # it is read again at each look
+        @cache  # called again in each pass
         def read(timezone: str) -> When:
             return parse.apscheduler_trigger(trigger, arguments, timezone)
 

@@ -1,4 +1,4 @@
-"""What people ask of schedules: run now, pause, resume, backfill. Everything is a row that the schedulers obey."""
+"""Requests of people about schedules: run now, pause, resume, backfill. Each is a row that the schedulers read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,14 +27,14 @@ LARGEST_BACKFILL: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """A schedule, for people.
+    """A schedule, as shown to people.
 
     Attributes:
-        words: when it fires, in English; the expression if the definition is not understood here.
-        target: what is called, or the type of the job that is dispatched.
+        words: its fire times in English; the expression if this process does not understand the definition.
+        target: name of the function, or type of the job.
         state: "active", "paused" or "removed".
-        next_times: when it fires next, in its time zone; none if it is not active, or never fires again.
-        last: its newest tick that does not wait.
+        next_times: its next fire times, in its time zone; none if it is not active, or never fires again.
+        last: its newest tick that is not waiting.
     """
 
     row: ScheduleRow
@@ -49,7 +49,7 @@ def overviews(connections: Connections, count: int = 1) -> list[Overview]:
     """All schedules.
 
     Args:
-        count: of next fire times, for each.
+        count: number of next fire times of each.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -90,10 +90,10 @@ def _overview(row: ScheduleRow, now: datetime, count: int, last: TickRow | None)
 
 
 def run_now(connections: Connections, name: str, by: str) -> datetime:
-    """Have a schedule fired at once, by whichever scheduler looks first; also if it is paused.
+    """Fire a schedule now, also if it is paused; the first scheduler that sees the request does it.
 
     Returns:
-        The fire time of the tick: now.
+        The fire time of the tick, which is the database's time now.
 
     Raises:
         ScheduleNotFound: there is none of this name, or it is removed.
@@ -112,9 +112,9 @@ def run_now(connections: Connections, name: str, by: str) -> datetime:
 def pause(
     connections: Connections, name: str, by: str, until: datetime | None = None, reason: str | None = None
 ) -> None:
-    """Let a schedule fire no more, until a moment or until it is resumed; fire times within are not made up for.
+    """Pause a schedule, until a moment or until it is resumed; fire times in the pause are not caught up.
 
-    What had come before, and was to be made up for, waits for the end of the pause.
+    Fire times before the pause that are still to be caught up wait for its end.
 
     Raises:
         ScheduleNotFound: there is none of this name, or it is removed.
@@ -150,11 +150,11 @@ def resume(connections: Connections, name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Backfill:
-    """What a backfill comes to.
+    """The result of a backfill.
 
     Attributes:
-        fire_times: all in the range.
-        added: those that wait now because of this; the others were fired before, or wait already.
+        fire_times: all fire times in the range.
+        added: those that this backfill added; the others were fired before, or already wait.
     """
 
     fire_times: tuple[datetime, ...]
@@ -164,12 +164,12 @@ class Backfill:
 def backfill(
     connections: Connections, name: str, since: datetime, until: datetime, by: str, *, dry_run: bool = False
 ) -> Backfill:
-    """Have the fire times of a range in the past fired, oldest first; doing it again adds nothing.
+    """Fire all fire times of a range in the past, oldest first; a repetition adds nothing.
 
     Args:
-        since: the first moment of the range.
-        until: its last.
-        by: who asks.
+        since: first moment of the range.
+        until: last moment of the range.
+        by: name of the requester.
         dry_run: change nothing; `added` is empty then.
 
     Raises:
@@ -200,7 +200,7 @@ def backfill(
 
 
 def progress(connections: Connections, name: str, moments: tuple[datetime, ...]) -> list[TickRow]:
-    """What has become of these fire times.
+    """The ticks of these fire times.
 
     Raises:
         ScheduleNotFound: there is none of this name.
@@ -211,7 +211,7 @@ def progress(connections: Connections, name: str, moments: tuple[datetime, ...])
 
 
 def is_anybody_firing(connections: Connections) -> bool:
-    """Whether a scheduler process was seen lately; without one nothing fires.
+    """Whether a scheduler process was seen recently; without a scheduler nothing fires.
 
     Raises:
         LedgerUnavailable: Postgres is away.

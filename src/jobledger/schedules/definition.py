@@ -1,6 +1,6 @@
-"""A schedule's definition: data that code writes into the ledger and that every scheduler reads back from there.
+"""A schedule's definition: data that code writes into the ledger and that every scheduler reads from there.
 
-What fires is decided by the definition in the row, so that schedulers with different versions of the code agree.
+The definition in the row decides what fires, so that schedulers with different versions of the code agree.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ LONGEST_INTERVAL_SECONDS: Final = 10 * 365 * 86400.0
 
 
 class CatchUp(StrEnum):
-    """What happens to fire times that were missed, because no scheduler ran or the function failed."""
+    """Policy for fire times that were missed because no scheduler ran or the function failed."""
 
     SKIP = "skip"
     LATEST = "latest"
@@ -28,7 +28,7 @@ class CatchUp(StrEnum):
 
 
 class Overlap(StrEnum):
-    """What happens to a fire time while jobs of an earlier one have not ended."""
+    """Policy for a fire time while jobs of an earlier fire time have not ended."""
 
     ALLOW = "allow"
     SKIP = "skip"
@@ -37,16 +37,16 @@ class Overlap(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """Which fire times: exactly one of the first four is given.
+    """The fire times of a schedule: exactly one of the first four attributes is set.
 
     Attributes:
         cron: an expression of five fields, or six with seconds first.
         cron_fields: fields by the names of APScheduler's cron trigger.
-        every_seconds: a distance.
+        every_seconds: an interval.
         at: a single moment.
-        start: the first moment at which it may fire; an interval is counted from it.
-        end: the last moment at which it may fire.
-        timezone: in which cron is read; a name of the IANA database.
+        start: earliest fire time; an interval is counted from it.
+        end: latest fire time.
+        timezone: time zone of cron; a name of the IANA database.
     """
 
     timezone: str
@@ -58,14 +58,14 @@ class When:
     end: datetime | None = None
 
     def trigger(self, anchor: datetime) -> Trigger:
-        """What knows the fire times.
+        """The trigger, which computes the fire times.
 
         Args:
-            anchor: when the schedule was created: intervals count from there, not from a process's start, so that all
-                processes mean the same fire times.
+            anchor: creation time of the schedule. Intervals count from it, not from a process's start, so that all
+                processes compute the same fire times.
 
         Raises:
-            ScheduleError: this process does not understand it, or does not know the time zone.
+            ScheduleError: this process does not understand the definition, or does not know the time zone.
         """
         zone = self._zone()
         if self.cron is not None:
@@ -98,18 +98,18 @@ class When:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """All that is data of a schedule.
+    """The data of a schedule.
 
     Attributes:
-        name: what the ledger knows it by; unique.
+        name: its name in the ledger; unique.
         when: its fire times.
-        catch_up: what happens to missed ones.
+        catch_up: policy for missed fire times.
         max_lateness_seconds: no fire time is fired later than this; None for no limit.
-        overlap: what happens while earlier jobs have not ended.
-        jitter_seconds: each of its jobs waits a random time up to this.
-        target: the function that is called, or the type of the job that is dispatched.
-        payload: of the job; None for a function.
-        options: of the dispatch.
+        overlap: policy while earlier jobs have not ended.
+        jitter_seconds: each of its jobs is delayed by a random time up to this.
+        target: name of the function, or type of the job.
+        payload: payload of the job; None for a function.
+        options: options of the dispatch.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Definition:
     options: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """For the row; the name stands in a column of its own."""
+        """The definition as stored in the row; the name has its own column."""
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("name", "when")}
         when = {one.name: getattr(self.when, one.name) for one in fields(self.when)}
         when["cron_fields"] = dict(self.when.cron_fields)
@@ -136,7 +136,7 @@ class Definition:
         """The definition in a row.
 
         Raises:
-            ScheduleError: it was written by a version of jobledger that knows more than this one.
+            ScheduleError: a newer version of jobledger wrote it, and this version does not understand it.
         """
         try:
             values = dict(stored)

@@ -1,4 +1,4 @@
-"""From what people write to a schedule's `When`. Everything is bounded and refused at once with what was wrong."""
+"""Parses the input of users to a schedule's `When`. Input is bounded, and refused with the reason."""
 
 import re
 from collections.abc import Mapping
@@ -24,18 +24,18 @@ _NICKNAMES: Final = {
     "@hourly": "0 * * * *",
 }
 _CRON_TEXT_FIELDS: Final = {"second": 60, "minute": 60, "hour": 24, "day of month": 31, "month": 12, "day of week": 7}
-"""How many values each field has."""
+"""The number of values of each field."""
 
 _CRON_FIELDS: Final = ("year", "month", "day", "week", "day_of_week", "hour", "minute", "second")
 _CRON_FIELD_PART: Final = re.compile(
     r"(\*|\d{1,4}(-\d{1,4})?)(/\d{1,4})?|[a-z]{3}(-[a-z]{3})?|last|([1-5][a-z]{2}|last) +[a-z]{3}",
     re.ASCII | re.IGNORECASE,
 )
-"""The whole of what stands between commas; APScheduler takes no notice of what follows the part that it knows."""
+"""A complete part between commas; APScheduler would ignore text after the part that it recognizes."""
 
 _INTERVAL_PARTS: Final = ("weeks", "days", "hours", "minutes", "seconds")
 _YEARS: Final = range(1970, 9999)
-"""What these names mean differs from machine to machine."""
+"""Years that moments may have."""
 
 _SOME_TIME: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -44,7 +44,7 @@ def cron_expression(text: object, timezone: str) -> When:
     """Read a cron expression.
 
     Raises:
-        ScheduleError: it is none, or it never comes true.
+        ScheduleError: it is invalid, or it never fires.
     """
     if not isinstance(text, str):
         raise ScheduleError(f'{text!r} is no cron expression; say a text such as "0 2 * * mon-fri".')
@@ -58,7 +58,7 @@ def cron_expression(text: object, timezone: str) -> When:
 
 
 def _refuse_long_steps(text: str) -> None:
-    """A step over the end of its field is a mistake: "*/90 * * * *" would fire once an hour."""
+    """Refuse a step that is larger than its field: "*/90 * * * *" would fire once an hour."""
     fields = text.split()
     for field, (name, count) in zip(reversed(fields), reversed(_CRON_TEXT_FIELDS.items()), strict=False):
         for step in re.findall(r"/(\d+)", field):
@@ -135,7 +135,7 @@ def _interval(given: dict[str, Any], timezone: str) -> When:
         raise ScheduleError(f"interval needs numbers for {', '.join(wrong or _INTERVAL_PARTS)}.")
     try:
         distance = timedelta(**parts)
-    except (OverflowError, ValueError):  # infinite, or no number at all
+    except (OverflowError, ValueError):  # infinite, or not a number
         raise ScheduleError("An interval is at least 1 second and at most 10 years long.") from None
     return every(distance, timezone)
 
@@ -152,7 +152,7 @@ def _within_bounds(when: When, given: dict[str, Any]) -> When:
 
 
 def moment(value: object, timezone: str, what: str) -> datetime:
-    """Read a moment: a datetime, a date, or a text in ISO 8601; in this time zone if it names none.
+    """Read a moment: a datetime, a date, or a text in ISO 8601; in `timezone` if it names none.
 
     Raises:
         ScheduleError: it is no moment of the years 1970 to 9998.
@@ -175,7 +175,7 @@ def moment(value: object, timezone: str, what: str) -> datetime:
 
 
 def zone_name(value: object) -> str:
-    """The name of a time zone that was given as a text or as an object.
+    """The name of a time zone, given as a text or as an object.
 
     Raises:
         ScheduleError: the IANA database does not have it.

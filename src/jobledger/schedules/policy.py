@@ -1,4 +1,4 @@
-"""Which of the fire times that have come are fired. Pure."""
+"""Decides which due fire times are fired. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,15 +8,15 @@ from jobledger.schedules.definition import CatchUp
 from jobledger.schedules.triggers import INSTANT, Trigger, between, last_between
 
 MOST_AT_ONCE: Final = 100
-"""Fire times that one look fires of one schedule; what is more waits for the next look."""
+"""Most fire times of one schedule that one pass fires; the next pass continues."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What is to be done about a schedule now.
+    """The decision about a schedule's due fire times.
 
     Attributes:
-        fire: these fire times, in this order.
+        fire: the fire times to fire, in this order.
         given_up_until: missed fire times up to this moment are not fired; None if there are none.
     """
 
@@ -35,17 +35,17 @@ def judge(
 ) -> Ruling:
     """Decide about the fire times after `decided_until` up to `now`.
 
-    A fire time is on time for `grace_seconds`, in which a busy or restarting scheduler may come to it; then it is
+    A fire time counts as on time for `grace_seconds`, which a busy or restarting scheduler may need. After that it is
     missed, and the policy decides.
 
     Args:
-        trigger: knows the fire times.
+        trigger: computes the fire times.
         catch_up: the schedule's policy.
         max_lateness_seconds: no fire time is fired later than this; None for no limit.
-        decided_until: everything up to this moment was decided before.
-        now: by the database's clock.
-        grace_seconds: how long a fire time is on time.
-        most: fire times at once.
+        decided_until: all fire times up to this moment are decided.
+        now: the time by the database's clock.
+        grace_seconds: how long after it a fire time counts as on time.
+        most: most fire times to fire at once.
     """
     first = trigger.next_after(decided_until)
     if first is None or first > now:

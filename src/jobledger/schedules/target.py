@@ -1,4 +1,4 @@
-"""What a schedule calls: a function that dispatches jobs, or a job class. What no tick could call is refused."""
+"""The target of a schedule: a function that dispatches jobs, or a job class. Uncallable targets are refused."""
 
 import inspect
 import json
@@ -10,11 +10,11 @@ from jobledger.domain.options import RESERVED_NAMES, SPOKEN_OPTIONS, seconds
 from jobledger.domain.payload import Payload
 from jobledger.errors import DispatchRefused, ScheduleError
 
-_NOT_ASYNC: Final = "A schedule calls an ordinary function, which dispatches jobs; what is `async` belongs into a job."
+_NOT_ASYNC: Final = "A schedule calls an ordinary function, which dispatches jobs; `async` code belongs in a job."
 
 
 class ScheduledDispatcher(Protocol):
-    """What `JobClass.set()` gives back."""
+    """The result of `JobClass.set()`."""
 
     def dispatch_many(self, payloads: Any, /) -> Any: ...
 
@@ -31,7 +31,7 @@ class JobClass(Protocol):
 
 
 def is_job_class(target: object) -> bool:
-    """Whether it is a job class, not a function."""
+    """Whether the target is a job class, not a function."""
     return isinstance(target, type) and isinstance(target, JobClass)
 
 
@@ -44,21 +44,21 @@ def name_of(target: Any) -> str:
 
 
 def code_of(target: Any) -> Any:
-    """The code that is called: one object for all closures of a function, and another one if a module is reloaded."""
+    """The code of the target: one object for all closures of a function, and a new one when its module is reloaded."""
     plain = _plain(target)
     return getattr(plain, "__code__", plain if isinstance(plain, type) else type(plain))
 
 
 def _plain(target: Any) -> Any:
-    """The function without what `functools.partial` and `functools.wraps` put around it."""
+    """The function without its `functools.partial` and `functools.wraps` wrappers."""
     return inspect.unwrap(target.func if isinstance(target, partial) else target)
 
 
 def refuse_unfit(name: str, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Refuse a target that could be called at no tick.
+    """Refuse a target that no tick could call.
 
     Raises:
-        ScheduleError: it says why.
+        ScheduleError: the target cannot be called; the message has the reason.
     """
     where = f"Schedule {name!r}: {name_of(target)}"
     if is_job_class(target):
@@ -81,10 +81,10 @@ def call(target: Any, tick: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any
     """Call a function.
 
     Args:
-        tick: given to it if it has a parameter named so.
+        tick: passed to a function with a parameter `tick`.
 
     Raises:
-        ScheduleError: it has given back a coroutine, so it has not run.
+        ScheduleError: the function returned a coroutine, so it did not run.
     """
     given = {"tick": tick} if _wants_tick(target, args, kwargs) else {}
     result = target(*args, **kwargs, **given)
@@ -94,7 +94,7 @@ def call(target: Any, tick: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any
 
 
 def _wants_tick(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a function has a parameter `tick` that is not given otherwise."""
+    """Whether a function has a parameter `tick` that no other argument fills."""
     signature = inspect.signature(target)
     parameter = signature.parameters.get("tick")
     if parameter is None or parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -106,9 +106,9 @@ def _wants_tick(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 def for_dispatch(
     name: str, target: Any, payload: Mapping[str, Any] | None, options: dict[str, Any]
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The payload and options of a job class as JSON has them, none of a function; what is unfit is refused.
+    """Check payload and options of a schedule; return both as JSON for a job class, and None and {} for a function.
 
-    What only the class itself can check (`check_payload`) may need a server, and is checked at each dispatch.
+    `check_payload` of the class may need a server, so each dispatch calls it, not this function.
 
     Raises:
         ScheduleError: the target cannot be called, or payload or options do not fit it.

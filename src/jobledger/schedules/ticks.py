@@ -1,7 +1,7 @@
-"""Fires schedules: a fire time is a row that can be written once, in the transaction that its dispatches join.
+"""Fires schedules: a fire time is a unique row, written in the transaction that its dispatches join.
 
-What is due is computed from the definitions in the ledger. The schedule's `decided_until` is the fence of a firing:
-whoever finds it moved has been overtaken by another scheduler, and looks again.
+Due fire times are computed from the definitions in the ledger. The schedule's `decided_until` is the fence of a firing:
+if it has moved, another scheduler was faster, and this scheduler computes them again.
 """
 
 import contextlib
@@ -41,7 +41,8 @@ log: Final = get_logger(__name__)
 DEADLINE_SECONDS: Final = 10.0
 SEE_SECONDS: Final = 10.0
 LONGEST_SILENCE_SECONDS: Final = 300.0
-"""A function that dispatches must not be silent for longer: its transaction is ended, and another scheduler fires."""
+"""Longest time between statements of a schedule's function. After it, Postgres ends the transaction, and the fire
+time is due again."""
 
 MOST_QUEUED: Final = 1000
 MOST_ERRORS: Final = 5
@@ -50,17 +51,17 @@ LONGEST_ERROR: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A fire time that should be fired, as far as was seen.
+    """A fire time that was due when the ledger was read.
 
     Attributes:
-        schedule: what this process calls.
-        definition: the ledger's.
-        row: the schedule's, as it was read.
-        trigger: of the definition.
+        schedule: the schedule in this process.
+        definition: the ledger's definition.
+        row: the schedule's row when it was read.
+        trigger: the trigger of the definition.
         fire_at: the fire time.
-        after: the schedule's `decided_until` as it must be for this one to be next; None for a tick that waits.
-        kind: why it is fired.
-        previous_at: the fire time before it, if it is known already.
+        after: the `decided_until` that the schedule must have for this fire time to be next; None for a waiting tick.
+        kind: the origin of the tick.
+        previous_at: the fire time before it, if known.
     """
 
     schedule: Schedule
@@ -74,12 +75,12 @@ class Due:
 
     @property
     def waits(self) -> bool:
-        """Whether there is a row for it already."""
+        """Whether the fire time already has a row, a waiting tick."""
         return self.after is None
 
 
 def write_definitions(connections: Connections, schedules: Iterable[Schedule]) -> None:
-    """Write the schedules that are defined in code into the ledger, see `ledger.schedules.replace`.
+    """Write the definitions of schedules in code into the ledger, see `ledger.schedules.replace`.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -91,11 +92,11 @@ def write_definitions(connections: Connections, schedules: Iterable[Schedule]) -
 def due(
     connections: Connections, schedules: Iterable[Schedule], busy: Collection[str] = (), *, in_touch: bool = False
 ) -> list[Due]:
-    """The fire times that should be fired now, by the database's clock; those of each schedule in their order.
+    """The fire times that are due now, by the database's clock; in order for each schedule.
 
     Args:
-        schedules: those that this process can fire.
-        busy: names of schedules that it is firing, which are left alone.
+        schedules: the schedules that this process can fire.
+        busy: names of schedules that this process is firing; they are left out.
         in_touch: see `ledger.schedules.replace`.
 
     Raises:
@@ -124,7 +125,7 @@ def due(
 def _come(
     connection: Connection, schedule: Schedule, row: ScheduleRow, now: datetime, grace_seconds: float
 ) -> list[Due]:
-    """The fire times that have come; those that are not made up for are noted as decided."""
+    """The due fire times of a schedule; missed ones that are not caught up are recorded as decided."""
     if row.is_paused:
         return []
     definition, trigger = read(row)
@@ -134,15 +135,15 @@ def _come(
     if verdict.given_up_until is not None:
         after = verdict.given_up_until
         rows.decide_until(connection, row.id, after)
-        if row.error is None:  # of a function that fails, the log has enough
+        if row.error is None:  # a failing function is already logged
             times = {"since": row.decided_until.isoformat(), "until": after.isoformat()}
-            log.warning("Missed fire times are not made up for", schedule=row.name, **times)
+            log.warning("Missed fire times are not caught up", schedule=row.name, **times)
     come = [after, *verdict.fire]
     return [Due(schedule, definition, row, trigger, fire_at, before) for before, fire_at in pairwise(come)]
 
 
 def _waiting(schedule: Schedule, row: ScheduleRow, waiting: Iterable[WaitingTick]) -> list[Due]:
-    """The ticks that wait and may be tried; a pause stops all but what a person wants now."""
+    """The waiting ticks that may be tried; in a pause only those of manual runs."""
     definition, trigger = read(row)
     return [
         Due(schedule, definition, row, trigger, one.fire_at, None, one.kind, one.previous_at)
@@ -155,7 +156,7 @@ def read(row: ScheduleRow) -> tuple[Definition, Trigger]:
     """The definition in a row, and its trigger.
 
     Raises:
-        ScheduleError: it is not understood by this version.
+        ScheduleError: this version does not understand it.
     """
     if row.definition is None:
         raise ScheduleError(f"Schedule {row.name!r} was defined by an older jobledger only; it is not data yet.")
@@ -174,10 +175,10 @@ def _complaining(name: str) -> Iterator[None]:
 def _defined(
     connection: Connection, connections: Connections, schedules: Iterable[Schedule], *, in_touch: bool
 ) -> dict[str, ScheduleRow]:
-    """The rows of these schedules, after what their definitions in code change about them."""
+    """The rows of these schedules, updated by their definitions in code."""
     settings = connections.settings
     own = {one.name: one.in_zone(settings.timezone).definition for one in schedules}
-    names = sorted(own)  # one order, so that two at once cannot deadlock
+    names = sorted(own)  # a fixed order, so that two processes cannot deadlock
     found = rows.named(connection, names)
     changed = False
     for name in names:
@@ -190,7 +191,7 @@ def _defined(
         elif row.fingerprint == new.fingerprint and row.removed_at is None:
             continue
         elif _replace(connection, row, new, settings.tick_grace_seconds, in_touch):
-            log.info("Defined anew", schedule=name, expression=new.trigger, timezone=new.timezone)
+            log.info("Schedule defined", schedule=name, expression=new.trigger, timezone=new.timezone)
             changed = True
     seen = [row.id for row in found.values() if _is_own(row, own) and row.seen_seconds_ago > SEE_SECONDS]
     if seen:
@@ -201,7 +202,7 @@ def _defined(
 def _replace(
     connection: Connection, row: ScheduleRow, new: NewDefinition, grace_seconds: float, in_touch: bool
 ) -> bool:
-    """Put a definition into its row, if it is the newer one; fire times of the old one that have come are kept."""
+    """Write a definition into its row, if it is newer; due fire times of the old definition become waiting ticks."""
     with contextlib.suppress(LockTimeout), connection.begin_nested() as savepoint:
         if not rows.replace(connection, row, new, in_touch=in_touch):
             return False
@@ -217,10 +218,10 @@ def _is_own(row: ScheduleRow, own: dict[str, Definition]) -> bool:
 
 
 def keep_what_has_come(connection: Connection, row: ScheduleRow, grace_seconds: float, by: str | None) -> bool:
-    """Have the fire times that are due fired later, as ticks that wait, because the schedule is about to change.
+    """Keep due fire times as waiting ticks, to be fired later, because the schedule is about to change.
 
     Returns:
-        False if another scheduler is firing the schedule at this moment; nothing was kept.
+        False if another scheduler is firing the schedule now; nothing was kept.
     """
     if not ticks.take_turn(connection, row.id, LONGEST_SILENCE_SECONDS):
         return False
@@ -238,14 +239,14 @@ def keep_what_has_come(connection: Connection, row: ScheduleRow, grace_seconds: 
 
 
 def fire(connections: Connections, one: Due) -> bool:
-    """Decide one fire time: take its tick, call the function, commit; the jobs that it dispatched are pushed then.
+    """Decide one fire time: write its tick, call the function, commit; then push the wake-ups of its dispatches.
 
     Returns:
-        False if it is not for this process to decide it now: another scheduler is at it or was, or a tick that waits
-        has to wait on. What was due after it must be looked at again.
+        False if this process cannot decide it now: another scheduler is or was faster, or a waiting tick must go on
+        waiting. Later fire times must be computed again.
 
     Raises:
-        Exception: what the function raised. There is no tick then, and it will be due again.
+        Exception: any exception of the function. No tick was written, and the fire time will be due again.
         LedgerUnavailable: Postgres is away.
     """
     started = time.monotonic()
@@ -253,7 +254,7 @@ def fire(connections: Connections, one: Due) -> bool:
         with unavailable_as_error(), Session(connections.engine) as session:
             outcome = _fire(session, one)
             session.commit()
-    except Exception as error:  # also a LedgerUnavailable: a function may have met another database's absence
+    except Exception as error:  # also a LedgerUnavailable: the function may have called another database that is away
         _note_failure(connections, one, error)
         raise
     if outcome is not None:
@@ -293,7 +294,7 @@ def _fire(session: Session, one: Due) -> TickOutcome | None:
 
 
 def _is_next(connection: Connection, one: Due) -> bool:
-    """Whether the schedule is still as it was when the fire time was found due."""
+    """Whether the schedule is unchanged since the fire time was found due."""
     row = rows.named(connection, [one.row.name]).get(one.row.name)
     if row is None or row.removed_at is not None or row.fingerprint != one.row.fingerprint:
         return False
@@ -303,7 +304,7 @@ def _is_next(connection: Connection, one: Due) -> bool:
 
 
 def _outcome(connection: Connection, one: Due) -> tuple[TickOutcome, str | None]:
-    """What becomes of a fire time, by the schedule's policy."""
+    """The outcome of a fire time, by the schedule's policy."""
     limit = one.definition.max_lateness_seconds
     if one.kind is TickKind.SCHEDULED and limit is not None:
         late = rows.now(connection) - one.fire_at
@@ -332,7 +333,7 @@ def _tick(connection: Connection, one: Due, previous_at: datetime | None) -> Tic
 
 
 def _note_failure(connections: Connections, one: Due, error: Exception) -> None:
-    """Keep the error for people; if Postgres went away meanwhile, the log has it."""
+    """Store the error for people; if Postgres is away, only the log has it."""
     text = storable(f"{type(error).__name__}: {error}")[:LONGEST_ERROR]
     with contextlib.suppress(LedgerUnavailable), connections.transaction(DEADLINE_SECONDS) as connection:
         rows.note_error(connection, one.row.id, text)

@@ -1,7 +1,7 @@
-"""When a schedule fires: cron expressions and fields, intervals, single moments. Pure: no clock is read here.
+"""Triggers compute fire times: cron expressions and fields, intervals, single moments. Pure: they read no clock.
 
-A cron expression is understood as Debian's cron does (cronsim): 0 and 7 are Sunday, and if both the day of the month
-and the day of the week are given, either will do. Fields are understood as APScheduler does.
+Cron expressions have the semantics of Debian's cron (cronsim): 0 and 7 are Sunday, and if both the day of the month
+and the day of the week are given, either matches. Fields have APScheduler's semantics.
 """
 
 import re
@@ -24,24 +24,24 @@ _FINEST: Final = timedelta(seconds=1)
 
 _LONG_AGO: Final = timedelta(days=3700)
 _FARTHEST_YEARS: Final = 60
-"""What does not come within 50 years never comes."""
+"""A fire time that does not come within 50 years counts as never."""
 
 _SOME_WALL: Final = datetime(2000, 1, 1)
 
 
 class Trigger(Protocol):
-    """Knows fire times; equal triggers know the same ones."""
+    """Computes fire times; equal triggers have equal fire times."""
 
     @property
     def words(self) -> str:
-        """When it fires, in English."""
+        """The fire times in English."""
 
     def next_after(self, moment: datetime) -> datetime | None:
         """The first fire time after a moment, in UTC; None if there is none up to the year 9999."""
 
 
 class Walls(Protocol):
-    """Knows times on a wall's clock, which has no time zone and never changes."""
+    """Computes local times without a time zone, as on a wall clock that is never changed."""
 
     @property
     def words(self) -> str: ...
@@ -53,7 +53,7 @@ class CronText:
     """A cron expression of five fields, or of six with seconds first.
 
     Raises:
-        ScheduleError: it is none.
+        ScheduleError: the text is invalid.
     """
 
     text: str
@@ -102,13 +102,13 @@ class CronFields:
         return "When " + " and ".join(f"{name.replace('_', ' ')} is {value}" for name, value in self.fields)
 
     def _as_expression(self) -> CronText | None:
-        """The same as an expression; None if the two languages differ about these fields."""
+        """An equivalent cron expression; None if the two languages differ for these fields."""
         given = dict(self.fields)
         if not given.keys() <= _FIRST_VALUES.keys() or not all(_SAME_IN_BOTH.fullmatch(one) for one in given.values()):
             return None
         weekday = given.get("day_of_week", "*")
         if any(one.isdigit() for one in weekday) or (weekday != "*" and given.get("day", "*") != "*"):
-            return None  # APScheduler's Monday is 0, and both days must fit
+            return None  # APScheduler's Monday is 0, and both days must match
         order = list(_FIRST_VALUES)
         finest = max(order.index(name) for name in given)
         month, day, weekday, hour, minute, second = (
@@ -126,17 +126,17 @@ class CronFields:
 
 
 _FIRST_VALUES: Final = {"month": "1", "day": "1", "day_of_week": "*", "hour": "0", "minute": "0", "second": "0"}
-"""What APScheduler takes for fields that are finer than all that are given; coarser ones may have any value."""
+"""APScheduler's defaults for fields finer than the given ones; coarser fields match any value."""
 
 _SAME_IN_BOTH: Final = re.compile(r"\*(/\d+)?|[a-z0-9]+(-[a-z0-9]+)?(,[a-z0-9]+(-[a-z0-9]+)?)*")
 
 
 @lru_cache(4096)
 def _cron_trigger(fields: tuple[tuple[str, str], ...], last_year: int) -> CronTrigger:
-    """The last year bounds the search for what never comes, such as week 53 in June."""
+    """APScheduler's trigger. The last year bounds the search for impossible times, such as week 53 in June."""
     end = datetime(min(last_year, MAXYEAR), 12, 31, 23, 59, 59, tzinfo=UTC)
     try:
-        return CronTrigger(timezone=UTC, end_date=end, **dict(fields))  # UTC stands for a clock that is never changed
+        return CronTrigger(timezone=UTC, end_date=end, **dict(fields))  # UTC, because it has no clock changes
     except (TypeError, ValueError) as error:
         said = " ".join(f"{name}={value}" for name, value in fields)
         raise ScheduleError(f"cron {said!r}: {error}.") from None
@@ -144,11 +144,11 @@ def _cron_trigger(fields: tuple[tuple[str, str], ...], last_year: int) -> CronTr
 
 @dataclass(frozen=True, slots=True)
 class OnWall:
-    """Fires when the clock on a zone's wall shows certain times; each of them once, see `wall_clock`.
+    """Fires at local times of a time zone, each once, see `wall_clock`.
 
     Attributes:
-        start: the first moment at which it may fire.
-        end: the last.
+        start: earliest fire time.
+        end: latest fire time.
     """
 
     walls: Walls
@@ -173,13 +173,13 @@ class OnWall:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Fires at equal distances.
+    """Fires at equal intervals.
 
     Attributes:
-        seconds: the distance, at least 1.
-        anchor: a moment from which the distances are counted, forwards and backwards.
-        start: the first moment at which it may fire.
-        end: the last.
+        seconds: the interval, at least 1.
+        anchor: the moment from which intervals are counted, forwards and backwards.
+        start: earliest fire time.
+        end: latest fire time.
     """
 
     seconds: float
@@ -217,7 +217,7 @@ class Once:
 
 
 def between(trigger: Trigger, since: datetime, until: datetime, limit: int) -> Iterator[datetime]:
-    """The first fire times after `since`, up to and with `until`, at most `limit`."""
+    """The first fire times after `since`, up to and including `until`, at most `limit`."""
     moment = trigger.next_after(since)
     for _ in range(limit):
         if moment is None or moment > until:
@@ -227,7 +227,7 @@ def between(trigger: Trigger, since: datetime, until: datetime, limit: int) -> I
 
 
 def last_between(trigger: Trigger, since: datetime, until: datetime) -> datetime | None:
-    """The last fire time after `since`, up to and with `until`; found by halving, however many there are."""
+    """The last fire time after `since`, up to and including `until`; found by bisection."""
     last = trigger.next_after(since)
     if last is None or last > until:
         return None
@@ -243,12 +243,12 @@ def last_between(trigger: Trigger, since: datetime, until: datetime) -> datetime
 
 
 def previous(trigger: Trigger, moment: datetime) -> datetime | None:
-    """The fire time before a moment, if there is one within ten years."""
+    """The last fire time before a moment, if there is one within ten years."""
     return last_between(trigger, moment - _LONG_AGO, moment - INSTANT)
 
 
 def in_words(seconds: float) -> str:
-    """A length of time as people say it: 5400 is "1 hour 30 minutes"."""
+    """A length of time in words: 5400 is "1 hour 30 minutes"."""
     parts = []
     left = seconds
     for name, size in (("day", 86400), ("hour", 3600), ("minute", 60)):

@@ -1,7 +1,7 @@
-"""From what a clock on the wall shows to the moment that is meant, also in the nights when clocks are changed.
+"""Converts local times of a time zone (wall times) to moments, also around clock changes.
 
-A time that does not exist means the first moment after the gap. A time that comes twice means the first of the two.
-So each time on the wall means one moment, and later times never mean earlier moments.
+A wall time in a gap means the first moment after the gap. A wall time that occurs twice means the first occurrence.
+So each wall time means one moment, and a later wall time never means an earlier moment.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -12,32 +12,32 @@ _SECOND: Final = timedelta(seconds=1)
 
 
 def moment_of(wall: datetime, zone: ZoneInfo) -> datetime:
-    """The moment, in UTC, that a time on the wall means.
+    """The moment, in UTC, of a wall time.
 
     Args:
-        wall: without a time zone.
-        zone: of the wall.
+        wall: the wall time, without a time zone.
+        zone: its time zone.
 
     Raises:
-        OverflowError: in UTC that is before the year 1 or after the year 9999.
+        OverflowError: the moment is before the year 1 or after the year 9999 in UTC.
     """
     wall = wall.replace(fold=0)
     moment = wall.replace(tzinfo=zone).astimezone(UTC)
     if moment.astimezone(zone).replace(tzinfo=None, fold=0) == wall:
         return moment
-    # In a gap, fold=0 counts with the offset before it and fold=1 with the one after it (PEP 495): the first lands
-    # behind the change of the clocks, the second before it.
+    # In a gap, fold=0 uses the offset before it and fold=1 the offset after it (PEP 495): the first result lies after
+    # the clock change, the second before it.
     return _change_between(wall.replace(tzinfo=zone, fold=1).astimezone(UTC), moment, zone)
 
 
 def latest_wall(moment: datetime, zone: ZoneInfo) -> datetime:
-    """The latest time that the clock on the wall has shown up to a moment.
+    """The latest wall time that has occurred up to a moment.
 
-    This is what it shows; but after it was set back it is the time from which it was set back, until that comes again.
-    So all later times on the wall mean later moments.
+    This is the current wall time, except after clocks were set back: then it is the wall time of the change, until
+    that time occurs again. So all later wall times mean later moments.
 
     Raises:
-        OverflowError: the wall would show a time before the year 1 or after the year 9999.
+        OverflowError: the wall time is before the year 1 or after the year 9999.
     """
     local = moment.astimezone(zone)
     if local.fold:
@@ -47,7 +47,7 @@ def latest_wall(moment: datetime, zone: ZoneInfo) -> datetime:
 
 
 def _change_between(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
-    """The moment at which the clocks were changed, to the second."""
+    """The moment of the clock change, to the second."""
     offset = before.astimezone(zone).utcoffset()
     before, after = before.replace(microsecond=0), after.replace(microsecond=0)
     while after - before > _SECOND:
