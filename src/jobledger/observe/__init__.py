@@ -1,1 +1,1 @@
-"""What people see of the system; it reads, and never keeps truth in memory."""
+"""Logs, health and counts of the system; read-only views of the ledger and Redis."""

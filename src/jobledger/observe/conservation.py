@@ -1,8 +1,8 @@
-"""Whether every unfinished job is in exactly one place, and nothing in Redis is without a job.
+"""Counts whether every unfinished job is in exactly one place, and every wake-up in Redis belongs to a job.
 
-Pure counts, for health checks, metrics and `doctor`. Things move while they are counted: what looks wrong is
-looked at a second time, a moment later. About once a minute a scheduler counts, and writes down what it found: with
-50,000 wake-ups in Redis, and as many jobs that wait for room there, this takes less than a second of one core.
+The counts are for health checks, metrics and `doctor`. Jobs move while they are counted, so apparent errors are checked
+again a moment later. About once a minute a scheduler counts and stores the result: with 50,000 wake-ups in Redis, and
+as many jobs that wait for room there, this takes less than a second of one core.
 """
 
 import time
@@ -29,13 +29,13 @@ log: Final = get_logger(__name__)
 COUNT_SECONDS: Final = 60.0
 SECOND_LOOK_SECONDS: Final = 0.5
 MOST_ENTRIES: Final = 200_000
-"""Of a list that is longer, a part is looked at, and the counts are not exact."""
+"""Most entries that are read of a list; the counts of a longer list are not exact."""
 
 HEAD: Final = 100
-"""Of what waits to be pushed: a relay that works has pushed these a pass later, however many follow."""
+"""Number of oldest unpushed jobs that are checked: a working relay has pushed them one pass later."""
 
 LONGEST_RELAY_PAUSE_SECONDS: Final = 2.0
-"""Longer pauses are not waited for."""
+"""Longest pause of a relay for which a count waits."""
 
 CHUNK: Final = 5000
 DEADLINE_SECONDS: Final = 15.0
@@ -43,21 +43,22 @@ DEADLINE_SECONDS: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Conservation:
-    """How many jobs are where.
+    """Numbers of jobs, wake-ups and slots by place.
 
     Attributes:
         listed: queued, and in their Redis list.
-        on_the_way: queued; the relay has yet to push them, or a worker has just taken them.
-        running: started, under a live lease.
+        on_the_way: queued; not pushed yet, or just taken by a worker.
+        running: started, with a valid lease.
         lost: queued, pushed longer ago than their grace, and in no list.
-        doubled: more than once in lists, or in that of another queue: the entries that are too many.
-        needless: listed, though they are not queued, or are held.
-        without_row: wake-ups of ours in lists that no job belongs to.
-        unattended: started, and their lease has run out.
-        leftovers: among what RQ thinks it is doing, though they have ended.
-        unpushed: queued for long, and not pushed, though their list has room: nobody relays, or Redis takes nothing.
-        is_exact: whether all lists were looked at as a whole.
-        astray: slots of limits that belong to jobs that may not have one, and keys whose count is wrong.
+        doubled: surplus entries of jobs that are in lists more than once, or in the list of another queue.
+        needless: listed, although they are not queued, or are held.
+        without_row: wake-ups in lists that belong to no job.
+        unattended: started, with an expired lease.
+        leftovers: in RQ's registries of started jobs, although they have ended.
+        unpushed: queued for long and not pushed, although their list has room: no relay runs, or Redis takes no
+            writes.
+        is_exact: whether all lists were read completely.
+        astray: slots held by jobs that may not have one, and keys with a wrong count.
     """
 
     listed: int
@@ -78,14 +79,14 @@ class Conservation:
 
     @property
     def drift(self) -> int:
-        """All that is in no place, in two, or without a job."""
+        """Number of jobs in no place or in two, and of entries and slots without a job."""
         in_redis = self.lost + self.doubled + self.needless + self.without_row + self.leftovers
         return in_redis + self.unpushed + self.unattended + self.astray
 
 
 @dataclass(slots=True)
 class _Lists:
-    """What was found in all queues together."""
+    """The findings in all queues together."""
 
     listed: int = 0
     doubled: int = 0
@@ -93,7 +94,7 @@ class _Lists:
     is_exact: bool = True
     lost: dict[UUID, int] = field(default_factory=dict)
     room: dict[str, int] = field(default_factory=dict)
-    """Of the lists that are not even half full."""
+    """Room in the lists that are less than half full."""
     needless: dict[str, set[UUID]] = field(default_factory=dict)
     without_row: int = 0
 
@@ -138,7 +139,7 @@ def count(connections: Connections) -> Conservation:
 
 
 def _astray(connections: Connections) -> int:
-    """Those that nobody has set right since a first look: whoever ends a job passes its slot on a moment later."""
+    """Slots astray in two looks. The end of a job passes its slot on a moment later, so one look is not enough."""
     seen = _slots_astray(connections)
     if not seen:
         return 0
@@ -197,7 +198,7 @@ def _leftovers(connections: Connections, queue: str) -> int:
 
 
 def _still_lost(connections: Connections, names: Iterable[str], seen: dict[UUID, int]) -> int:
-    """Those that nobody has claimed or pushed since the first look."""
+    """Lost jobs that were neither claimed nor pushed since the first look."""
     if not seen:
         return 0
     total = 0
@@ -209,7 +210,7 @@ def _still_lost(connections: Connections, names: Iterable[str], seen: dict[UUID,
 
 
 def _unpushed(connections: Connections, room: Mapping[str, int]) -> int:
-    """Those that the relay has left for longer than a pass takes, in lists that have had room all the time."""
+    """Jobs that the relay has not pushed for longer than a pass, in lists that had room all the time."""
     pause = connections.settings.relay_seconds
     grace_seconds = max(PUSH_GRACE_SECONDS, 3 * pause)
     with connections.transaction(DEADLINE_SECONDS) as connection:
@@ -225,12 +226,12 @@ def _unpushed(connections: Connections, room: Mapping[str, int]) -> int:
     for name, ids in left.items():
         with connections.transaction(DEADLINE_SECONDS) as connection:
             again = stats.overdue_unpushed(connection, name, grace_seconds, room[name])
-        total += len(again) if ids <= set(again) else 0  # otherwise somebody is pushing them: a whole list may be ahead
+        total += len(again) if ids <= set(again) else 0  # otherwise the relay is at work: a whole list may be ahead
     return total
 
 
 def _still_listed(connections: Connections, queue: str, ids: Collection[UUID]) -> int:
-    """Those that no worker has taken since the first look."""
+    """Entries that no worker has taken since the first look."""
     name = connections.settings.queue_in_redis(queue)
     listed = set(queues.read_slice(connections.maintenance_redis, list_of(name), MOST_ENTRIES).ids)
     return sum(one in listed for one in ids)
@@ -243,7 +244,7 @@ def _chunks(ids: Iterable[UUID]) -> Iterator[list[UUID]]:
 
 
 def count_places(connections: Connections) -> None:
-    """Count all places and write down what was found, unless somebody has done so within the last minute or nearly.
+    """Count all places and store the result, unless another scheduler has done so within about a minute.
 
     Raises:
         LedgerUnavailable: Postgres is away.

@@ -1,4 +1,4 @@
-"""What somebody who asks "does it work?" should hear, and the two looks at the servers that it takes."""
+"""Health: the state of the service, from one look at Postgres and one at Redis."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from jobledger.ledger.clock import NOTICED_SECONDS, SetBack
 from jobledger.ledger.heartbeats import Counted
 
 LOOK_SECONDS: Final = 1.2
-"""Longest look at Postgres."""
+"""Longest duration of a look at Postgres."""
 
 
 class Level(StrEnum):
-    """The one word of it."""
+    """The overall state."""
 
     OK = "ok"
     DEGRADED = "degraded"
@@ -29,11 +29,11 @@ class Level(StrEnum):
 
 
 class Schema(StrEnum):
-    """How the database's schema compares with what this version of the code needs."""
+    """The database's schema, compared with the revision that this version of the code needs."""
 
     CURRENT = "current"
     NEWER = "newer"
-    """Migrated by a newer version of the code, as in the middle of a deployment: this one still works."""
+    """Migrated by a newer version of the code, as in the middle of a deployment; this version still works."""
     OLDER = "older"
     MISSING = "missing"
 
@@ -86,7 +86,7 @@ def look_at_ledger(connections: Connections, known_revisions: tuple[str, ...]) -
 
 
 def stale_sweep(connections: Connections, ages_seconds: Mapping[str, float]) -> str | None:
-    """The first chore of repair that nobody does, by how long ago each was done; None if all are done."""
+    """The first chore of repair that is overdue, by the times since the last run of each; None if all are recent."""
     settings = connections.settings
     pauses = {heartbeats.RELAY: settings.relay_seconds, heartbeats.REAP: settings.sweep_seconds}
     pauses[heartbeats.RECONCILE] = settings.sweep_seconds
@@ -108,7 +108,7 @@ def look_at_redis(connections: Connections) -> None:
 
 
 def judge(ledger: LedgerState | None, redis_works: bool) -> Level:
-    """Sum it up; None for a ledger that did not answer. What is out of place for a moment is no illness."""
+    """The overall state; `ledger` is None if Postgres did not answer. Drift does not count: most of it passes."""
     if ledger is None or not ledger.schema.is_usable:
         return Level.UNAVAILABLE
     return Level.OK if redis_works and ledger.sweeps and ledger.set_back is None else Level.DEGRADED

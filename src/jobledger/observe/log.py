@@ -1,6 +1,6 @@
-"""Logs: how a process sets them up, and the loggers of what happens to jobs.
+"""Logs: their set-up in a process, and the loggers of jobs.
 
-Every record of a process, ours and those of libraries, goes through one formatter (`log_lines`), to standard error.
+Every record of a process, also of libraries, goes through one formatter (`log_lines`) to standard error.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ log: Final = logging.getLogger(__name__)
 
 
 def logging_config(settings: Settings, level: str | None = None) -> dict[str, Any]:
-    """How the logs of a process are set up, for `logging.config.dictConfig`: on standard error.
+    """The configuration of a process's logs, on standard error, for `logging.config.dictConfig`.
 
-    What libraries log inside a run, at INFO and above, is also kept with the attempt, as far as the level lets it.
+    Records of libraries inside an attempt, at INFO and above, are also stored with the attempt, if the level lets them.
 
     Args:
         settings: their `log_level` and `log_format`.
@@ -47,7 +47,7 @@ def logging_config(settings: Settings, level: str | None = None) -> dict[str, An
         },
         "root": {"level": level or settings.log_level, "handlers": ["stderr", "tail"]},
         "loggers": {
-            "apscheduler": {"level": "WARNING"},  # it reports every look at the clock
+            "apscheduler": {"level": "WARNING"},  # it logs every look at the clock
             "rq.worker": {"propagate": True},  # a worker without our configuration has given them handlers
             "rq.job": {"propagate": True},
         },
@@ -55,9 +55,9 @@ def logging_config(settings: Settings, level: str | None = None) -> dict[str, An
 
 
 def set_up_logging(settings: Settings) -> None:
-    """Set up the logs of this process: for an entry point, before it does anything else.
+    """Set up the logs of this process; entry points call this first.
 
-    Also warnings, and exceptions that nobody catches, become records.
+    Warnings and uncaught exceptions become records, too.
     """
     logging.config.dictConfig(logging_config(settings))
     logging.captureWarnings(True)
@@ -71,7 +71,7 @@ def set_up_logging(settings: Settings) -> None:
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """What is logged inside is made into lines that go nowhere; for a process that has no other threads yet."""
+    """Format records inside, but write them nowhere; for a process without other threads."""
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, LineHandler)]
     streams = [handler.setStream(StringIO()) for handler in handlers]
     try:
@@ -87,41 +87,41 @@ def get_logger(name: str, **bound: Any) -> BoundLogger:
 
 
 def get_job_logger(tail: LogTail, **bound: Any) -> BoundLogger:
-    """The logger of one attempt: every line is also kept with the attempt."""
+    """The logger of one attempt: every line is also stored with the attempt."""
 
     def keep(_: Any, method: str, event: Event) -> Event:
         shown = {key: value for key, value in event.items() if key not in bound}
         tail.append(f"{method.upper()} {event_text(shown)}")
         return event
 
-    *prepare, hand_over = _PROCESSORS[1:]  # a line below the level is kept all the same
+    *prepare, hand_over = _PROCESSORS[1:]  # lines below the level are stored, too
     return _wrap(JOB_LOGGER, [*prepare, keep, hand_over], bound)
 
 
 class LineHandler(logging.StreamHandler[Any]):
-    """Writes to standard error, and says so in one record if a record cannot be shown."""
+    """Writes to standard error; a record that cannot be formatted is replaced by one that says so."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Called while an exception of `emit` is handled."""
         error = sys.exc_info()[1]
-        if isinstance(error, OSError):  # nobody reads us any more
+        if isinstance(error, OSError):  # the reader of standard error is gone
             return
         if type(error).__module__ in _RAISED_BY_SIGNALS:
             raise
         instead = logging.LogRecord(record.name, record.levelno, record.pathname, record.lineno, _UNSHOWN, (), None)
         at = f"{record.pathname}:{record.lineno}"
         instead.__dict__.update(template=represented(record.msg), error=represented(error), at=at)
-        with contextlib.suppress(Exception):  # whoever logs must never fail by it
+        with contextlib.suppress(Exception):  # logging must never raise
             self.stream.write(self.format(instead) + self.terminator)
 
 
 class TailHandler(logging.Handler):
-    """Keeps the record with the attempt that runs, if there is one."""
+    """Adds records to the log of the running attempt, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the record."""
+        """Add the record."""
         run = current_run()
-        if run is None or run.is_over or record.name == JOB_LOGGER:  # that one keeps its lines itself
+        if run is None or run.is_over or record.name == JOB_LOGGER:  # the job logger adds its lines itself
             return
         try:
             run.tail.append(self.format(record))
@@ -129,11 +129,11 @@ class TailHandler(logging.Handler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Nothing: the handler of standard error has met the same, and says it."""
+        """Do nothing: the handler of standard error meets and reports the same error."""
 
 
 class _Event(dict[str, Any]):
-    """An event on its way through `logging`; a formatter that is not ours sees it as text."""
+    """An event on its way through `logging`; a foreign formatter sees it as text."""
 
     def __str__(self) -> str:
         return event_text(self)
@@ -151,7 +151,7 @@ def _wrap(name: str, processors: list[Any], bound: dict[str, Any]) -> BoundLogge
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if not issubclass(kind, Exception):  # Ctrl-C is not ours to report
+    if not issubclass(kind, Exception):  # Ctrl-C is no error
         sys.__excepthook__(kind, error, trace)
         return
     log.critical("Uncaught exception", exc_info=(kind, error, trace))
@@ -166,7 +166,7 @@ def _log_uncaught_in_thread(what: threading.ExceptHookArgs) -> None:
 
 _UNSHOWN: Final = "A record cannot be shown"
 _RAISED_BY_SIGNALS: Final = ("rq.exceptions", "rq.timeouts")
-"""What RQ raises here comes out of a signal handler, wherever the process just is: a stop would be lost."""
+"""Modules of RQ's exceptions that signal handlers raise anywhere in the process: swallowing one would lose a stop."""
 _PROCESSORS: Final[list[Any]] = [
     structlog.stdlib.filter_by_level,
     structlog.stdlib.PositionalArgumentsFormatter(),

@@ -1,10 +1,10 @@
-"""How a log record becomes a line: for people, or as JSON. Whatever its texts hold, it stays one record.
+"""Formats a log record as a line, for people or as JSON. No text in it can make it look like several records.
 
     2026-01-31T09:00:00.123Z INFO    some.library [job_id=… … status=started]: event key='value'
-      | what was raised follows on lines that begin like this
+      | a traceback follows on lines that begin like this
 
-Line breaks, control characters, marks that turn the direction of writing and halves of characters are written out, as
-Python would write them in a literal. Passwords in URLs are not shown.
+Line breaks, control characters, bidirectional marks and lone surrogates are escaped as in a Python literal. Passwords
+in URLs are hidden.
 """
 
 import json
@@ -28,11 +28,11 @@ Event = MutableMapping[str, Any]
 
 CONTINUATION: Final = "\n  | "
 
-# C0, DEL and C1 controls; marks of direction; separators of lines and paragraphs; lone surrogates.
+# C0, DEL and C1 controls; bidirectional marks; line and paragraph separators; lone surrogates.
 _HOSTILE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _NOT_ASCII: Final = re.compile("[^\x20-\x7e]")
 _COLOUR: Final = re.compile("\x1b\\[[0-9;]*m")
-# What follows "://": a name, and up to the last @ of the word a password; but not a port and its path.
+# After "://": a name, and a password up to the last @ of the word; but not a port and its path.
 _PASSWORD: Final = re.compile(r"([^\s:/@]*:)(?!\d{1,5}(?:[/?#\s\\\"'),]|$))\S+@")
 _JOB_ID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _OF_EVERY_RECORD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -41,10 +41,10 @@ _RQ: Final = "rq."
 
 
 class LineFormatter(ProcessorFormatter):
-    """One record, one line (or several that show that they belong together).
+    """Formats a record as one line, followed by marked lines for a traceback.
 
     Args:
-        layout: "text", "json", or "tail" for the lines that are kept with an attempt, which know what it is.
+        layout: "text", "json", or "tail" for lines that are stored with an attempt, which do not repeat its fields.
     """
 
     def __init__(self, layout: str) -> None:
@@ -53,7 +53,7 @@ class LineFormatter(ProcessorFormatter):
 
 
 def event_text(event: Mapping[str, Any]) -> str:
-    """An event and its values as text; what was raised is on lines of its own."""
+    """An event and its values as text, with a traceback on lines of its own."""
     values = dict(event)
     trace = values.pop("exception", None)
     return _one_record(f"{_printed(values.pop('event', ''))}{_pairs(values)}", trace)
@@ -64,7 +64,7 @@ def labelled_json(program: str, line: str) -> str:
 
     Args:
         program: its name.
-        line: a JSON object, or any text, which becomes the event of one.
+        line: a JSON object; other text becomes the event of a new object.
     """
     try:
         said = json.loads(line)
@@ -77,12 +77,12 @@ def labelled_json(program: str, line: str) -> str:
 
 
 def written_out(text: str) -> str:
-    """The text on one line, with everything written out that would do something to a screen or a log."""
+    """The text on one line, with every character escaped that could affect a screen or a log."""
     return text if text.isprintable() else _HOSTILE.sub(lambda found: _literal(found[0]), text)
 
 
 def without_passwords(text: str) -> str:
-    """The text with *** for the passwords of URLs in it. Takes time in proportion to its length, whatever it holds."""
+    """The text with *** for passwords in URLs. Takes linear time, whatever the text."""
     if "://" not in text or "@" not in text:
         return text
     first, *others = text.split("://")
@@ -95,11 +95,11 @@ def _hidden(after_scheme: str) -> str:
 
 
 def _read_foreign(_logger: Any, _method: str, event: Event) -> Event:
-    """What a record of the standard library's `logging` holds besides its message."""
+    """Read the values of a standard `logging` record besides its message."""
     record: logging.LogRecord = event["_record"]
     args = event.pop("positional_args")
     if isinstance(record.msg, str) and record.msg.endswith("\n%s") and isinstance(args, tuple) and args:
-        # RQ adds a traceback to its message; it is shown as one.
+        # RQ appends a traceback to its message; it is shown as a traceback.
         event["event"], event["exception"] = record.msg[:-3] % args[:-1], args[-1]
     if "exc_info" in event:
         format_exc_info(_logger, _method, event)
@@ -112,7 +112,7 @@ def _read_foreign(_logger: Any, _method: str, event: Event) -> Event:
 
 
 def _read_rq(event: Event, args: Any) -> None:
-    """RQ colours its words if standard output is a terminal, and names the job somewhere in its message."""
+    """Read a record of RQ, which colours words if standard output is a terminal, and names the job in its message."""
     event["event"] = _COLOUR.sub("", event["event"])
     if "job_id" in event or current_run() is not None or not isinstance(args, tuple):
         return
@@ -149,7 +149,7 @@ def _json_line(_logger: Any, _method: str, event: Event) -> str:
 
 
 def _parts(event: Event) -> tuple[logging.LogRecord, dict[str, Any], str, Any]:
-    """The record, the run it belongs to, what is said, what was raised; the event is left with its own values."""
+    """The record, the fields of its attempt, the message and the traceback; only other values stay in the event."""
     record: logging.LogRecord = event.pop("_record")
     del event["_from_structlog"]
     run = current_run()
@@ -158,7 +158,7 @@ def _parts(event: Event) -> tuple[logging.LogRecord, dict[str, Any], str, Any]:
 
 
 def _own(event: Event, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The line's own values; one whose name means something else on every line gets another name."""
+    """The line's own values; a value with the name of a common field is renamed."""
     own: dict[str, Any] = {}
     for key, value in {**get_contextvars(), **event}.items():
         if key not in known:
@@ -183,7 +183,7 @@ def _one_record(line: str, trace: Any) -> str:
 def _as_json(known: dict[str, Any], own: dict[str, Any]) -> str:
     try:
         line = _encoder.encode({**known, **own})
-    except (TypeError, ValueError, RecursionError):  # a key that is no text, a number without end, a circle
+    except (TypeError, ValueError, RecursionError):  # a key that is no text, an infinite number, a circular reference
         shown = {key: value if isinstance(value, str) else represented(value) for key, value in own.items()}
         line = _encoder.encode({**known, **shown})
     if not line.isascii() or "\x7f" in line:
@@ -192,14 +192,14 @@ def _as_json(known: dict[str, Any], own: dict[str, Any]) -> str:
 
 
 def _in_words(value: Any) -> str:
-    """What JSON has no form for."""
+    """The text for a value without a JSON form."""
     if isinstance(value, date):
         return value.isoformat()
     return _printed(value) if isinstance(value, UUID | Decimal | PurePath) else represented(value)
 
 
 def _printed(value: Any) -> str:
-    """Text of anything; its class's `__str__` is a stranger's code, and logging must not fail by it."""
+    """The text of any value; `__str__` may raise, and logging must not."""
     try:
         return str(value)
     except Exception as unprintable:
@@ -207,7 +207,7 @@ def _printed(value: Any) -> str:
 
 
 def represented(value: Any) -> str:
-    """`repr` of anything, also of what cannot be represented."""
+    """The `repr` of any value, also if `__repr__` raises."""
     try:
         return repr(value)
     except Exception as unprintable:
@@ -219,7 +219,7 @@ def _literal(character: str) -> str:
 
 
 def _json_literal(character: str) -> str:
-    """JSON's escape of a character; half of one, which many readers of JSON refuse, becomes text."""
+    """JSON's escape of a character; for a lone surrogate, which many JSON parsers refuse, its escape as text."""
     if "\ud800" <= character <= "\udfff":
         return f"\\\\u{ord(character):04x}"
     return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"

@@ -1,9 +1,9 @@
-"""The attempt that runs here: each log line names it, and its last lines are kept with it in the ledger.
+"""The running attempt in logs: each log line names it, and its last lines are stored with it in the ledger.
 
-A work-horse is a process for one attempt, so the attempt is set for the whole of it: for all threads, and until
-the process ends, so that RQ's last lines say it too. A process that lives on (RQ's SimpleWorker) sets it for the
-context (`contextvars`) of the run and takes it back: coroutines and `asyncio.to_thread` see it there, other threads
-that the job starts do not.
+A work-horse is a process for one attempt, so it sets the attempt for the whole process: for all threads and until the
+process ends, so that RQ's last lines name it too. A process that lives on (RQ's SimpleWorker) sets it in the context
+(`contextvars`) of the run and resets it after the run: coroutines and `asyncio.to_thread` see it, other threads of the
+job do not.
 """
 
 import threading
@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 from jobledger.domain.payload import storable
 
 LOG_TAIL_BYTES: Final = 64 * 1024
-"""What is kept of the log lines of one attempt; the oldest lines go first."""
+"""Most bytes of log lines that are stored with an attempt; the oldest lines are dropped."""
 
 
 class LogTail:
@@ -28,7 +28,7 @@ class LogTail:
         self._lock = threading.Lock()
 
     def append(self, line: str) -> None:
-        """Keep a line, and forget the oldest ones over the limit."""
+        """Add a line, and drop the oldest lines over the limit."""
         line = storable(line)[-LOG_TAIL_BYTES:]
         with self._lock:
             self._lines.append(line)
@@ -45,18 +45,18 @@ RUNNING: Final = "started"
 
 
 class LoggedRun:
-    """One attempt, as its log lines say it. A context manager: the lines inside are the run's.
+    """One attempt, as its log lines name it. A context manager: lines logged inside belong to the attempt.
 
     Args:
         job_id: id of the row.
-        job_type: of the job.
-        attempt: its number.
-        queue: that the job waited in.
-        tail: takes what libraries log.
+        job_type: the job's type.
+        attempt: number of the attempt.
+        queue: queue of the job.
+        tail: receives the records of libraries.
         whole_process: this process was made for this attempt and ends with it.
 
     Attributes:
-        tail: the lines that are kept with the attempt.
+        tail: the lines that are stored with the attempt.
     """
 
     def __init__(
@@ -85,22 +85,22 @@ class LoggedRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether its end is known."""
+        """Whether the attempt has ended."""
         return self._until is not None
 
     def ended(self, status: str) -> None:
-        """The run is over; later lines say what it came to, and how long it took."""
+        """Record the end: later lines name the status and the duration."""
         self._until = time.monotonic()
         self._status = status
 
     def fields(self) -> dict[str, Any]:
-        """job_id, job_type, attempt, queue, duration_seconds until now (or until its end) and status."""
+        """job_id, job_type, attempt, queue, duration_seconds (until its end, or until now) and status."""
         until = time.monotonic() if self._until is None else self._until
         return {**self._known, "duration_seconds": round(until - self._since, 3), "status": self._status}
 
 
 class _Process:
-    """What is one per process."""
+    """The state of the process."""
 
     run: LoggedRun | None = None
 
@@ -110,5 +110,5 @@ _run: Final[ContextVar[LoggedRun | None]] = ContextVar("jobledger_run", default=
 
 
 def current_run() -> LoggedRun | None:
-    """The attempt that runs in this context; None outside of one."""
+    """The attempt that runs in this context; None outside an attempt."""
     return _run.get() or _process.run
