@@ -1,4 +1,4 @@
-"""Puts the HTTP side together, and serves it."""
+"""Builds and serves the HTTP application."""
 
 import signal
 import sys
@@ -19,25 +19,25 @@ from jobledger.web.api.openapi import add_docs
 from jobledger.web.threads import BoundedThreads
 
 DEADLINE_SECONDS: Final = 1.7
-"""Every answer is there within 2 s, also when Postgres is frozen; a dispatch gives up after 1.5 s by itself."""
+"""Every response is sent within 2 s, also when Postgres is frozen; a dispatch gives up by itself after 1.5 s."""
 
 LEDGER_THREADS: Final = 12
-"""With the two that look at Postgres for /health, fewer than the 15 connections of the engine's pool: a thread
-that has begun never waits for a connection."""
+"""With the two threads of /health, fewer than the 15 connections of the engine's pool, so that no running thread
+waits for a connection."""
 
 _DESCRIPTION: Final = (
     "Background jobs on Redis Queue, with a ledger in Postgres that is always right. "
-    "A job that was accepted is in the ledger, and will end; `/job-status/{job_id}` says how."
+    "An accepted job is in the ledger and will end; `/job-status/{job_id}` shows its status."
 )
 _TAGS: Final = [
-    {"name": "jobs", "description": "Create jobs, and follow them."},
-    {"name": "forms", "description": "The same, a form for each job."},
-    {"name": "health", "description": "Does it work?"},
+    {"name": "jobs", "description": "Create jobs and follow them."},
+    {"name": "forms", "description": "Create jobs, with a form for each job type."},
+    {"name": "health", "description": "State of the service."},
 ]
 
 
 def create_app(connections: Connections) -> FastAPI:
-    """The API over these servers. Job modules must have been loaded: what is loaded later has no form in /docs."""
+    """The API over these servers. Load the job modules first: classes that are loaded later have no form in /docs."""
     threads = BoundedThreads("ledger", LEDGER_THREADS, DEADLINE_SECONDS)
 
     @asynccontextmanager
@@ -50,7 +50,7 @@ def create_app(connections: Connections) -> FastAPI:
         version=__version__,
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
-        openapi_url=None,  # ours come from add_docs
+        openapi_url=None,  # add_docs adds these pages
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -64,12 +64,12 @@ def create_app(connections: Connections) -> FastAPI:
 
 
 GRACE_SECONDS: Final = 5
-"""What requests in flight get at the end; none takes longer than 2 s."""
+"""Time for requests in flight at shutdown; none takes longer than 2 s."""
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in flight."""
-    # uvicorn sends itself the signal again when it has stopped; that is no error then.
+    """Serve until SIGTERM or SIGINT, then finish the requests in flight."""
+    # uvicorn sends itself the signal again when it has stopped, which is no error.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     uvicorn.run(

@@ -38,7 +38,7 @@ def install(app: FastAPI) -> None:
 
 
 def _answer(status_code: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    # A lone surrogate, which JSON can spell and UTF-8 cannot, may have come with the request.
+    # The request may contain a lone surrogate, which JSON can express and UTF-8 cannot.
     speakable = detail.encode("utf-8", "replace").decode()
     return JSONResponse({"detail": speakable}, status_code, headers)
 
@@ -50,12 +50,12 @@ def status_of(refusal: DispatchRefused) -> int:
             return 404
         case AlreadyDispatched() | DispatchContended():
             return 409
-        case _:  # also a key that was used for something else, as the draft of Idempotency-Key has it
+        case _:  # also a reused key, as in the draft of the Idempotency-Key header
             return 422
 
 
 def explain(problems: Iterable[Any]) -> str:
-    """Name each wrong field, from what pydantic says."""
+    """Name each wrong field, from pydantic's errors."""
     texts = []
     for item in problems:
         where = ".".join(str(part) for part in item["loc"] if part != "path") or "body"
@@ -79,7 +79,7 @@ def _invalid(_: Request, error: Exception) -> Response:
 
 
 def _unavailable(request: Request, error: Exception) -> Response:
-    # The reason names hosts and roles: it is for the log.
+    # The reason names hosts and roles, so only the log has it.
     log.warning("Postgres is away", path=request.url.path, error=str(error) or type(error).__name__)
     detail = "Postgres is away or did not answer in time."
     if request.method == "POST":
@@ -90,7 +90,7 @@ def _unavailable(request: Request, error: Exception) -> Response:
 
 
 def _gone(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=400)  # nobody reads it
+    return Response(status_code=400)  # the client is gone
 
 
 def _http(_: Request, error: Exception) -> Response:
@@ -99,4 +99,4 @@ def _http(_: Request, error: Exception) -> Response:
 
 
 def _unexpected(_request: Request, _error: Exception) -> Response:
-    return _answer(500, "This should not have happened. The server's log has the reason.")  # uvicorn writes it there
+    return _answer(500, "Internal error; the server's log has the reason.")  # uvicorn logs it

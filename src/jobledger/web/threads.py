@@ -1,4 +1,4 @@
-"""Threads for the blocking work of requests, and the longest that a request waits for them."""
+"""Threads for the blocking work of requests, with a bound on the wait for them."""
 
 import asyncio
 import time
@@ -10,20 +10,20 @@ T = TypeVar("T")
 
 
 class TookTooLong(Exception):
-    """The work was not done in time. What was begun goes on in its thread; what was not, never will be."""
+    """The work was not done in time. Work that has begun goes on in its thread; other work is dropped."""
 
 
 class BoundedThreads:
-    """A few threads, and a limit to the wait for them.
+    """A fixed number of threads, with a bounded wait for them.
 
-    A frozen Postgres holds up whoever connects for as long as libpq waits, which is longer than we do. Such threads are
-    left behind, but they still count: there are never more than `size`, and what waits for one is dropped in
-    time. (anyio's limiter forgets a thread when it is abandoned: a server under load would collect them.)
+    A connect to a frozen Postgres blocks a thread for as long as libpq waits, which is longer than a request does. Such
+    threads are abandoned, but still count: there are never more than `size`, and work that waits for a thread is
+    dropped in time. (anyio's limiter forgets abandoned threads: a server under load would accumulate them.)
 
     Args:
         name: prefix of the threads' names.
-        size: how many.
-        seconds: the longest that anybody waits, in the queue and for the work.
+        size: number of threads.
+        seconds: longest wait of a request, in the queue and for the work.
     """
 
     def __init__(self, name: str, size: int, seconds: float) -> None:
@@ -31,14 +31,14 @@ class BoundedThreads:
         self._seconds = seconds
 
     def deadline(self) -> float:
-        """When somebody who asks now will give up, on the monotonic clock."""
+        """The deadline of a request that starts now, on the monotonic clock."""
         return time.monotonic() + self._seconds
 
     async def run(self, work: Callable[[], T], until: float | None = None) -> T:
-        """The result of the work, or what it raised.
+        """Run work in a thread and return its result, or raise its exception.
 
         Args:
-            work: what blocks.
+            work: a blocking function.
             until: an earlier `deadline()`, for work in several steps.
 
         Raises:
@@ -52,5 +52,5 @@ class BoundedThreads:
         return answer.result()
 
     def close(self) -> None:
-        """Begin nothing more, and wait for nobody."""
+        """Start no further work, and do not wait for running work."""
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The JSON body of a request, refused at the door if it is too large or says that it is something else."""
+"""The JSON body of a request, refused if it is too large or has another content type."""
 
 import json
 from typing import Any, Final
@@ -9,10 +9,10 @@ MAX_BODY_BYTES: Final = 2 * 1024 * 1024
 
 
 async def read_body(request: Request) -> bytes:
-    """The body, which says that it is JSON.
+    """Read a body with the content type of JSON.
 
-    The content type is insisted on because a page on any other site may send any other one, through the browser of
-    somebody who can reach this server; JSON it may not send without asking first.
+    The content type protects against cross-site requests: a page of another site can make a user's browser send other
+    content types, but JSON only after a CORS preflight.
 
     Raises:
         HTTPException: 415, another content type; 413, longer than `MAX_BODY_BYTES`.
@@ -32,7 +32,7 @@ async def read_body(request: Request) -> bytes:
 
 
 def parse_json(body: bytes) -> Any:
-    """What the body says.
+    """Parse the body.
 
     Raises:
         HTTPException: 422, it is not JSON.

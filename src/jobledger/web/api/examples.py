@@ -1,4 +1,4 @@
-"""An example for a JSON schema: what the schema itself says, else the plainest value of the type."""
+"""An example for a JSON schema: the schema's own example, or else the simplest value of the type."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,7 +6,7 @@ from typing import Any, Final
 Json = Mapping[str, Any]
 
 DEEPEST: Final = 6
-"""A model may contain itself."""
+"""Deepest nesting of an example, because a model may contain itself."""
 
 _BY_FORMAT: Final = {
     "date": "2030-01-31",
@@ -14,7 +14,7 @@ _BY_FORMAT: Final = {
     "time": "12:00:00Z",
     "duration": "PT1H",
     "uuid": "01970000-0000-7000-8000-000000000000",
-    "email": "somebody@example.com",
+    "email": "user@example.com",
     "uri": "https://example.com/",
 }
 _BY_TYPE: Final = {"boolean": False, "null": None}
@@ -24,9 +24,9 @@ def example_of(schema: Json, definitions: Json, depth: int = 0) -> Any:
     """An example of a schema.
 
     Args:
-        schema: as pydantic writes it.
-        definitions: what `$ref` names, by the last part of the reference.
-        depth: how deep in the outermost example this one lies.
+        schema: the schema that pydantic writes.
+        definitions: the targets of `$ref`, by the last part of the reference.
+        depth: nesting depth of this example.
     """
     if "$ref" in schema:
         schema = {**definitions[schema["$ref"].rpartition("/")[2]], **schema}

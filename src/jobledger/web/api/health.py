@@ -1,4 +1,4 @@
-"""Does it work?"""
+"""The state of the service."""
 
 import asyncio
 from typing import Final
@@ -18,7 +18,7 @@ LOOKS_AT_ONCE: Final = 2
 
 
 def health_router(connections: Connections) -> APIRouter:
-    """The route. Each server has threads of its own: one that is frozen holds up no look at the other."""
+    """The route. Each server has its own threads, so that a frozen server does not block the look at the other."""
     router = APIRouter(tags=["health"])
     for_postgres = BoundedThreads("look-at-postgres", LOOKS_AT_ONCE, LOOK_SECONDS)
     for_redis = BoundedThreads("look-at-redis", LOOKS_AT_ONCE, LOOK_SECONDS)
@@ -41,7 +41,7 @@ def health_router(connections: Connections) -> APIRouter:
 
     @router.get("/health", responses={503: {"model": Health, "description": "No job can be accepted."}})
     async def health(response: Response) -> Health:
-        """200 if jobs can be accepted, else 503; "degraded" if they will start late or nobody repairs."""
+        """200 if jobs can be accepted, else 503; "degraded" if they will start late or are not repaired."""
         ledger, from_redis = await asyncio.gather(ledger_state(), redis_state())
         level = judge(ledger, from_redis == "ok")
         counted = ledger.counted if ledger else None

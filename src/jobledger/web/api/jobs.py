@@ -1,4 +1,4 @@
-"""Create jobs, and follow them. Only classes with `api_dispatchable` exist for the API."""
+"""Create jobs and follow them. The API knows only classes with `api_dispatchable`."""
 
 import time
 from collections.abc import Callable
@@ -24,11 +24,11 @@ from jobledger.web.threads import BoundedThreads
 MAX_JOBS: Final = 1000
 KEY_SCOPE: Final = "api"
 REPLAYED: Final = "Idempotency-Replayed"
-"""This header of an answer says that the request was sent before, and that nothing was created by this one."""
+"""Header of a response to a repeated request, which created nothing."""
 READ_SECONDS: Final = 1.5
 
 ANSWER_SECONDS: Final = 0.2
-"""So long before a request is given up, its dispatch gives up: the answer can say why, and its thread is free."""
+"""A dispatch gives up this long before its request, so that the response has the reason and the thread is free."""
 SHORTEST_SECONDS: Final = 0.1
 
 _OPTIONS: Final = ("queue", "priority", "expires_in", "timeout", "max_attempts", "delay", "after", "on_parent_failure")
@@ -39,8 +39,8 @@ _BAD_KEY: Final[dict[int | str, dict[str, Any]]] = {400: {"model": ErrorBody, "d
 _CONTENDED: Final[dict[int | str, dict[str, Any]]] = {
     409: {
         "model": ErrorBody,
-        "description": "An equal job is there, and its class makes that an error; or somebody is dispatching the same "
-        "and does not come to an end: try again.",
+        "description": "An equal job exists, and its class makes that an error; or another transaction dispatches an "
+        "equal job and does not end: try again.",
     }
 }
 _WRONG: Final[dict[int | str, dict[str, Any]]] = {422: {"model": ErrorBody, "description": "The request is wrong."}}
@@ -50,18 +50,18 @@ Key = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        description="Sent again with the same key, a request creates nothing, and is answered with the first one's job."
+        description="A repeated request with the same key creates nothing and returns the job of the first request."
         f" 1 to {LONGEST_KEY} printable characters; not for a list.",
     ),
 ]
 
 
 def jobs_router(connections: Connections, threads: BoundedThreads) -> APIRouter:
-    """The routes; what they do blocks, so it is done in the threads."""
+    """The routes. Their work blocks, so it runs in the threads."""
     router = APIRouter(tags=["jobs"], responses=_AWAY)
 
     async def create(check: Callable[[], Request | list[Request]], response: Response) -> Created | list[Created]:
-        # In two steps: a request that is given up while a job's class still checks its payload is not dispatched later.
+        # Two steps: a request that times out while the class checks its payload must not be dispatched later.
         until = threads.deadline()
         asked = await threads.run(check, until)
         requests = asked if isinstance(asked, list) else [asked]
@@ -81,26 +81,26 @@ def jobs_router(connections: Connections, threads: BoundedThreads) -> APIRouter:
     async def create_jobs(
         body: Annotated[bytes, Depends(read_body)], response: Response, key: Key = None
     ) -> Created | list[Created]:
-        """Create a job, or with a list several: all or none."""
+        """Create a job; or, with a list, several jobs, all or none."""
         return await create(lambda: _checked(parse_json(body), _checked_key(key)), response)
 
     @router.post("/create-jobs/{job_type:path}", status_code=201, include_in_schema=False)
     async def create_job(
         job_type: str, body: Annotated[bytes, Depends(read_body)], response: Response, key: Key = None
     ) -> Created | list[Created]:
-        """The same with the type in the path: it gives each type a form of its own in /docs."""
+        """Create a job, with its type in the path; so /docs has a form for each type."""
         return await create(lambda: _checked_one(_with_type(parse_json(body), job_type), _checked_key(key)), response)
 
     @router.get("/job-status/{job_id}", responses=_UNKNOWN | _WRONG)
     async def job_status(job_id: UUID) -> JobState:
-        """Where a job stands, with its result or error and every attempt."""
+        """The status of a job, with its result or error and every attempt."""
         return await threads.run(lambda: _read(connections, job_id))
 
     return router
 
 
 def _seconds_until(until: float) -> float:
-    """How long a dispatch may take that must end in time for an answer."""
+    """Longest duration of a dispatch that must end in time for the response."""
     return max(until - time.monotonic() - ANSWER_SECONDS, SHORTEST_SECONDS)
 
 
@@ -139,10 +139,10 @@ def _checked_list(items: list[Any]) -> list[Request]:
 
 
 def _checked_one(item: Any, key: str | None = None) -> Request:
-    """What an item asks for, checked by the job's class.
+    """The request of an item, checked by the job's class.
 
     Raises:
-        DispatchRefused: something in it is wrong; the message names it.
+        DispatchRefused: a value is invalid; the message names it.
     """
     try:
         asked = CreateJob.model_validate(item)
@@ -150,7 +150,7 @@ def _checked_one(item: Any, key: str | None = None) -> Request:
         raise OptionError(explain(error.errors())) from None
     options = {name: getattr(asked, name) for name in _OPTIONS}
     if asked.title is not None:
-        # A title is a template for those who write job classes; from outside it is only a text.
+        # A title is a template in a job class; from outside it is plain text.
         options["title"] = asked.title.replace("{", "{{").replace("}", "}}")
     if key is not None:
         options |= {"idempotency_key": key, "idempotency_scope": KEY_SCOPE}
@@ -183,7 +183,7 @@ def find_job(job_type: str) -> type[BaseJob]:
     """The class of a type.
 
     Raises:
-        UnknownJobType: there is none, or it is not for the API; the message says the same for both.
+        UnknownJobType: there is none, or it is not for the API; the message does not tell which.
     """
     jobs = dispatchable_jobs()
     if job_type not in jobs:

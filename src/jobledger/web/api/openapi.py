@@ -1,6 +1,6 @@
-"""The OpenAPI document, with a typed request for each job that the API may create; and `/docs`, its page.
+"""The OpenAPI document, with a typed request for each job type of the API; and `/docs`, its page.
 
-The page is Swagger UI, all of it served from here.
+The page is Swagger UI, served entirely from this server.
 """
 
 import inspect
@@ -29,17 +29,17 @@ Json = dict[str, Any]
 _SCHEMAS: Final = "#/components/schemas/"
 _PAYLOAD: Final = "payload."
 _REQUEST: Final = "request."
-"""Prefixes of the names of components, so that a model or job of the user's may be called Health or Created."""
+"""Prefix of component names, so that a user's model or job may be called Health or Created."""
 
 _ANY_OBJECT: Final[Json] = {"type": "object", "description": "Any JSON object."}
 _UNION: Final = "request"
 
 
 def build_document(app: FastAPI, jobs: Mapping[str, type[BaseJob]]) -> Json:
-    """The document of this app and these jobs, which are all that `POST /create-jobs/` takes.
+    """The document of this app and of the jobs that `POST /create-jobs/` takes.
 
-    Each job is there twice: as one kind of request of `/create-jobs/`, and as a path of its own, which is what makes
-    Swagger UI show a form per job.
+    Each job appears twice: as a variant of the request of `/create-jobs/`, and as a path of its own, because Swagger UI
+    shows a form for each path.
     """
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
@@ -76,7 +76,7 @@ def _payload_schemas(jobs: Mapping[str, type[BaseJob]]) -> tuple[dict[str, Json]
                 model.model_json_schema()
                 models[job_type] = model
         except PydanticInvalidForJsonSchema:
-            pass  # a type of the user's that can be read from JSON and says nothing of itself: any object then
+            pass  # a user's type without a JSON schema: any object is allowed
     refs, definitions = models_json_schema(
         [(model, "validation") for model in models.values()], ref_template=_SCHEMAS + _PAYLOAD + "{model}"
     )
@@ -89,19 +89,19 @@ def _form(job_class: type[BaseJob], payload: Json) -> Json:
     form = CreateJob.model_json_schema()
     del form["properties"]["job"]
     for option in form["properties"].values():
-        option.pop("default", None)  # null: as the class says
+        option.pop("default", None)  # null means the class's value
     form["properties"]["payload"] = payload
     form["properties"]["queue"]["default"] = job_class.options.chosen_queue
     form["properties"]["priority"]["default"] = job_class.options.priority
     form["properties"]["on_parent_failure"]["default"] = job_class.options.on_parent_failure.value
     form["properties"]["max_attempts"]["default"] = job_class.retry.max_attempts
-    # Not inspect.getdoc, which would go on to BaseJob's.
+    # Not inspect.getdoc, which would fall back to BaseJob's docstring.
     description = inspect.cleandoc(job_class.__doc__ or "")
     return {**form, "title": job_class.job_type, "description": description, "required": ["payload"]}
 
 
 def _as_kind(form: Json, job_type: str) -> Json:
-    """The same with the type inside, as one kind of the union."""
+    """The form with the type inside, as a variant of the union."""
     properties = {"job": {"type": "string", "const": job_type, "title": "Job"}, **form["properties"]}
     return {**form, "properties": properties, "required": ["job", "payload"]}
 
@@ -137,7 +137,7 @@ def _json(content: Json) -> Json:
 
 
 def _components(jobs: Mapping[str, type[BaseJob]]) -> dict[str, str]:
-    """Names that OpenAPI allows for a component, each for one type: also for "a b" beside "a_b"."""
+    """Unique component names that OpenAPI allows, one for each type: "a b" and "a_b" get different names."""
     plain = {job_type: re.sub(r"[^A-Za-z0-9._-]", "_", job_type) for job_type in jobs}
     shared = {name for name, count in Counter(plain.values()).items() if count > 1}
     return {
@@ -163,7 +163,7 @@ _POLICY: Final = "; ".join(
 
 
 def add_docs(app: FastAPI) -> None:
-    """Give an app its document and the page that shows it; call this after the routes were added."""
+    """Add the document and its page to an app; call this after the routes were added."""
     document: dict[str, Any] = build_document(app, dispatchable_jobs())
     router = APIRouter(include_in_schema=False)
 

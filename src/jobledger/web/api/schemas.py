@@ -1,4 +1,4 @@
-"""What goes over the wire."""
+"""The schemas of requests and responses."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -10,7 +10,7 @@ from jobledger.domain.status import JobStatus, OnParentFailure, Outcome
 from jobledger.ledger.queries import AttemptRow, JobRow
 from jobledger.observe.health import Level, Schema
 
-# `jobledger.options` checks these, in words that fit; here they only need to be described.
+# `jobledger.domain.options` checks these, with better messages; here they are only described.
 _Queue = Annotated[Any, WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"})]
 _Duration = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}]})]
 _Priority = Annotated[Any, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 10})]
@@ -21,7 +21,7 @@ _Mode = Annotated[Any, WithJsonSchema({"type": "string", "enum": [mode.value for
 
 
 class CreateJob(BaseModel):
-    """One job to create. Only `job` and `payload` are needed; the rest is as the job's class says."""
+    """One job to create. Only `job` and `payload` are needed; other fields default to the class's values."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -30,25 +30,25 @@ class CreateJob(BaseModel):
     queue: _Queue = Field(None, description="Queue to wait in.")
     priority: _Priority = Field(None, description="1, the highest, to 10; chooses the queue of a job that names none.")
     expires_in: _Duration = Field(
-        None, description='Not at all if it was not started within this: seconds, or a text such as "6h".'
+        None, description='The job fails if it does not start within this: seconds, or a text such as "6h".'
     )
-    timeout: _Duration = Field(None, description='Longest attempt: seconds, or a text such as "15m".')
+    timeout: _Duration = Field(None, description='Longest duration of an attempt: seconds, or a text such as "15m".')
     max_attempts: _Attempts = Field(None, description="Attempts in all, the first one included.")
-    delay: _Duration = Field(None, description='Not before this has passed: seconds, or a text such as "5m".')
+    delay: _Duration = Field(None, description='Earliest start, from now: seconds, or a text such as "5m".')
     after: _Ids = Field(None, description="Ids of jobs that must complete first; the same ones for all jobs of a list.")
     on_parent_failure: _Mode = Field(
-        None, description="What becomes of it if one of those fails or is canceled: it is canceled too, run, or held."
+        None, description="Fate of the job if one of those fails or is canceled: cancel it, run it, or let it wait."
     )
-    title: str | None = Field(None, description="What people see as the job's description.")
+    title: str | None = Field(None, description="Description of the job for people.")
 
 
 class Created(BaseModel):
-    """An accepted job: it is in the ledger, and will end."""
+    """An accepted job: it is in the ledger and will end."""
 
     job_id: UUID
     status: Literal["enqueued"] = "enqueued"
     is_duplicate: bool = Field(
-        description="Nothing was created: the same request was sent before, or an equal job is there; this is that job."
+        description="Nothing was created: the request was sent before, or an equal job exists; this is that job."
     )
 
 
@@ -59,14 +59,14 @@ class ErrorBody(BaseModel):
 
 
 class JobError(BaseModel):
-    """How an attempt failed; the type is null when its process died or was lost."""
+    """The error of an attempt; the type is null if its process died or was lost."""
 
     type: str | None
     message: str | None
 
 
 class Attempt(BaseModel):
-    """One attempt to run the job; without an outcome, it runs."""
+    """One attempt to run the job; without an outcome, it is running."""
 
     number: int
     outcome: Outcome | None
@@ -78,7 +78,7 @@ class Attempt(BaseModel):
 
     @classmethod
     def of(cls, row: AttemptRow) -> "Attempt":
-        """As the ledger has it, without what is for developers only: traceback and log."""
+        """The attempt in the ledger, without traceback and log, which are for developers."""
         failed = row.outcome not in (None, Outcome.COMPLETED, Outcome.SNOOZED, Outcome.CANCELED)
         return cls(
             number=row.number,
@@ -92,7 +92,7 @@ class Attempt(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far the last attempt says that it is."""
+    """The progress that the last attempt reported."""
 
     done: int | None
     total: int | None
@@ -100,14 +100,14 @@ class Progress(BaseModel):
 
     @classmethod
     def of(cls, row: AttemptRow) -> "Progress | None":
-        """None if the attempt has said nothing."""
+        """None if the attempt has reported no progress."""
         if row.progress_done is None and row.progress_total is None and row.progress_note is None:
             return None
         return cls(done=row.progress_done, total=row.progress_total, note=row.progress_note)
 
 
 class JobState(BaseModel):
-    """A job, as the ledger has it."""
+    """A job in the ledger."""
 
     id: UUID
     job_type: str
@@ -115,25 +115,25 @@ class JobState(BaseModel):
     queue: str
     priority: int = Field(description="1, the highest, to 10.")
     status: JobStatus
-    held_by: str | None = Field(description="What a queued job waits for: a pause, a limit or a rate.")
-    reason: str | None = Field(description="Why it failed (a word) or was canceled.")
-    cancel_requested_at: datetime | None = Field(description="Since when somebody wants it canceled while it runs.")
-    cancel_reason: str | None = Field(description="Who wants that, and why.")
-    result: Any = Field(description="What a completed job returned.")
-    error: JobError | None = Field(description="Of the last attempt, if it failed.")
+    held_by: str | None = Field(description="The pause, limit or rate that holds a queued job.")
+    reason: str | None = Field(description="Reason of the failure (a word) or of the cancel.")
+    cancel_requested_at: datetime | None = Field(description="Time of a request to cancel the running job.")
+    cancel_reason: str | None = Field(description="Requester and reason of that request.")
+    result: Any = Field(description="Result of a completed job.")
+    error: JobError | None = Field(description="Error of the last attempt, if it failed.")
     progress: Progress | None
     attempts: list[Attempt]
     max_attempts: int
     created_at: datetime
-    available_at: datetime = Field(description="It does not start before this: a delay, or the pause before a retry.")
-    expires_at: datetime | None = Field(description="If it was not started by then, it fails as expired.")
-    started_at: datetime | None = Field(description="When the last attempt started.")
+    available_at: datetime = Field(description="Earliest start: the end of a delay, or of the wait before a retry.")
+    expires_at: datetime | None = Field(description="A job that has not started by then fails as expired.")
+    started_at: datetime | None = Field(description="Start of the last attempt.")
     finished_at: datetime | None
     updated_at: datetime
 
     @classmethod
     def of(cls, row: JobRow, attempts: list[AttemptRow]) -> "JobState":
-        """Put together what the ledger has."""
+        """The state of a job, from its rows."""
         shown = [Attempt.of(one) for one in attempts]
         return cls(
             id=row.id,
@@ -164,12 +164,12 @@ RedisState = Literal["ok", "refuses", "away"]
 
 
 class Health(BaseModel):
-    """What works; null is what could not be asked because Postgres did not answer."""
+    """The state of the service; a null value is unknown, because Postgres did not answer."""
 
     status: Level
     postgres: Literal["ok", "away"]
     redis: RedisState = Field(
-        description="It refuses if it answers and takes no writes. Jobs are accepted all the same, and start later."
+        description="`refuses` if Redis answers and takes no writes. Jobs are still accepted, and start later."
     )
     schema_state: Schema | None
     schema_revision: str | None
@@ -181,5 +181,5 @@ class Health(BaseModel):
         description="Since a scheduler process last counted where all jobs are."
     )
     last_count: dict[str, bool | int] | None = Field(
-        description="How many unfinished jobs were where; `drift` of them in no place, or in two. Schedulers mend that."
+        description="Unfinished jobs by place; `drift` of them are in no place, or in two. Schedulers repair that."
     )
