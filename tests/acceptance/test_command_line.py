@@ -606,7 +606,7 @@ def own_name() -> str:
 
 def test_a_worker_that_was_killed_is_not_healthy(run: Run, system: Stack, own_name: str) -> None:
     system.fresh = True
-    none = "no such worker runs on this machine; if it was started in a way of your own, say its --pid\n"
+    none = "no such worker runs on this machine; if another command started it, give its --pid\n"
     assert run("health", "worker", "--name", own_name).out == none
     worker = system.worker("--name", own_name)
     assert run("health", "worker", "--name", own_name).code == DONE

@@ -1,9 +1,9 @@
-"""The command line: one module per command, imported when its command is asked for.
+"""The command line: one module per command, imported when its command is called.
 
-exits            exit codes, and what an error says
+exits            exit codes, and messages of errors
 output           tables, JSON, progress bars; text from the ledger is shown, never interpreted
-parameters       kinds of arguments, and options that commands share
-configuration    what commands need before they begin: settings, connections, logs
+parameters       types of arguments, and common options
+configuration    set-up of commands: settings, connections, logs
 """
 
 import importlib
@@ -29,15 +29,14 @@ _COMMANDS: Final = {
     "jobs": "List, show, retry and cancel jobs.",
     "queues": "List, pause and resume queues, and job types.",
     "check": "Check the configuration, without any server.",
-    "doctor": "Look at the settings, the servers, the processes and the jobs, and say what is wrong.",
-    "health": "Say whether a process of this machine works, for health checks of containers.",
+    "doctor": "Check the settings, the servers, the processes and the jobs, and report problems.",
+    "health": "Check whether a process of this machine works, for health checks of containers.",
 }
-"""Each is the command of that name in the module of that name. The help stands here, so that no module is loaded to
-show it."""
+"""The commands; each is in the module of its name. The help is here, so that showing it loads no module."""
 
 
 class _Commands(click.Group):
-    """Imports a command when it is asked for, and says errors in one line."""
+    """Imports a command when it is called, and prints errors in one line."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -68,4 +67,4 @@ def main() -> None:
     """Background jobs on Redis Queue, with a ledger in Postgres that is always right."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # whatever the locale: no text of a job may stop a command
+            stream.reconfigure(errors="backslashreplace")  # in no locale may a job's text stop a command

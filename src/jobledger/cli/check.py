@@ -14,7 +14,7 @@ from jobledger.schedules import scheduler as book
 from jobledger.settings import Settings, load_settings
 
 _INTERNAL: Final = "jobledger."
-"""Types of jobs that nobody dispatches by hand begin so."""
+"""Prefix of the job types for jobledger's own use."""
 
 
 @click.command()
@@ -52,7 +52,7 @@ def check(context: click.Context, as_json: bool) -> None:
 
 
 def load_modules(settings: Settings) -> list[str]:
-    """Import the modules of jobs, each on its own; what is wrong with those that cannot be."""
+    """Import the job modules one by one; return the errors of those that cannot be imported."""
     problems = []
     for modules in [[], *([name] for name in settings.job_modules)]:
         try:
@@ -63,7 +63,7 @@ def load_modules(settings: Settings) -> list[str]:
 
 
 def job_classes(settings: Settings) -> list[dict[str, Any]]:
-    """The classes of jobs that are loaded, as `check` shows them."""
+    """The loaded job classes, as `check` shows them."""
     return [
         {
             "type": one.job_type,
@@ -88,7 +88,7 @@ def _missing_urls(settings: Settings) -> list[str]:
 
 
 def unheard_queues(settings: Settings, classes: list[dict[str, Any]]) -> list[str]:
-    """Queues that jobs go to and workers do not look at."""
+    """Warnings about queues that job classes use and workers do not read."""
     return [
         f"{one['type']} goes to the queue {one['queue']!r}, which is not in JOBLEDGER_QUEUES: no worker takes it there."
         for one in classes

@@ -1,4 +1,4 @@
-"""What commands need before they begin: settings that make sense, connections, logs, and the user's name."""
+"""The set-up of commands: valid settings, connections, logs, and the user's name."""
 
 import getpass
 import logging.config
@@ -21,9 +21,9 @@ def connect(application_name: str, *, needs_redis: bool = False, is_service: boo
     """The process's default connections; nothing is connected yet.
 
     Args:
-        application_name: what `pg_stat_activity` shows.
-        needs_redis: whether the command is of no use without a URL of Redis.
-        is_service: it runs until it is stopped, and logs as the settings say; other commands log warnings only.
+        application_name: name of the connections in `pg_stat_activity`.
+        needs_redis: whether the command needs a URL of Redis.
+        is_service: the command runs until it is stopped, and uses the settings' log level; others log warnings only.
 
     Raises:
         ConfigurationError: a setting is missing or wrong.
@@ -44,7 +44,7 @@ def connect(application_name: str, *, needs_redis: bool = False, is_service: boo
 
 
 def wrong_urls(settings: Settings) -> list[str]:
-    """What is wrong with the URLs that are set, by their looks. No password is shown."""
+    """The syntax errors of the URLs in the settings, without passwords."""
     problems = []
     if settings.database_url is not None:
         try:
@@ -63,9 +63,9 @@ def wrong_urls(settings: Settings) -> list[str]:
 
 
 def who() -> str:
-    """Who runs this command, as far as the machine knows."""
+    """The user of this command and the host: `name@host`."""
     try:
         name = getpass.getuser()
-    except (KeyError, OSError):  # an account without a name, as containers like to have
+    except (KeyError, OSError):  # an account without a name, as in many containers
         name = f"uid {os.getuid()}"
     return f"{name}@{socket.gethostname()}"

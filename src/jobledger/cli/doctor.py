@@ -16,11 +16,11 @@ from jobledger.settings import Settings
 
 
 @click.command()
-@click.option("--repair", "wants_repair", is_flag=True, help="Mend what has drifted, then look again.")
+@click.option("--repair", "wants_repair", is_flag=True, help="Repair drift, then check again.")
 @json_option
 @click.pass_context
 def doctor(context: click.Context, wants_repair: bool, as_json: bool) -> None:
-    """Look at the settings, the servers, the processes and the jobs, and say what is wrong.
+    """Check the settings, the servers, the processes and the jobs, and report problems.
 
     Warnings change nothing about the exit code: it is 1 if there is a problem, and 3 if a server is away.
     """
@@ -43,7 +43,7 @@ def doctor(context: click.Context, wants_repair: bool, as_json: bool) -> None:
 
 
 def _configuration(settings: Settings) -> Iterator[Finding]:
-    """What `check` says of the job modules and their queues."""
+    """The findings of `check` about the job modules and their queues."""
     broken, classes = load_modules(settings), job_classes(settings)
     for problem in broken:
         yield Finding("settings", Severity.PROBLEM, problem, "Mend the module, or JOBLEDGER_JOB_MODULES.")

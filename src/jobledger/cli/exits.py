@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, and what an error says."""
+"""The end of a command: exit codes, and messages of errors."""
 
 from enum import IntEnum
 from typing import Final, Self
@@ -14,11 +14,11 @@ from jobledger.errors import ConfigurationError, DispatchRefused, LedgerUnavaila
 
 
 class ExitCode(IntEnum):
-    """What a shell is told."""
+    """The exit codes of all commands."""
 
     DONE = 0
     FAILED = 1
-    """What was asked for is not so, or was not done."""
+    """The check failed, or the request was not carried out."""
     WRONG = 2
     """The usage or the configuration is wrong."""
     AWAY = 3
@@ -26,7 +26,7 @@ class ExitCode(IntEnum):
 
     @classmethod
     def of(cls, error: Exception) -> tuple[Self, Exception, str]:
-        """The code and the words for an error.
+        """The code and the message for an error.
 
         Returns:
             The arguments of `say_error`.
@@ -49,17 +49,17 @@ class ExitCode(IntEnum):
 EXIT_CODES: Final = """\b
 Exit codes:
   0  done
-  1  what was asked for is not so, or was not done
+  1  the check failed, or the request was not carried out
   2  the usage or the configuration is wrong
   3  Postgres or Redis is away
 """
 
 
 def say_error(context: click.Context, code: ExitCode, error: Exception, message: str, *, aloud: bool = True) -> int:
-    """Say an error in one line on standard error; with `--json` also as an object on standard output.
+    """Print an error in one line on standard error; with `--json` also as an object on standard output.
 
     Args:
-        aloud: False if something else says it on standard error.
+        aloud: False if the caller prints it on standard error itself.
 
     Returns:
         The code.

@@ -1,4 +1,4 @@
-"""`health`: exit code 0 or 1, and one line, as health checks of containers want it."""
+"""`health`: exit code 0 or 1, and one line, for health checks of containers."""
 
 import http.client
 import json
@@ -27,23 +27,23 @@ from jobledger.settings import load_settings
 
 ANSWER_SECONDS: Final = 5.0
 LOOPBACK: Final = "127.0.0.1"
-_ANY_ADDRESS: Final = ("0.0.0.0", "::")  # noqa: S104 - what the API listens on; we do not
+_ANY_ADDRESS: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with the API's address; nothing listens here
 
 _WORKER: Final = re.compile(r"(?:^|[/\0])(?:jobledger|rq(?:\.cli)?)\0worker(?:-pool)?\0|^rq:worker:")
-"""How its command line looks; the latter where RQ finds setproctitle."""
+"""The command line of a worker; the last form if setproctitle is installed."""
 _SCHEDULER: Final = re.compile(r"(?:^|[/\0])jobledger\0scheduler\0")
-_NONE: Final = "no such {} runs on this machine; if it was started in a way of your own, say its --pid"
+_NONE: Final = "no such {} runs on this machine; if another command started it, give its --pid"
 
 _alive_option: Final = click.option(
     "--alive",
     is_flag=True,
-    help="Only whether its process is there; asks no server, so it is what may decide about a restart.",
+    help="Check only that its process exists; asks no server, so that it may decide about a restart.",
 )
 
 
 @click.group()
 def health() -> None:
-    """Say whether a process of this machine works, for health checks of containers."""
+    """Check whether a process of this machine works, for health checks of containers."""
 
 
 @health.command()
@@ -79,14 +79,14 @@ def worker(
     elif asked:
         _say(context, False, f"worker {asked[0].name} (process {asked[0].pid}) gives no sign of life", as_json)
     elif here := _processes(_WORKER, name, pid):
-        # An idle worker says its host and process at its start only; it works on all the same.
+        # A worker writes its host and process only at its start; it goes on working when Redis loses them.
         _say(context, True, f"worker process {here[0]} runs; Redis was emptied since, or does not know it yet", as_json)
     else:
         _say(context, False, _NONE.format("worker"), as_json)
 
 
 def _gives_signs(record: WorkerRecord, max_age_seconds: float) -> bool:
-    """Whether a worker of this machine runs, as far as its heartbeat and the kernel know."""
+    """Whether a worker of this machine runs, by its heartbeat and the kernel."""
     if record.pid is None or record.heartbeat_at is None:
         return False
     return (datetime.now(UTC) - record.heartbeat_at).total_seconds() <= max_age_seconds and _is_there(record.pid)
@@ -127,7 +127,7 @@ def api(context: click.Context, port: int | None, as_json: bool) -> None:
     settings = load_settings()
     host = settings.api_host if settings.api_host not in _ANY_ADDRESS else LOOPBACK
     url = f"http://{f'[{host}]' if ':' in host else host}:{port or settings.api_port}/health"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy, whatever the environment says
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy, also if the environment sets one
     try:
         with opener.open(url, timeout=ANSWER_SECONDS) as answer:
             status = json.load(answer)["status"]
@@ -140,8 +140,8 @@ def api(context: click.Context, port: int | None, as_json: bool) -> None:
 
 
 def _processes(looks: re.Pattern[str], name: str | None = None, pid: int | None = None) -> list[int]:
-    """The processes of this machine whose command line looks like that and has that name in it; or the one asked for,
-    if it is there, however it looks."""
+    """The processes of this machine whose command line matches the pattern and has the name; or the process `pid`, if
+    it exists, whatever its command line."""
     if pid is not None and name is None:
         return [pid] if _is_there(pid) else []
     return [
@@ -152,9 +152,9 @@ def _processes(looks: re.Pattern[str], name: str | None = None, pid: int | None 
 
 
 def _command_lines() -> Iterator[tuple[int, str]]:
-    """Of the processes that we may see. One that has ended, but whose parent has not asked, has none."""
+    """The pids and command lines of the visible processes. A zombie has no command line."""
     for directory in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ends meanwhile, or is hidden from us
+        with suppress(OSError):  # it ended meanwhile, or is hidden
             yield int(directory.name), (directory / "cmdline").read_bytes().decode("utf-8", "replace")
 
 
@@ -168,7 +168,7 @@ def _is_there(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is there, and somebody else's
+    except PermissionError:  # it exists, and belongs to another user
         return True
     return True
 

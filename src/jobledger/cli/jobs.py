@@ -1,4 +1,4 @@
-"""`jobs`: what the ledger says of jobs, and what people may ask for."""
+"""`jobs`: show, retry and cancel jobs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +24,12 @@ from jobledger.ledger.queries import AttemptRow, Filter
 
 READ_SECONDS: Final = 15.0
 MANY: Final = 20
-"""From so many jobs on, a bar shows how far it is."""
+"""Number of jobs from which a bar shows the progress."""
 
 MOST_REFUSALS: Final = 5
-"""So many different answers are shown; all are counted."""
+"""Most different answers that are shown; all are counted."""
 
-_STATUSES: Final = [status.value for status in JobStatus]  # of the members themselves click would take the names
+_STATUSES: Final = [status.value for status in JobStatus]  # click would use the names of the members themselves
 
 
 @click.group()
@@ -65,7 +65,7 @@ def list_jobs(
     show_table(
         ("ID", "STATUS", "TYPE", "QUEUE", "ATTEMPT", "CREATED", "REASON", "TITLE"),
         [
-            # What is held has no reason yet: one column says why a job stands where it does.
+            # A held job has no reason yet, so one column shows both.
             (
                 one.id,
                 one.status,
@@ -89,7 +89,7 @@ def list_jobs(
 @click.option("--log", is_flag=True, help="With the last lines that each attempt logged; JSON always has them.")
 @json_option
 def show_job(job_id: UUID, traceback: bool, log: bool, as_json: bool) -> None:
-    """Show all that the ledger has of a job."""
+    """Show everything in the ledger about a job."""
     with connect("jobledger-cli").transaction(READ_SECONDS) as connection:
         row = queries.job(connection, job_id)
         attempts = queries.attempts(connection, job_id)
@@ -124,7 +124,7 @@ def _attempt_cells(one: AttemptRow) -> tuple[object, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Which:
-    """Which jobs are meant if they are not named by their ids, and what is to be done about them."""
+    """The options that select jobs instead of ids, and the options of the action."""
 
     statuses: Sequence[str]
     job_type: str | None
@@ -136,10 +136,10 @@ class _Which:
     yes: bool
 
     def filter(self, job_ids: Sequence[UUID]) -> Filter | None:
-        """What selects them; None if ids do.
+        """The filter for the jobs; None if ids are given.
 
         Raises:
-            click.UsageError: it is not said clearly.
+            click.UsageError: the options do not select jobs, or contradict each other.
         """
         has_filter = bool(self.statuses or self.job_type or self.queue)
         is_selecting = has_filter or self.is_all or self.before_now or self.until is not None
@@ -158,12 +158,14 @@ class _Which:
 
 
 def _selecting(command: Callable[..., None]) -> Callable[..., None]:
-    """Ids, or which jobs instead."""
+    """Add the argument for ids, and the options that select jobs instead."""
     for option in (
-        click.option("--yes", is_flag=True, help="Do not ask. Needed where nobody can be asked."),
-        click.option("--dry-run", is_flag=True, help="Only say which jobs there are."),
-        click.option("--before", "until", type=MOMENT, help="Those that were there at this moment: to go on."),
-        click.option("--before-now", is_flag=True, help="All that are there now, and no newer ones."),
+        click.option("--yes", is_flag=True, help="Do not ask. Needed without a terminal."),
+        click.option("--dry-run", is_flag=True, help="Only show which jobs are selected."),
+        click.option(
+            "--before", "until", type=MOMENT, help="Jobs that existed at this moment; continues an earlier command."
+        ),
+        click.option("--before-now", is_flag=True, help="Jobs that exist now, and no newer ones."),
         click.option("--all", "is_all", is_flag=True, help="Of every type and queue."),
         click.option("--queue", help="Of this queue."),
         click.option("--type", "job_type", help="Of this type."),
@@ -183,7 +185,7 @@ def _selecting(command: Callable[..., None]) -> Callable[..., None]:
 def retry_jobs(context: click.Context, /, job_ids: tuple[UUID, ...], as_json: bool, **which: Any) -> None:
     """Queue failed or canceled jobs again, with fresh budgets: by their ids, or all that options select.
 
-    Selected are failed jobs if no status is said; each is retried once.
+    Without a status, failed jobs are selected; each is retried once.
     """
     said = _Which(**which)
     wanted = said.filter(job_ids)
@@ -205,9 +207,9 @@ def retry_jobs(context: click.Context, /, job_ids: tuple[UUID, ...], as_json: bo
 @json_option
 @click.pass_context
 def cancel_jobs(context: click.Context, /, job_ids: tuple[UUID, ...], reason: str, as_json: bool, **which: Any) -> None:
-    """Cancel jobs, and by default what waits for them, too: by their ids, or all that options select.
+    """Cancel jobs, and by default their children, too: by their ids, or all that options select.
 
-    Jobs that run are ended within 15 seconds. Selected are all that have not ended if no status is said.
+    Running jobs are interrupted within 15 seconds. Without a status, all jobs that have not ended are selected.
     """
     said = _Which(**which)
     wanted = said.filter(job_ids)
@@ -241,7 +243,7 @@ def _confirm(question: str, selection: Selection, said: _Which) -> None:
 def _ask_all(
     context: click.Context, what: str, selection: Selection, batches: Iterator[list[Answer]], as_json: bool
 ) -> None:
-    """Do it batch by batch, and say how many came to what; with the moment, so that it can go on if it breaks off."""
+    """Change the jobs batch by batch, and print the counts; and the moment, to continue after an interruption."""
     counts: Counter[str] = Counter()
     refusals: Counter[str] = Counter()
     failure: Exception | None = None
@@ -272,9 +274,9 @@ def _ask_all(
 def _ask_each(
     context: click.Context, what: str, job_ids: Sequence[UUID], ask: Callable[[UUID], Answer], as_json: bool
 ) -> None:
-    """Ask the same for each job, say what came of each, and end with 1 if it was not done for one of them.
+    """Make a request for each job, print each answer, and exit with 1 if any was refused.
 
-    If Postgres goes away meanwhile, what was done until then is said all the same.
+    If Postgres goes away meanwhile, the answers until then are still printed.
     """
     ids = list(dict.fromkeys(job_ids))
     answers: list[Answer] = []

@@ -30,7 +30,7 @@ _NOT_LET_IN: Final = (
     "no pg_hba.conf entry",
     "no password supplied",
 )
-"""What Postgres says when waiting is of no use. The driver gives no error code for a connection that was refused."""
+"""Messages of Postgres after which waiting is useless. The driver gives no error code for a refused connection."""
 
 
 @click.command()
@@ -38,15 +38,16 @@ _NOT_LET_IN: Final = (
 @click.option(
     "--wait", type=DURATION, default="60s", show_default=True, help="How long to wait for Postgres, and for locks."
 )
-@click.option("--down", is_flag=True, help="Go back to --to. What newer revisions brought is dropped, with its data.")
+@click.option(
+    "--down", is_flag=True, help="Go back to --to. Additions of newer revisions are dropped, with their data."
+)
 @click.option("--yes", is_flag=True, help="Go back without asking.")
 @json_option
 def migrate(target: str | None, wait: float, down: bool, yes: bool, as_json: bool) -> None:
     """Bring the database's schema to this version.
 
-    Waits for Postgres, and for another migration that runs; two at once are harmless. Running jobs are not held up: if
-    one has locked what is to be changed, the migration tries again for a while. A migration that was interrupted goes
-    on at the next one.
+    Waits for Postgres, and for another migration that runs; two at once are harmless. Running jobs are not blocked: if
+    a job has locked a table, the migration tries again for a while. The next migration continues an interrupted one.
     """
     known = revisions()[::-1]
     if target is not None and target not in known:
@@ -97,7 +98,7 @@ def _run_down(connections: Connections, target: str, before: str | None, wait: f
 
 @contextmanager
 def _saying_who_is_in_the_way(connections: Connections) -> Iterator[None]:
-    """While a migration takes long, say again and again which transactions it may have to wait for."""
+    """While a migration takes long, print repeatedly which transactions it may be waiting for."""
     ended = threading.Event()
 
     def look() -> None:
@@ -128,7 +129,7 @@ def _wait_for_postgres(connections: Connections, wait_seconds: float) -> str | N
     """The revision of the schema, as soon as Postgres answers.
 
     Raises:
-        ConfigurationError: it answers that it will never let us in.
+        ConfigurationError: it refuses the login.
         LedgerUnavailable: it did not answer in time.
     """
     deadline = time.monotonic() + wait_seconds
@@ -149,5 +150,5 @@ def _wait_for_postgres(connections: Connections, wait_seconds: float) -> str | N
 
 
 def will_not_heal(error: LedgerUnavailable) -> bool:
-    """Whether Postgres has said that waiting is of no use."""
+    """Whether the error is one after which waiting is useless."""
     return any(words in str(error) for words in _NOT_LET_IN)

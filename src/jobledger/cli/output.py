@@ -1,7 +1,7 @@
-"""What commands print: tables and bars for people on a terminal, plain text in pipes and files, JSON for programs.
+"""The output of commands: tables and bars on a terminal, plain text in pipes and files, JSON for programs.
 
-Names, titles, errors and logs come from the ledger, and so from anybody. They are shown, never interpreted: control
-characters, escape codes, line breaks and marks that turn the direction of writing are written out; nothing is markup.
+Names, titles, errors and logs in the ledger are untrusted text. They are shown, never interpreted: control characters,
+escape codes, line breaks and bidirectional marks are escaped, and nothing is markup.
 """
 
 import json
@@ -23,7 +23,7 @@ _STYLES: Final = {"completed": "green", "failed": "red", "canceled": "yellow", "
 
 
 def escaped(text: str) -> str:
-    """The text on one line, with all that is not to be seen written out, as in Python: `\\x1b`, `\\n`, `\\u202e`."""
+    """The text on one line, with unprintable characters escaped as in Python: `\\x1b`, `\\n`, `\\u202e`."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
@@ -35,7 +35,7 @@ def say(text: str) -> None:
 
 
 def say_block(title: str, text: str) -> None:
-    """A text of several lines, each indented under its title, so that none can be taken for anything else."""
+    """A text of several lines, each indented under its title, so that none can imitate other output."""
     say(f"{title}:")
     for line in text.split("\n"):
         say(f"    {line}")
@@ -45,8 +45,8 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     """Print a table on standard output.
 
     Args:
-        columns: headings. On a narrow terminal all but the first column are folded; in a pipe nothing is.
-        rows: values, one for each column: None, texts, numbers, moments, or anything that JSON knows.
+        columns: headings. On a narrow terminal all columns except the first are folded; in a pipe none is.
+        rows: one value for each column: None, text, number, datetime, or other JSON.
     """
     cells = [[_cell(value) for value in row] for row in rows]
     if not sys.stdout.isatty():
@@ -95,15 +95,15 @@ def _as_json(value: object) -> str:
 
 @contextmanager
 def progress(what: str, total: int, *, show: bool = True) -> Iterator[Callable[[], None]]:
-    """Show a bar on standard error while something takes long, if that is a terminal, and nothing otherwise.
+    """Show a progress bar on standard error, if that is a terminal.
 
     Args:
-        what: is done.
-        total: steps.
-        show: False for nothing anywhere, because it will not take long.
+        what: name of the action.
+        total: number of steps.
+        show: False to show no bar, for a short action.
 
     Yields:
-        What to call after each step.
+        A function to call after each step.
     """
     with Progress(
         TextColumn("{task.description}", markup=False),
@@ -119,18 +119,18 @@ def progress(what: str, total: int, *, show: bool = True) -> Iterator[Callable[[
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before something that cannot be undone.
+    """Ask before an action that cannot be undone.
 
     Args:
-        question: to be answered with yes or no.
-        yes: whether `--yes` was said, which answers it.
+        question: a question with the answer yes or no.
+        yes: whether `--yes` was given, which answers it.
 
     Raises:
         click.Abort: the answer is no.
-        click.UsageError: there is nobody to ask.
+        click.UsageError: standard input is no terminal.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{escaped(question)} Nobody can be asked here: say --yes.")
+        raise click.UsageError(f"{escaped(question)} There is no terminal to answer it: say --yes.")
     click.confirm(escaped(question), abort=True, err=True)

@@ -1,4 +1,4 @@
-"""Kinds of arguments, and the options that commands share."""
+"""Types of arguments, and common options."""
 
 from datetime import datetime
 from typing import Final
@@ -16,7 +16,7 @@ def duration(text: str) -> float:
     """A length of time such as "90", "30s" or "1h30m", in seconds.
 
     Raises:
-        click.BadParameter: it is none.
+        click.BadParameter: it is no length of time.
     """
     try:
         return seconds(f"{text}s" if text.isdecimal() else text)
@@ -28,7 +28,7 @@ def queue(text: str) -> str:
     """The name of a queue, checked.
 
     Raises:
-        click.BadParameter: no queue can have that name.
+        click.BadParameter: the name is invalid.
     """
     try:
         return queue_name(text)
@@ -37,10 +37,10 @@ def queue(text: str) -> str:
 
 
 def moment(text: str) -> datetime:
-    """A moment as ISO 8601 writes it, with its offset.
+    """A moment in ISO 8601, with its offset.
 
     Raises:
-        click.BadParameter: it is none, or has no offset.
+        click.BadParameter: it is no moment, or has no offset.
     """
     try:
         found = datetime.fromisoformat(text)
@@ -65,13 +65,13 @@ json_option: Final = click.option(
     "--json",
     "as_json",
     is_flag=True,
-    is_eager=True,  # so that it is known when another argument turns out to be wrong
+    is_eager=True,  # known before the error of another argument is printed
     callback=_remember,
     help='Print JSON, for programs; an error is an object {"error": …}.',
 )
-"""Every command that prints something for people takes it, as `as_json`."""
+"""Option of every command with output for people; its parameter is `as_json`."""
 
 
 def wants_json(context: click.Context) -> bool:
-    """Whether `--json` was said to the command that runs."""
+    """Whether the running command was given `--json`."""
     return bool(context.meta.get(_JSON))

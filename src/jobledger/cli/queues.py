@@ -1,4 +1,4 @@
-"""`queues`: what waits and runs in them, and pauses; of job types, too."""
+"""`queues`: list, pause and resume queues and job types."""
 
 from contextlib import suppress
 from dataclasses import asdict
@@ -33,7 +33,7 @@ def queues() -> None:
 @queues.command("list")
 @json_option
 def list_queues(as_json: bool) -> None:
-    """List queues: what waits, is held and runs, and whether they are paused; and job types that are paused."""
+    """List queues, with their queued, held and running jobs and their pauses; and paused job types."""
     connections = connect("jobledger-cli")
     pauses = {(one.kind, one.name): one for one in control.paused(connections)}
     names = {PauseKind.QUEUE: list(connections.settings.queues), PauseKind.TYPE: list[str]()}
@@ -60,7 +60,7 @@ def list_queues(as_json: bool) -> None:
 @click.option("--reason", default="", help="Why; shown with the pause.")
 @json_option
 def pause_queue(name: str, is_type: bool, reason: str, as_json: bool) -> None:
-    """Start no more jobs of a queue, or of a type. Those that run go on."""
+    """Pause a queue or a job type: no more of its jobs start. Running jobs go on."""
     connections, kind = connect("jobledger-cli"), _kind(is_type)
     pause = control.pause(connections, kind, name, who(), reason)
     warning = None if _is_known(connections, kind, pause.name) else _UNKNOWN[kind].format(escaped(pause.name))
@@ -78,7 +78,7 @@ def pause_queue(name: str, is_type: bool, reason: str, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def resume_queue(context: click.Context, name: str, is_type: bool, as_json: bool) -> None:
-    """End a pause: what was held runs, by priority and age."""
+    """End a pause: held jobs run, by priority and age."""
     kind = _kind(is_type)
     released = control.resume(connect("jobledger-cli"), kind, name, who())
     if as_json:
@@ -99,14 +99,14 @@ _UNKNOWN: Final = {
 
 
 def _is_known(connections: Connections, kind: PauseKind, name: str) -> bool:
-    """Whether there is such a queue or type, as far as the ledger and this environment know."""
+    """Whether the ledger or this environment knows the queue or type."""
     with connections.transaction(READ_SECONDS) as connection:
         if queries.is_in_use(connection, kind, name):
             return True
     settings = connections.settings
     if kind is PauseKind.QUEUE:
         return name in settings.queues
-    with suppress(ConfigurationError):  # what can be loaded is; `check` says what cannot
+    with suppress(ConfigurationError):  # `check` reports modules that cannot be loaded
         load_job_modules(settings.job_modules)
     return any(one.job_type == name for one in registry)
 

@@ -1,4 +1,4 @@
-"""`schedules`: when they fire, and what people may ask of them. Everything works on the ledger, without job modules."""
+"""`schedules`: list, run, pause, resume and backfill schedules. Commands use the ledger only, without job modules."""
 
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def schedules() -> None:
 @schedules.command("list")
 @json_option
 def list_schedules(as_json: bool) -> None:
-    """List schedules: when they fire in words, when next, and how they do."""
+    """List schedules, with their fire times in words, the next fire time, and their state."""
     connections = connect("jobledger-cli")
     found = control.overviews(connections, NEXT_TIMES)
     if as_json:
@@ -71,7 +71,7 @@ def next_times(name: str, count: int, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def run(context: click.Context, name: str, wait_seconds: float, as_json: bool) -> None:
-    """Fire a schedule now, also if it is paused; a running scheduler does it within a second or two.
+    """Fire a schedule now, also if it is paused; a running scheduler does it within two seconds.
 
     If its overlap is skip or queue, it waits until earlier jobs have ended.
     """
@@ -87,7 +87,7 @@ def run(context: click.Context, name: str, wait_seconds: float, as_json: bool) -
 @_zone
 @json_option
 def pause(name: str, until: str | None, reason: str | None, tz: str | None, as_json: bool) -> None:
-    """Let a schedule fire no more; what falls into the pause is not made up for."""
+    """Pause a schedule; fire times in the pause are not caught up."""
     connections = connect("jobledger-cli")
     end = _moment_reader(connections, name, tz)(until, "until") if until is not None else None
     control.pause(connections, name, who(), end, reason)
@@ -120,7 +120,7 @@ def resume(context: click.Context, name: str, as_json: bool) -> None:
 @_name
 @click.option("--from", "since", required=True, help="The first moment of the range, such as 2026-01-01.")
 @click.option("--to", "until", required=True, help="Its last moment; a day alone means its beginning.")
-@click.option("--dry-run", is_flag=True, help="Only say which fire times there are.")
+@click.option("--dry-run", is_flag=True, help="Only show the fire times.")
 @_zone
 @_wait
 @json_option
@@ -135,7 +135,7 @@ def backfill(
     wait_seconds: float,
     as_json: bool,
 ) -> None:
-    """Fire the past: every fire time of a range that was not fired yet, oldest first. Twice is as good as once."""
+    """Fire the fire times of a past range that were not fired yet, oldest first. A repetition adds nothing."""
     connections = connect("jobledger-cli")
     read = _moment_reader(connections, name, tz)
     asked = control.backfill(connections, name, read(since, "from"), read(until, "to"), who(), dry_run=dry_run)
@@ -162,7 +162,7 @@ def _follow(
     as_json: bool,
     summary: dict[str, Any],
 ) -> None:
-    """Wait until ticks were fired, if that is asked for, and say what became of them."""
+    """Wait until ticks were fired, if `--wait` is given, and print their outcomes."""
     rows = _waited_for(connections, name, fire_times, wait_seconds)
     left = [one for one in rows if one.outcome is TickOutcome.WAITING]
     if as_json:
@@ -194,7 +194,7 @@ def _waited_for(
 
 
 def _moment_reader(connections: Connections, name: str, tz: str | None) -> Callable[[str, str], datetime]:
-    """Reads times in the zone that was said, or in the schedule's."""
+    """A parser of times in the given time zone, or else in the schedule's."""
     timezone = zone_name(tz) if tz is not None else control.overview(connections, name, 0).row.timezone
     return lambda text, what: moment(text, timezone, what)
 

@@ -31,7 +31,7 @@ _FOR_RQ: Final = "jobledger.for_rq"
 
 
 class _PassesOn(click.Command):
-    """Keeps what stands behind `--` apart."""
+    """Keeps the arguments after `--` apart."""
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -48,10 +48,10 @@ class _PassesOn(click.Command):
 def worker(context: click.Context, queues: tuple[str, ...]) -> None:
     """Run jobs: RQ's worker with our settings. Any number may run.
 
-    Takes jobs from QUEUES, in that order; from JOBLEDGER_QUEUES if none are said. Waits until Redis answers, then
-    becomes `rq worker`, as the same process. What follows -- is for RQ, for example: worker high -- --burst --name mine
+    Takes jobs from QUEUES, in that order; by default from JOBLEDGER_QUEUES. Waits until Redis answers, then becomes
+    `rq worker`, as the same process. Arguments after -- are for RQ, for example: worker high -- --burst --name mine
 
-    After SIGTERM it takes no more jobs; the one that runs has JOBLEDGER_DRAIN_SECONDS, then another worker gets it.
+    After SIGTERM it takes no more jobs; the running job has JOBLEDGER_DRAIN_SECONDS, then another worker gets it.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
@@ -60,7 +60,7 @@ def worker(context: click.Context, queues: tuple[str, ...]) -> None:
     _require_sessions(connections)
     url = connections.settings.require_redis_url()
     _wait_for_redis(url)
-    # RQ prefers this variable to its configuration, so it must not name another Redis.
+    # For RQ this variable takes precedence over its configuration, so it must not name another Redis.
     os.environ["RQ_REDIS_URL"] = url
     named = [connections.settings.queue_in_redis(one) for one in queues]
     context.exit(work(named, context.meta[_FOR_RQ]))
@@ -85,7 +85,7 @@ def _wait_for_redis(url: str) -> None:
     """Return when Redis answers, however long that takes.
 
     Raises:
-        ConfigurationError: it answers that it will not let us in.
+        ConfigurationError: it refuses the login.
     """
     pause = FIRST_PAUSE_SECONDS
     waiting = False
