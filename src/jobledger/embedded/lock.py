@@ -1,11 +1,11 @@
-"""Who works on a directory: the flock on its `lock`, and processes told apart for good."""
+"""The lock on a directory, and the identity of processes beyond their pids."""
 
 import fcntl
 from pathlib import Path
 
 
 def identity_of(pid: int) -> str:
-    """A process, for good: `pid start-time`. Empty if there is none, or if it only waits to be collected."""
+    """The unique identity of a process: `pid start-time`. Empty if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -15,13 +15,13 @@ def identity_of(pid: int) -> str:
 
 
 def is_running(identity: str) -> bool:
-    """Whether this very process still runs; False for an empty identity."""
+    """Whether exactly this process still runs; False for an empty identity."""
     pid = identity.partition(" ")[0]
     return pid.isdigit() and identity_of(int(pid)) == identity
 
 
 def try_flock(fd: int) -> bool:
-    """Take the exclusive lock, without waiting; False if somebody else has it."""
+    """Take the exclusive lock, without waiting; False if another process has it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""A Postgres of our own."""
+"""An embedded Postgres."""
 
 import contextlib
 import os
@@ -23,13 +23,13 @@ _SUPERUSER: Final = "jobledger"
 
 
 class EmbeddedPostgres(Server):
-    """A Postgres of our own, with the superuser and database `jobledger`. It never runs without fsync.
+    """An embedded Postgres, with the superuser and database `jobledger`. It never runs without fsync.
 
     Args:
-        directory: for its data, password (mode 0600), log and lock; made if missing.
-        persistent: False spares a *new* data directory the sync to disk; a power loss may take it all then.
+        directory: directory of its data, password (mode 0600), log and lock; made if missing.
+        persistent: False creates a *new* data directory without syncing it to disk; a power loss may destroy it.
         max_connections: as in postgresql.conf.
-        bin_dir: the directory of the `postgres` and `initdb` to run instead of what `find_postgres()` finds.
+        bin_dir: directory of `postgres` and `initdb`; None for the result of `find_postgres()`.
     """
 
     _stop_signals = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 8.0), (signal.SIGKILL, 5.0))
@@ -51,7 +51,7 @@ class EmbeddedPostgres(Server):
 
     @property
     def url(self) -> str:
-        """Of the database `jobledger`, for SQLAlchemy, password included."""
+        """URL of the database `jobledger`, for SQLAlchemy, password included."""
         return self.url_for(_DATABASE)
 
     def url_for(self, name: str) -> str:
@@ -59,7 +59,7 @@ class EmbeddedPostgres(Server):
         return f"postgresql+psycopg2://{_SUPERUSER}:{self._password}@{ADDRESS}:{self.port}/{name}"
 
     def create_database(self, name: str, template: str | None = None) -> None:
-        """Create an empty database, or a copy of `template`, which nobody may be connected to meanwhile."""
+        """Create an empty database, or a copy of `template`, which must have no sessions meanwhile."""
         source = sql.Identifier(template or "template1")
         self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), source))
 
@@ -83,12 +83,12 @@ class EmbeddedPostgres(Server):
         if not self._data.exists():
             self._initialise(lock)
         self._password = self._password_path.read_text()
-        # We have the lock, so nothing of the old server lives. Postgres knows just the pid in this file, and
-        # would not start if some innocent process had got it since.
+        # The lock is ours, so no process of the old server lives. Postgres checks only the pid in this file, and would
+        # not start if another process had got that pid since.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
     def _initialise(self, lock: int) -> None:
-        """Make the data directory, whole or not at all."""
+        """Make the data directory, atomically."""
         scratch = self.directory / "data.new"
         shutil.rmtree(scratch, ignore_errors=True)
         self._make_directory(scratch)
@@ -97,11 +97,11 @@ class EmbeddedPostgres(Server):
             os.write(file, password.encode())
         options = [f"--username={_SUPERUSER}", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
         if postgres_major(self._runnable) >= 16:
-            # Iterations slow down guessing, which 256 random bits need not fear, and every login, of which
-            # there is one for each job: its process connects anew.
+            # Iterations slow down guessing, which 256 random bits make impossible anyway, and every login. Each job has
+            # a login, because its process connects anew.
             options += ["--set=scram_iterations=1"]
         if not self._persistent:
-            options += ["--no-sync"]  # what a power loss could take is thrown away anyway
+            options += ["--no-sync"]  # the data is thrown away anyway
         with memory_file(password) as pwfile:
             self._run_on(scratch, ["initdb", *options, f"--pwfile=/proc/self/fd/{pwfile}"], fds=[lock, pwfile])
         with memory_file(f"CREATE DATABASE {_DATABASE}") as stdin:
@@ -120,12 +120,12 @@ class EmbeddedPostgres(Server):
     def _popen_on(
         self, data: Path, command: Sequence[str], *, fds: Sequence[int], stdin: int = subprocess.DEVNULL
     ) -> subprocess.Popen[bytes]:
-        """Start a program of Postgres on a data directory which its account may not reach by path."""
+        """Start a program of Postgres on a data directory that its account may be unable to reach by path."""
         program, *arguments = command
         with opened(data, os.O_PATH) as fd:
             return self._popen(
                 [self._runnable / program, *arguments],
-                cwd="/",  # before version 16, Postgres must be able to return by path to where it started
+                cwd="/",  # before version 16, Postgres must be able to return to its start directory by path
                 stdin=stdin,
                 fds=[*fds, fd],
                 environment={"PGDATA": f"/proc/self/fd/{fd}" if self._account else str(data)},

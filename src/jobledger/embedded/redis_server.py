@@ -1,4 +1,4 @@
-"""A Redis of our own."""
+"""An embedded Redis."""
 
 import contextlib
 import secrets
@@ -16,12 +16,12 @@ from jobledger.embedded.server import ADDRESS, Server
 
 
 class EmbeddedRedis(Server):
-    """A Redis of our own; its password is random and made anew by every object.
+    """An embedded Redis; each object makes a new random password.
 
     Args:
-        directory: for its data, log and lock; made if missing.
+        directory: directory of its data, log and lock; made if missing.
         persistent: keep an append-only file. Without it, every start begins empty.
-        binary: the `redis-server` to run instead of what `find_redis_server()` finds.
+        binary: the `redis-server` to run; None for the result of `find_redis_server()`.
     """
 
     _stop_signals = ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
@@ -34,7 +34,7 @@ class EmbeddedRedis(Server):
 
     @property
     def url(self) -> str:
-        """Of database 0, password included."""
+        """URL of database 0, password included."""
         return f"redis://:{self._password}@{ADDRESS}:{self.port}/0"
 
     def _prepare(self, lock: int) -> None:
@@ -51,7 +51,7 @@ class EmbeddedRedis(Server):
             appendonly {"yes" if self._persistent else "no"}
             save ""
         """
-        with memory_file(config) as stdin:  # neither `ps` nor any file shows the password
+        with memory_file(config) as stdin:  # so that neither `ps` nor a file shows the password
             return self._popen([self._runnable, "-"], cwd=self._data, stdin=stdin, fds=[lock])
 
     def _answers(self, port: int) -> bool:

@@ -1,4 +1,4 @@
-"""One server process and its directory: its start, its end, and what a killed parent left of it."""
+"""One server process and its directory: its start, its end, and the leftovers of a killed parent."""
 
 import abc
 import contextlib
@@ -20,10 +20,10 @@ from jobledger.embedded.lock import identity_of, is_running, try_flock
 from jobledger.process import die_with_parent
 
 START_SECONDS: Final = 60.0
-"""How long a server may take until it answers: after a crash, it reads its log first."""
+"""Longest start of a server, which after a crash replays its log first."""
 
 ADDRESS: Final = "127.0.0.1"
-"""Where every server of our own listens."""
+"""The address of all embedded servers."""
 
 _POLL_SECONDS: Final = 0.02
 _PORT_ATTEMPTS: Final = 20
@@ -34,8 +34,8 @@ class Server(abc.ABC):
     """One server process and its directory."""
 
     _stop_signals: ClassVar[tuple[tuple[signal.Signals, float], ...]]
-    """What ends it, mildest first, each with the seconds it has to work. The first is also the one that the
-    kernel sends at the death of the parent."""
+    """The signals that stop the server, mildest first, each with its time in seconds. The first is also the signal at
+    the death of the parent."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
@@ -64,14 +64,14 @@ class Server(abc.ABC):
     def start(self) -> None:
         """Start the server and wait until it answers, at most `START_SECONDS`.
 
-        What a killed parent left running on the same directory is stopped first.
+        A server that a killed parent left running on this directory is stopped first.
 
         Raises:
-            EmbeddedServerError: there is no binary, the directory is in use, or the server did not come up
+            EmbeddedServerError: there is no binary, the directory is in use, or the server did not start
                 (the message has the end of its log).
         """
         if sys.platform != "linux":
-            raise EmbeddedServerError("servers of our own need Linux; give the URLs of running servers instead")
+            raise EmbeddedServerError("embedded servers need Linux; give the URLs of running servers instead")
         if self._process is not None:
             raise EmbeddedServerError(f"the server in {self.directory} was already started by this object")
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -86,12 +86,12 @@ class Server(abc.ABC):
             raise
 
     def stop(self) -> None:
-        """Stop the server in good order, or by force if that takes too long; wait for its last process.
+        """Stop the server in order, or by force if that takes too long; wait for its last process.
 
         Idempotent.
 
         Raises:
-            EmbeddedServerError: some process of the server outlived all that.
+            EmbeddedServerError: a process of the server survived SIGKILL.
         """
         if self._process is None:
             return
@@ -101,12 +101,12 @@ class Server(abc.ABC):
         self._process = None
 
     def restart(self) -> None:
-        """Stop the server (or collect what is left after `kill()`) and start it on the same port."""
+        """Stop the server (or reap its processes after `kill()`) and start it on the same port."""
         self.stop()
         self.start()
 
     def kill(self, number: signal.Signals) -> None:
-        """Signal the server process and return at once. If it ends that way, `stop()` or `restart()` next."""
+        """Signal the server process and return at once. If this ends it, call `stop()` or `restart()` next."""
         os.kill(self.pid, number)
 
     @abc.abstractmethod
@@ -119,10 +119,10 @@ class Server(abc.ABC):
 
     @abc.abstractmethod
     def _answers(self, port: int) -> bool:
-        """Whether a server with our password serves on this port."""
+        """Whether a server with this object's password answers on the port."""
 
     def _take(self, lock: int) -> None:
-        """Get the lock: refuse if its owner lives, stop the server if only that does."""
+        """Take the lock: refuse if its owner runs; stop the server if only the server runs."""
         if not try_flock(lock):
             owner, _ = self._recorded()
             if is_running(owner):
@@ -134,16 +134,16 @@ class Server(abc.ABC):
         self._lock_path.write_text(f"{identity_of(os.getpid())}\n{server}\n")
 
     def _recorded(self) -> tuple[str, str]:
-        """Who started the last server here, and which process that is; empty if unknown."""
+        """The identities of the last server's starter and of the server itself; empty if unknown."""
         owner, server, *_ = [*self._lock_path.read_text().splitlines(), "", ""]
         return owner, server
 
     def _end(self, lock: int) -> None:
-        """End the server on this directory, ours or a leftover: its last process leaves the lock to us."""
+        """Stop the server on this directory, started here or left over: its last process releases the lock."""
         for number, seconds in self._stop_signals:
             _, server = self._recorded()
             if is_running(server):
-                for each in (number, signal.SIGCONT):  # a frozen process heeds its signals once it continues
+                for each in (number, signal.SIGCONT):  # a frozen process handles its signals when it continues
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(int(server.split()[0]), each)
             if _wait_for(partial(try_flock, lock), seconds):
@@ -159,7 +159,7 @@ class Server(abc.ABC):
         raise EmbeddedServerError(f"the server in {self.directory} found no free port; the last was {port}")
 
     def _comes_up(self, port: int, lock: int) -> bool:
-        """Start the server and wait for it. False: somebody else has the port."""
+        """Start the server and wait until it answers; False if another process has the port."""
         log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
         process = self._process = self._spawn(port, lock)
         self._record(server=identity_of(process.pid))
@@ -182,8 +182,8 @@ class Server(abc.ABC):
         fds: Sequence[int],
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a child that dies with us, logs to our log, and runs as the account; the lock is in `fds`."""
-        # The rest of our environment may hold secrets, and its PG... variables would change the server.
+        """Start a child that dies with this process, logs to the log, and runs as the account; the lock is in `fds`."""
+        # The rest of the environment may hold secrets, and its PG... variables would change the server.
         passed_on = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
         with opened(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as log:
             try:
@@ -195,7 +195,7 @@ class Server(abc.ABC):
                     stderr=log,
                     pass_fds=fds,
                     env={"LC_ALL": "C", **passed_on, **(environment or {})},
-                    # Ctrl-C at our terminal is for us alone: the servers go after all that needs them.
+                    # Ctrl-C at the terminal must reach this process only: the servers stop after their clients.
                     start_new_session=True,
                     # Only the child can ask for its death signal, and only after its change of user, which
                     # clears it. CPython calls preexec_fn after that change.
@@ -212,10 +212,10 @@ class Server(abc.ABC):
 
 
 def free_port() -> int:
-    """A port nobody listens on.
+    """A free port.
 
-    It lies below the range from which Linux takes the ports of outgoing connections. One of those could take
-    it while the server restarts: even a client of this very server, which would then talk to itself.
+    It lies below the range from which Linux takes the ports of outgoing connections. An outgoing connection could take
+    it while the server restarts: even a client of this server, which would then connect to itself.
     """
     for _ in range(1000):
         port = 20_000 + secrets.randbelow(12_000)

@@ -1,4 +1,4 @@
-"""Where everything of one `up` is, as its children and its user are told."""
+"""The addresses of one `up`, for its children and its user."""
 
 import ipaddress
 import os
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 LOOPBACK: Final = "127.0.0.1"
-"""The dashboard has no login, so it listens nowhere else."""
+"""Address of the dashboard, which has no login."""
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where everything is.
+    """The addresses of one `up`.
 
     Attributes:
         servers: the URLs of Postgres and Redis, as environment variables.
@@ -28,12 +28,12 @@ class Addresses:
 
     @property
     def redis_url(self) -> str:
-        """Of the Redis, password included."""
+        """URL of Redis, password included."""
         return self.servers["JOBLEDGER_REDIS_URL"]
 
     @property
     def api_reachable_at(self) -> str:
-        """The address at which we reach the API, which may listen on all of them."""
+        """An address at which this machine reaches the API, which may listen on all addresses."""
         try:
             address = ipaddress.ip_address(self.api_host)
         except ValueError:
@@ -44,23 +44,23 @@ class Addresses:
 
     @property
     def api_url(self) -> str:
-        """For a browser."""
+        """URL of the API, for a browser."""
         host = self.api_reachable_at
         return f"http://{f'[{host}]' if ':' in host else host}:{self.api_port}"
 
     @property
     def dashboard_url(self) -> str:
-        """For a browser."""
+        """URL of the dashboard, for a browser."""
         return f"http://{LOOPBACK}:{self.dashboard_port}"
 
     def environment(self) -> dict[str, str]:
-        """The environment of all children. URLs hold passwords, and `ps` shows command lines to everybody."""
+        """The environment of all children. URLs contain passwords, and `ps` shows command lines to all users."""
         return {
             **os.environ,
             **self.servers,
             "JOBLEDGER_API_HOST": self.api_host,
             "JOBLEDGER_API_PORT": str(self.api_port),
-            "RQ_REDIS_URL": self.redis_url,  # rq prefers it to its configuration, so it must not be another one
+            "RQ_REDIS_URL": self.redis_url,  # takes precedence over RQ's configuration, so it must be the same Redis
             "RQ_DASHBOARD_REDIS_URL": self.redis_url,
             "PYTHONUNBUFFERED": "1",
         }

@@ -1,4 +1,4 @@
-"""The directory of an `up`: whose it is, and where other shells find its servers."""
+"""The directory of an `up`: its lock, and the file with the servers' URLs for other shells."""
 
 import contextlib
 import fcntl
@@ -16,10 +16,10 @@ class AlreadyRunning(JobledgerError):
 
 @contextlib.contextmanager
 def taken(directory: Path) -> Iterator[None]:
-    """Have a directory for ourselves, made if it is missing. The kernel gives it back, however we die.
+    """Lock a directory, made if it is missing. The kernel releases the lock when this process dies.
 
     Raises:
-        AlreadyRunning: somebody else has it; nothing was changed.
+        AlreadyRunning: another `up` has it locked; nothing was changed.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(directory / "up.pid", os.O_RDWR | os.O_CREAT, 0o600)
@@ -39,9 +39,9 @@ def taken(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def urls_file(path: Path, urls: Mapping[str, str]) -> Iterator[None]:
-    """A file, for us alone to read, from which another shell learns the URLs; gone at the end."""
+    """A file with the URLs for other shells, readable for this user only; removed at the end."""
     lines = [f"{name}={shlex.quote(url)}\n" for name, url in urls.items()]
-    path.unlink(missing_ok=True)  # what a killed `up` left may have other rights
+    path.unlink(missing_ok=True)  # the file of a killed `up` may have other permissions
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.writelines(lines)
     try:

@@ -1,4 +1,4 @@
-"""One stream of lines from many children, each line with the name of who wrote it."""
+"""One stream of lines from many children, each line with the name of its program."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ _OURSELVES: Final = "up"
 
 
 class _Stream:
-    """The output of one child, and the beginning of the line that it has not ended yet."""
+    """The output of one child, and its unfinished line."""
 
     def __init__(self, name: str, pipe: IO[bytes]) -> None:
         self.name = name
@@ -26,12 +26,12 @@ class _Stream:
 
 
 class Output:
-    """Gathers what the children write. A context manager.
+    """Collects the output of the children. A context manager.
 
     Args:
-        width: of the column of names.
-        log_file: where the children's lines are appended to, instead of being shown.
-        as_json: each line is a JSON object, with the name as its `program`; a line that was none becomes its `event`.
+        width: width of the column of names.
+        log_file: file to which the children's lines are appended, instead of being shown.
+        as_json: write each line as a JSON object, with the name as `program`; other text becomes its `event`.
     """
 
     def __init__(self, width: int, log_file: Path | None = None, *, as_json: bool = False) -> None:
@@ -51,22 +51,22 @@ class Output:
             self._sink.close()
 
     def attach(self, name: str, pipe: IO[bytes]) -> None:
-        """Take lines from a child's pipe until it ends; the pipe is ours then."""
+        """Take ownership of a child's pipe, and read its lines until it ends."""
         self._selector.register(pipe, selectors.EVENT_READ, _Stream(name, pipe))
 
     def pump(self, seconds: float) -> None:
-        """Wait at most so long for something to read, and show what there is."""
+        """Wait at most this long for output, and show it."""
         for key, _ in self._selector.select(seconds):
             self._read(key.data)
 
     def drain(self, seconds: float) -> None:
-        """Show what dead children left in their pipes."""
+        """Show the rest of the output of ended children."""
         deadline = time.monotonic() + seconds
         while self._selector.get_map() and (left := deadline - time.monotonic()) > 0:
             self.pump(left)
 
     def say(self, text: str) -> None:
-        """Show a line of our own."""
+        """Show a line of `up` itself."""
         self._write(sys.stdout.buffer, _OURSELVES, [text.encode()])
 
     def _read(self, stream: _Stream) -> None:
@@ -81,7 +81,7 @@ class Output:
             stream.pipe.close()
 
     def _write(self, sink: IO[bytes], name: str, lines: list[bytes]) -> None:
-        # The terminal may be gone, or whoever read us; that must not keep us from stopping in good order.
+        # The terminal or reader may be gone, which must not prevent an orderly stop.
         with contextlib.suppress(OSError):
             sink.write(b"".join(self._labelled(sink, name, lines)))
             sink.flush()

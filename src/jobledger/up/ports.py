@@ -1,4 +1,4 @@
-"""Which ports the API and the dashboard listen on."""
+"""The ports of the API and the dashboard."""
 
 import socket
 
@@ -9,16 +9,16 @@ from jobledger.up.output import Output
 
 
 def choose_port(settings: Settings, name: str, host: str, output: Output) -> int:
-    """The port from the settings; for 0, or instead of a default one that is taken, one that is free.
+    """The port from the settings; a free port for 0, or if the default port is taken.
 
     Args:
         settings: the settings.
-        name: the one that holds the port.
+        name: name of the port's setting.
         host: the address to listen on.
-        output: where it says that it takes another than the default one.
+        output: receives a note if the default port is taken.
 
     Raises:
-        ConfigurationError: the port was asked for, and cannot be had.
+        ConfigurationError: the port is set explicitly and is not available.
     """
     port: int = getattr(settings, name)
     if port == 0:
@@ -34,7 +34,7 @@ def choose_port(settings: Settings, name: str, host: str, output: Output) -> int
 
 
 def _why_not_listen(host: str, port: int) -> str | None:
-    """Why nobody could listen on an address; None if that works."""
+    """The reason why a server cannot listen on an address; None if it can."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -1,4 +1,4 @@
-"""A command as a child process that leaves nothing behind."""
+"""A command as a child process that leaves no processes behind."""
 
 import contextlib
 import os
@@ -15,14 +15,14 @@ from jobledger.up.output import Output
 class Program:
     """One command as a child process.
 
-    It has a session of its own: Ctrl-C at our terminal reaches us alone, and we say who ends when. The kernel kills
-    it when we die.
+    It has its own session: Ctrl-C at the terminal reaches `up` only, which stops its children in order. The kernel
+    kills it when `up` dies.
 
     Args:
-        name: for its lines.
-        command: what to run.
-        environment: all of its environment.
-        output: takes its lines; None leaves it our standard output and error.
+        name: name in the output.
+        command: the command to run.
+        environment: its whole environment.
+        output: receives its lines; None lets it inherit standard output and error.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Program:
 
     @property
     def code(self) -> int | None:
-        """How it ended, as a shell would say it: 128 and more for a signal. None before."""
+        """Its exit code as in a shell: 128 and more for a signal. None before its end."""
         code = self._poll()
         return 128 - code if code is not None and code < 0 else code
 
@@ -59,7 +59,7 @@ class Program:
             stdout=subprocess.PIPE if self._output else None,
             stderr=subprocess.STDOUT if self._output else None,
             start_new_session=True,
-            # Only the child itself can ask for its death signal; this does no more than that.
+            # Only the child itself can set its death signal.
             preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGKILL),
         )
         if self._output and self._process.stdout:
@@ -73,18 +73,18 @@ class Program:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
 
     def terminate(self) -> None:
-        """Ask it to end: for a stock worker, after the job that it runs."""
+        """Ask it to end; a stock worker finishes its running job first."""
         if self._process and self.is_running:
             os.kill(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it, and all that it started, now."""
+        """Kill it and all processes that it started."""
         if self._process and self.is_running:
             _kill_session(self._process.pid)
             self._process.wait()
 
     def _poll(self) -> int | None:
-        """Its exit code. At its end, what it left behind is killed: later, its number may be somebody else's."""
+        """Its exit code. When it has ended, its session is killed at once: later, another process may have its pid."""
         if self._process is None:
             return None
         if self._process.returncode is None and self._process.poll() is not None:
@@ -95,7 +95,7 @@ class Program:
 def _kill_session(session: int) -> None:
     """Kill all processes of a session. RQ's work-horses have a process group of their own, but no session."""
     killed: set[int] = set()
-    while fresh := set(_members(session)) - killed:  # one that is killed may have forked before
+    while fresh := set(_members(session)) - killed:  # a killed process may have forked before
         for pid in fresh:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

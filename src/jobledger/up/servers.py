@@ -1,4 +1,4 @@
-"""Where the ledger and the queues are: on servers that are given, or on embedded ones."""
+"""The servers of an `up`: those of the URLs in the settings, or embedded servers."""
 
 import contextlib
 import os
@@ -20,18 +20,18 @@ _ANSWER_SECONDS = 2.0
 
 
 class _Server:
-    """A started embedded server, as something to watch."""
+    """A started embedded server, as a child of the supervisor."""
 
     def __init__(self, name: str, server: EmbeddedPostgres | EmbeddedRedis) -> None:
         self.name = name
         self._server = server
 
     def start(self) -> None:
-        """Start it again: same port, same password, so that nobody has to be told."""
+        """Start it again, with the same port and password, so that its clients reconnect."""
         self._server.restart()
 
     def ended(self) -> str | None:
-        """That it ended; None while it runs. `restart()` collects it, so here we only look."""
+        """A note that it ended; None while it runs. This does not reap the process, because `restart()` does."""
         ended = os.waitid(os.P_PID, self._server.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         return "ended" if ended else None
 
@@ -42,9 +42,9 @@ def prepare_servers(
     """Start an embedded server for each URL that is not set, and bring the schema up to date.
 
     Args:
-        settings: with the URLs, or without.
-        directory: for the data of the embedded servers.
-        supervisor: starts them again if they end.
+        settings: the settings, with or without URLs.
+        directory: directory of the embedded servers' data.
+        supervisor: restarts them if they end.
         cleanup: stops them.
 
     Returns:
@@ -76,7 +76,7 @@ def prepare_servers(
 
 
 def _is_set(url: SecretStr | None) -> bool:
-    """An empty URL is not set: so one can ask for an embedded server where a `.env` file names another."""
+    """An empty URL counts as not set, so that an embedded server can replace the URL of a `.env` file."""
     return url is not None and bool(url.get_secret_value())
 
 

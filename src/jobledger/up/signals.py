@@ -1,4 +1,4 @@
-"""What asks `up` to stop."""
+"""The signals that stop `up`."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,13 +8,13 @@ _STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignals:
-    """Counts the signals that ask us to stop. A context manager; the former handlers return at its end.
+    """Counts stop signals. A context manager, which restores the former handlers at its end.
 
-    Until `hold()`, the first of them also raises KeyboardInterrupt: while we prepare, there is no loop that looks.
+    Until `hold()`, the first signal also raises KeyboardInterrupt, because no loop checks the count yet.
 
     Attributes:
-        count: how many came.
-        first: the number of the first one, 0 before it.
+        count: number of signals.
+        first: number of the first signal; 0 before it.
     """
 
     def __init__(self) -> None:
@@ -41,5 +41,5 @@ class StopSignals:
     def _asked(self, number: int, _frame: FrameType | None) -> None:
         self.count += 1
         self.first = self.first or number
-        if self._interrupts and self.count == 1:  # a second one would interrupt the clean-up of the first
+        if self._interrupts and self.count == 1:  # a second signal would interrupt the clean-up
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Keeps things running: what ends is started again, more and more slowly, until it is given up."""
+"""Restarts ended children, with growing pauses, until it gives up."""
 
 import time
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from jobledger.errors import JobledgerError
 from jobledger.up.output import Output
 
 QUICK_SECONDS: Final = 15.0
-"""What lives longer than this works: its death is the first one again."""
+"""A child that lives longer than this works: the count of its quick deaths starts again."""
 
 QUICK_DEATHS: Final = 5
-"""After so many quick deaths in a row there is no sense in another start."""
+"""Number of quick deaths in a row after which a child is given up."""
 
 FIRST_PAUSE_SECONDS: Final = 0.5
-"""The pause before a new start; it doubles with each quick death."""
+"""The first pause before a restart; it doubles with each quick death."""
 
 
 class GaveUp(JobledgerError):
-    """Something does not stay up; the message names it."""
+    """A child does not stay up; the message names it."""
 
 
 class Child(Protocol):
-    """What can be watched."""
+    """A child that the supervisor can watch."""
 
     name: str
 
@@ -42,10 +42,10 @@ class _Watch:
 
 
 class Supervisor:
-    """Watches children and starts them again.
+    """Watches children and restarts them.
 
     Args:
-        output: where it says so.
+        output: receives its messages.
     """
 
     def __init__(self, output: Output) -> None:
@@ -53,14 +53,14 @@ class Supervisor:
         self._watches: list[_Watch] = []
 
     def watch(self, child: Child) -> None:
-        """Keep a child, which was started just now, running."""
+        """Keep a started child running."""
         self._watches.append(_Watch(child, started_at=time.monotonic()))
 
     def tend(self) -> None:
-        """Look at all children once; start those whose pause is over.
+        """Check all children once; restart those whose pause is over.
 
         Raises:
-            GaveUp: one died too often.
+            GaveUp: a child died too often.
         """
         for watch in self._watches:
             if watch.start_at is not None:

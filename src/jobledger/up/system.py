@@ -1,4 +1,4 @@
-"""The whole of `up`: prepare, start, wait until all answers, stay, stop in order."""
+"""The course of an `up`: prepare, start, wait until everything answers, run, stop in order."""
 
 import contextlib
 import http.client
@@ -28,14 +28,14 @@ from jobledger.up.supervisor import GaveUp, Supervisor
 
 @dataclass(frozen=True)
 class Plan:
-    """What `up` is asked to do.
+    """The options of an `up`.
 
     Attributes:
-        workers: how many stock `rq worker` processes.
-        directory: for the data of the embedded servers, `up.pid` and `urls.env`.
-        log_file: takes the output of the processes, which is not shown then.
-        command: run once, when everything is ready.
-        exits: stop when the command has ended.
+        workers: number of stock `rq worker` processes.
+        directory: directory of the embedded servers' data, `up.pid` and `urls.env`.
+        log_file: receives the output of the processes instead of the terminal.
+        command: command to run once, when everything is ready.
+        exits: whether to stop when the command has ended.
     """
 
     workers: int = 2
@@ -46,11 +46,11 @@ class Plan:
 
     @property
     def urls_file(self) -> Path:
-        """Where another shell learns the URLs, while this one runs."""
+        """The file with the URLs for other shells, while this `up` runs."""
         return self.directory / "urls.env"
 
     def code_after(self, signal_number: int) -> int:
-        """The exit code after a signal: nobody may take a command for done that was cut short."""
+        """The exit code after a signal: an interrupted command must not look successful."""
         return 128 + signal_number if self.exits else 0
 
 
@@ -59,7 +59,7 @@ _WORKERS_KEY: Final = "rq:workers"  # rq 3.0 worker_registration.py:18
 
 
 def answers(host: str, port: int, path: str) -> bool:
-    """Whether GET gives 200. No proxy is asked, whatever the environment says."""
+    """Whether GET returns 200; without a proxy, also if the environment sets one."""
     connection = http.client.HTTPConnection(host, port, timeout=_ANSWER_SECONDS)
     try:
         connection.request("GET", path)
@@ -84,13 +84,13 @@ def registered(url: str, pids: Iterable[int | None]) -> bool:
 
 
 READY_SECONDS: Final = 120.0
-"""A slow machine under load may need much of it; what is not ready then never will be."""
+"""Longest time until everything is ready, on a slow machine under load."""
 
 GRACE_SECONDS: Final = 15.0
-"""What has not ended so long after it was asked to is killed; the ledger repairs a job that it ran."""
+"""Time of a process to end after a stop, before it is killed; the ledger repairs a job that it ran."""
 
 DRAIN_SECONDS: Final = 8
-"""Whoever presses Ctrl-C waits for a running job no longer than this: it is handed back, well before the grace ends."""
+"""Longest wait for a running job after Ctrl-C; then it is handed back, well before the grace ends."""
 
 _TURN_SECONDS: Final = 0.1
 _LAST_LINES_SECONDS: Final = 1.0
@@ -100,11 +100,11 @@ def up(settings: Settings, plan: Plan) -> int:
     """Run everything until a signal, or until the plan's command has ended.
 
     Returns:
-        The exit code: 0 after a signal; 1 if something did not stay up; with `exits` that of the command, or
+        The exit code: 0 after a signal; 1 if a process did not stay up; with `exits` that of the command, or
         128 and the signal's number if a signal came first.
 
     Raises:
-        JobledgerError: it cannot start: another one runs here, a port is taken, a server does not answer…
+        JobledgerError: it cannot start: another `up` runs here, a port is taken, a server does not answer…
     """
     if sys.platform != "linux":
         raise ConfigurationError("`up` needs Linux: elsewhere, children do not end with a killed parent")
@@ -116,12 +116,12 @@ def up(settings: Settings, plan: Plan) -> int:
                 system = _prepared(settings, plan, signals, cleanup)
                 signals.hold()
                 return system.run()
-        except KeyboardInterrupt:  # while we prepared
+        except KeyboardInterrupt:  # during the preparation
             return plan.code_after(signals.first)
 
 
 def _prepared(settings: Settings, plan: Plan, signals: StopSignals, cleanup: contextlib.ExitStack) -> "_System":
-    """Do all that comes before the first program."""
+    """Prepare the directory, the servers and the addresses, before the first program starts."""
     cleanup.enter_context(taken(plan.directory))
     width = max(len("dashboard"), len(f"worker-{plan.workers}"))
     output = cleanup.enter_context(Output(width, plan.log_file, as_json=settings.log_format == "json"))
@@ -154,7 +154,7 @@ class _System:
         self._command = Program("command", plan.command, addresses.environment(), output=None)
 
     def run(self) -> int:
-        """Start, stay, stop; return the exit code."""
+        """Start, run, stop; return the exit code."""
         try:
             self._start()
             self._wait_until_ready()
@@ -225,7 +225,7 @@ class _System:
         self._output.pump(_TURN_SECONDS)
 
     def _stop(self) -> None:
-        """End everything in order; one more signal meanwhile, and all that is left is killed."""
+        """Stop everything in order; a further signal kills the rest."""
         if self._signals.count:
             self._output.say("Stopping; a second Ctrl-C kills.")
         patience = self._signals.count
