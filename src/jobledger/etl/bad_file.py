@@ -1,4 +1,4 @@
-"""What is wrong with a file that could not be loaded, said so that somebody can repair the file."""
+"""Errors of a file that could not be loaded, detailed enough to repair the file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Final
 from jobledger.errors import JobledgerError
 
 MOST_NAMED: Final = 10
-"""No more bad rows are named than this; who sees ten knows what is wrong."""
+"""Most bad rows that an error names."""
 
 _LONGEST_VALUE: Final = 80
 
 
 class BadFile(JobledgerError):
-    """The file cannot be loaded as it is; nothing of it was."""
+    """The file cannot be loaded; no row was loaded."""
 
 
 class BadRows(BadFile):
-    """Rows of the file cannot be loaded; nothing of it was."""
+    """Rows of the file cannot be loaded; no row was loaded."""
 
     def __init__(self, path: str, rows: Sequence["BadRow"]) -> None:
         named = rows[:MOST_NAMED]
@@ -32,10 +32,10 @@ class BadRow:
     """One value, or one row, that cannot be loaded.
 
     Attributes:
-        line: of the file, the first is 1; a row with line breaks in it has the number of its first line.
-        column: of the header; several, separated by commas, if the problem is with all of them; empty for the row.
-        value: as the file has it.
-        problem: what is wrong with it.
+        line: line of the file, from 1; the first line of a row with line breaks.
+        column: name in the header; several, separated by commas, if the problem concerns several; empty for the row.
+        value: text in the file.
+        problem: description of the problem.
     """
 
     line: int

@@ -1,7 +1,7 @@
-"""Rows of a CSV file, numbered by line, on their way into Postgres' COPY; never more than a batch in memory.
+"""Reads a CSV file for Postgres' COPY, with line numbers; never more than a batch in memory.
 
-Python's csv module reads them, because only a reader that knows the lines can name them; COPY's text format takes them,
-because its escapes are few and mean the same in every version of Postgres.
+Python's csv module parses it, because errors must name the lines. COPY gets its text format, which has few escapes,
+with the same meaning in every version of Postgres.
 """
 
 import csv
@@ -15,25 +15,25 @@ from jobledger.etl.data_file import Unpacked
 
 BATCH_ROWS: Final = 2_000
 LONGEST_LINE: Final = 1024 * 1024
-"""In characters. Without a limit, a file without line breaks would be read into memory whole."""
+"""Longest line, in characters. Without a limit, a file without line breaks would be read into memory whole."""
 
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 class CsvRows:
-    """A CSV file in UTF-8 whose first line names the columns, as something that COPY reads.
+    """A CSV file in UTF-8 whose first line names the columns, as a file object for COPY.
 
     Args:
-        path: how errors name the file.
+        path: name of the file in errors.
         file: its bytes.
         delimiter: one character.
-        report: called with the rows so far, after each batch.
+        report: called with the number of rows so far, after each batch.
 
     Attributes:
         header: the names in the first line.
         count: rows read so far.
-        last_line: of the file, as far as it was read.
-        error: what stopped COPY, which itself remembers only the words.
+        last_line: last line that was read.
+        error: the exception that stopped COPY, which itself keeps only the message.
 
     Raises:
         BadFile: there is no header.
@@ -45,7 +45,7 @@ class CsvRows:
         text = io.TextIOWrapper(
             io.BufferedReader(file, buffer_size=256 * 1024),
             encoding="utf-8-sig",  # with or without a byte order mark
-            errors="surrogateescape",  # what is no UTF-8 is found with its row; see `_encode`
+            errors="surrogateescape",  # invalid UTF-8 is reported with its row; see `_encode`
             newline="",
         )
         self._reader = csv.reader(_short_lines(text, path), delimiter=delimiter, strict=True)
@@ -60,7 +60,7 @@ class CsvRows:
         """The next rows for COPY, line number first; empty at the end.
 
         Raises:
-            BadFile: it cannot be read on, or has rows that are no rows, of which the first are named.
+            BadFile: it cannot be read further, or has invalid rows, of which the first are named.
         """
         try:
             while not self._ended and len(self._bad) < MOST_NAMED:
@@ -86,7 +86,7 @@ class CsvRows:
         return tuple(header)
 
     def _next_batch(self) -> list[tuple[int, list[str]]]:
-        """The next rows, each with its line; those of a wrong length are put aside."""
+        """The next rows, each with its line; rows of a wrong length are collected as bad rows."""
         batch: list[tuple[int, list[str]]] = []
         width, read = len(self.header), 0
         try:

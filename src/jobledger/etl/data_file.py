@@ -1,7 +1,7 @@
 """Files in the data directory: finding them, and reading them unpacked.
 
-A path that a dispatch names is foreign input: it must lie in the directory, also after every link was followed, and
-what it names must be a plain file.
+The path in a dispatch is untrusted input: it must lie in the directory, also after resolving all links, and name a
+regular file.
 """
 
 import gzip
@@ -20,7 +20,7 @@ from jobledger.errors import JobRefused
 from jobledger.etl.bad_file import BadFile
 
 MAX_UNPACKED_BYTES: Final = 8 * 1024**3
-"""A small archive can unpack to petabytes; what unpacks to more than this is not read to its end."""
+"""Most bytes that are read of an unpacked file: a small archive can unpack to petabytes."""
 
 _BUFFER_BYTES: Final = 256 * 1024
 
@@ -30,13 +30,13 @@ def locate(data_dir: Path, path: str) -> Path:
 
     Args:
         data_dir: the directory.
-        path: below it; an absolute path is fine if it leads there.
+        path: path below it; an absolute path is allowed if it leads there.
 
     Returns:
         The file, absolute and free of links.
 
     Raises:
-        JobRefused: the path leads out of the directory, or to no plain file that can be read.
+        JobRefused: the path leads out of the directory, or to no readable regular file.
     """
     inside = Path(os.path.abspath(data_dir))  # noqa: PTH100 - `..` in the setting, without following links
     given = Path(path)
@@ -56,7 +56,7 @@ def locate(data_dir: Path, path: str) -> Path:
 
 
 class Unpacked(io.RawIOBase):
-    """The bytes of a file, unpacked, that stop at a limit and know how much of the file they came from."""
+    """The unpacked bytes of a file, up to a limit, with the share of the file that was read."""
 
     def __init__(self, name: str, packed: IO[bytes], source: IO[bytes], limit: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Unpacked(io.RawIOBase):
 
     @property
     def share(self) -> float:
-        """How much of the file has been read, from 0 to 1."""
+        """Share of the file that has been read, from 0 to 1."""
         return min(1.0, self._packed.tell() / self._packed_size)
 
     def readable(self) -> bool:
@@ -89,11 +89,11 @@ class Unpacked(io.RawIOBase):
 
 @contextmanager
 def unpacked(file: Path) -> Iterator[Unpacked]:
-    """Open a file that `locate` found: gzip if it is called .gz, the one member of a zip if .zip, else as it is.
+    """Open a file that `locate` found: gzip if its name ends in .gz, the only member of a zip if .zip, else plain.
 
     Raises:
         BadFile: it is no such archive.
-        JobRefused: it is no plain file any more.
+        JobRefused: it is no longer a regular file.
     """
     with ExitStack() as stack:
         packed = stack.enter_context(_open_plain(file))
@@ -106,7 +106,7 @@ def unpacked(file: Path) -> Iterator[Unpacked]:
 
 
 def _open_plain(file: Path) -> IO[bytes]:
-    """Open without following a link, or waiting for a pipe, that was put there since the file was looked at."""
+    """Open without following a link, or blocking on a pipe, that replaced the file since it was checked."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Finding the rows that a failed statement stumbled over: by halving, in savepoints, which every Postgres can.
+"""Finds the rows that made a statement fail, by bisection in savepoints, in every version of Postgres.
 
-Postgres says what is wrong with the first bad value that it meets, but neither in which row nor in which column. So
-ranges of lines are tried again: first into a table that has the columns' types only, then into the real one. Trying
-costs about as much as loading, for each bad row at most; and only the first few are looked for.
+Postgres reports the first bad value, but neither its row nor its column. So ranges of lines are tried again: first into
+a table that has only the columns' types, then into the real table. Each bad row costs at most about as much as a load,
+and only the first few are searched.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ Failure = sa.exc.DBAPIError
 
 
 def is_about_data(error: Failure) -> bool:
-    """Whether the rows are to blame for an error."""
+    """Whether rows caused an error."""
     return has_state(error, ABOUT_DATA)
 
 
 def check_keys_given(staging: Staging, path: str) -> None:
-    """Refuse rows without a complete key: nothing conflicts with null, so each load would add them once more.
+    """Refuse rows with a null in the key: null conflicts with no value, so each load would add them again.
 
     Raises:
         BadRows: there are such rows.
@@ -46,12 +46,12 @@ def check_keys_given(staging: Staging, path: str) -> None:
 
 
 def bad_rows(staging: Staging, path: str, last_line: int, error: Failure) -> BadFile:
-    """What to raise for a failed `staging.move()`.
+    """The error for a failed `staging.move()`.
 
     Args:
-        path: how the message names the file.
-        last_line: of the file.
-        error: of the statement, in a savepoint that was rolled back.
+        path: name of the file in the message.
+        last_line: last line of the file.
+        error: error of the statement, whose savepoint was rolled back.
     """
     lines = (1, last_line)
     _create_typed(staging)
@@ -95,7 +95,7 @@ def _against_constraints(staging: Staging, lines: Lines) -> list[BadRow]:
 
 
 def _twice_in_file(staging: Staging, names: Sequence[str]) -> list[BadRow]:
-    """Rows with the same key as one before them; each alone is fine."""
+    """Rows with the same key as an earlier row; each alone could be loaded."""
     if not names:
         return []
     key = [staging.values[name] for name in names]
@@ -126,7 +126,7 @@ def _failing_lines(lines: Lines, failure: Callable[[Lines], Failure | None]) -> 
 
 
 def _failure(staging: Staging, statement: sa.Executable) -> Failure | None:
-    """Try a statement, and undo it."""
+    """Try a statement in a savepoint, roll it back, and return its error."""
     savepoint = staging.connection.begin_nested()
     try:
         staging.connection.execute(statement)
@@ -152,7 +152,7 @@ SELECT a.attname
 
 
 def _constrained(staging: Staging, error: Failure) -> list[str]:
-    """The columns of the file that a violated constraint is about; none if it is about others too."""
+    """The columns of the file that a violated constraint covers; none if it covers other columns too."""
     diagnosis: Any = getattr(error.orig, "diag", None)
     if diagnosis is None or diagnosis.table_name is None:
         return []
@@ -173,7 +173,7 @@ def _constrained(staging: Staging, error: Failure) -> list[str]:
 
 
 def _text(staging: Staging, line: int, names: Sequence[str]) -> str:
-    """What the file has in these columns of a line."""
+    """The file's values in these columns of a line."""
     if not names:
         return ""
     query = sa.select(*(staging.texts[name] for name in names)).where(staging.staged.c.line == line)
@@ -181,6 +181,6 @@ def _text(staging: Staging, line: int, names: Sequence[str]) -> str:
 
 
 def _message(error: Failure) -> str:
-    """What Postgres says, with the key that it names but without the whole row."""
+    """The message of Postgres, with the key that it names but without the whole row."""
     detail = getattr(getattr(error.orig, "diag", None), "message_detail", None) or ""
     return f"{primary_message(error)} {detail if detail.startswith('Key ') else ''}".strip()

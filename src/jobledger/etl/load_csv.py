@@ -35,11 +35,11 @@ class LoadCsv(BaseJob):
     The file is UTF-8, plain, gzip (`.gz`) or the one member of a zip (`.zip`); its first line names columns of the
     table. Its parameters:
 
-        path: of the file, below the data directory.
-        table: "schema.table", or "table" for one in `public`.
-        key: columns with a unique constraint on them; rows whose key is already there are updated. Without a key all
-            rows are inserted, so that a second load of the same file doubles them, or fails.
-        null_values: fields that stand for null, quoted or not, for example ["NA", ""].
+        path: path of the file, below the data directory.
+        table: "schema.table", or "table" for a table in `public`.
+        key: columns with a unique constraint; rows whose key exists are updated. Without a key all rows are inserted,
+            so that a second load of the same file duplicates them, or fails.
+        null_values: field values that mean null, quoted or not, for example ["NA", ""].
         delimiter: one character.
 
     The result counts the rows. Rows that cannot be loaded fail the job with `BadRows`, which names the first ten.
@@ -54,11 +54,11 @@ class LoadCsv(BaseJob):
     def check_payload(
         cls, path: str, table: str, key: tuple[str, ...], null_values: tuple[str, ...], delimiter: str
     ) -> None:
-        """Refuse what cannot be loaded, as far as that can be known before the file is read.
+        """Refuse a payload that cannot be loaded, without reading the file.
 
         Raises:
             JobRefused: the file is not in the data directory; the table is not listed, does not exist, is no table
-                or is one of the ledger's; the key is none; the delimiter is none.
+                or is one of the ledger's; the key or the delimiter is invalid.
             LedgerUnavailable: Postgres is away.
         """
         if len(delimiter) != 1 or delimiter in '"\r\n ':

@@ -17,7 +17,7 @@ STAGED: Final = "jobledger_staged"
 
 
 class _TypeName(sa.types.UserDefinedType[Any]):
-    """A type by the name that Postgres gave for it, so that those of extensions and of users can be cast to."""
+    """A type by its name in Postgres, so that values can be cast to types of extensions and users."""
 
     cache_ok = True
 
@@ -38,11 +38,11 @@ class Staging:
     """The staged rows of one file.
 
     Args:
-        connection: in the transaction in which the rows are to be loaded.
-        table: where they are to go.
-        columns: of that table, those that the file has, in the file's order.
-        key: columns that tell whether a row is already there; none for plain inserts.
-        nulls: values that stand for null.
+        connection: connection in the transaction of the load.
+        table: target table.
+        columns: columns of the table that the file has, in the file's order.
+        key: columns that identify existing rows; none for plain inserts.
+        nulls: values that mean null.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Staging:
         self.key = tuple(key)
         self.names = tuple(column.name for column in columns)
         self.target = sa.table(table.name, *(sa.column(name) for name in self.names), schema=table.schema)
-        # Numbered, because the file's names may be anything, "line" for example.
+        # Numbered, because the file may use any names, also "line".
         texts = [sa.Column(f"c{number}", sa.Text, nullable=False) for number in range(len(columns))]
         self.staged = sa.Table(
             STAGED,
@@ -77,7 +77,7 @@ class Staging:
         """Copy all rows into the temporary table.
 
         Raises:
-            BadFile: rows that are no rows, or a file that cannot be read on.
+            BadFile: the file has invalid rows, or cannot be read further.
         """
         self.staged.create(self.connection)
         names = ", ".join(column.name for column in self.staged.columns)
@@ -87,14 +87,14 @@ class Staging:
             try:
                 cursor.copy_expert(statement, rows)
             except psycopg2.Error:
-                if rows.error is not None:  # COPY ends by the reader's error, but raises one of its own
+                if rows.error is not None:  # COPY ends with the reader's error, but raises another
                     raise rows.error from None
                 raise
             finally:
                 cursor.close()
 
     def known(self) -> int:
-        """How many of the rows are there already, by their key; others may be adding some at this moment."""
+        """Number of rows whose key exists in the table; concurrent transactions may be adding some."""
         if not self.key:
             return 0
         same = sa.and_(*(self.target.c[name] == self.values[name] for name in self.key))
@@ -123,7 +123,7 @@ class Staging:
 
 @contextmanager
 def _errors_as_sqlalchemys(connection: Connection, statement: str) -> Iterator[None]:
-    """Raise what a cursor of psycopg2 raises as SQLAlchemy does, so that a lost connection is seen as lost."""
+    """Raise errors of a psycopg2 cursor as SQLAlchemy's, so that a lost connection is recognized."""
     try:
         yield
     except psycopg2.Error as error:
@@ -139,7 +139,7 @@ def fit(header: Sequence[str], columns: Sequence[Column], key: Sequence[str]) ->
     """The table's columns for the header of a file, in its order.
 
     Raises:
-        BadFile: the file and the table do not fit; every column that does not is named.
+        BadFile: the header does not fit the table; the message names every column that does not.
     """
     by_name = {column.name: column for column in columns}
     given = set(header)

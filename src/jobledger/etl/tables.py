@@ -1,7 +1,7 @@
-"""Which tables the shipped jobs may touch: those on a list in the settings, and never the ledger's own.
+"""The tables that the shipped jobs may change: those on a list in the settings, and never the ledger's own.
 
 A name is compared as a (schema, table) pair with the list, looked up in the catalog as a value, and written into SQL
-only by SQLAlchemy's quoting. Upper and lower case count, as Postgres stores them; nothing is folded.
+only by SQLAlchemy's quoting. Names are case-sensitive, as Postgres stores them.
 """
 
 import re
@@ -24,17 +24,17 @@ _NAME: Final = re.compile(rf"(?:(?:{_PART})\.)?(?:{_PART})")
 
 @dataclass(frozen=True, slots=True)
 class TableName:
-    """A table, exactly as the catalog spells it."""
+    """The name of a table, exactly as in the catalog."""
 
     schema: str
     name: str
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `schema.table`, or `table` for one in `public`; a part with a dot in it stands in double quotes.
+        """Read `schema.table`, or `table` for a table in `public`; a part that contains a dot is in double quotes.
 
         Raises:
-            ValueError: the text is neither.
+            ValueError: the text has another form.
         """
         match = _NAME.fullmatch(text)
         if match is None:
@@ -46,7 +46,7 @@ class TableName:
         return f"{self.schema}.{self.name}"
 
     def quoted(self, connection: Connection) -> str:
-        """The name as it may stand in a statement for `exec_driver_sql`."""
+        """The name quoted for a statement for `exec_driver_sql`."""
         clause = sa.table(self.name, schema=self.schema)
         return connection.dialect.identifier_preparer.format_table(clause)
 
@@ -59,12 +59,12 @@ def check_listed(table: TableName, allowed: Sequence[str], setting: str) -> None
     """Refuse a table that is not on the list.
 
     Args:
-        allowed: the list, as the settings have it.
-        setting: name of the environment variable that says the list.
+        allowed: the list in the settings.
+        setting: name of the list's environment variable.
 
     Raises:
-        JobRefused: it is not.
-        ConfigurationError: an entry of the list is no table.
+        JobRefused: the table is not on the list.
+        ConfigurationError: an entry of the list is no table name.
     """
     try:
         listed = [TableName.parse(entry) for entry in allowed]
@@ -94,10 +94,10 @@ _KINDS: Final = {
 
 
 def check_is_table(connection: Connection, table: TableName) -> None:
-    """Refuse what is no ordinary or partitioned table, and the tables of the ledger.
+    """Refuse names of other relations than ordinary or partitioned tables, and the tables of the ledger.
 
     Raises:
-        JobRefused: it is one of these, or does not exist.
+        JobRefused: the table is refused, or does not exist.
     """
     row = connection.execute(
         _LOOK_UP, {"schema": table.schema, "name": table.name, "own": list(OWN_TABLES)}
@@ -105,7 +105,7 @@ def check_is_table(connection: Connection, table: TableName) -> None:
     if row is None:
         raise JobRefused(f"Table {table} does not exist.")
     if row.is_own:
-        raise JobRefused(f"{table} is one of the ledger's own tables, which no job may touch, whatever is allowed.")
+        raise JobRefused(f"{table} is one of the ledger's own tables, which no job may change, even if it is listed.")
     if row.relkind not in ("r", "p"):
         raise JobRefused(f"{table} is {_KINDS.get(row.relkind, 'something else')}, not a table.")
 
@@ -115,9 +115,9 @@ class Column:
     """A column of a table.
 
     Attributes:
-        type: as SQL spells it, without the length or precision that a value must fit.
-        must_be_given: it takes no null and has no default.
-        is_generated: the database writes it, nobody else.
+        type: its SQL type, without length or precision.
+        must_be_given: the column allows no null and has no default.
+        is_generated: only the database writes it.
     """
 
     name: str
@@ -148,7 +148,7 @@ def columns(connection: Connection, table: TableName) -> list[Column]:
 
 
 def check_is_key(connection: Connection, table: TableName, key: Sequence[str]) -> None:
-    """Refuse columns that cannot tell whether a row is already there.
+    """Refuse columns that do not identify a row.
 
     Raises:
         JobRefused: there is no such column, or no unique constraint or index on exactly these.
@@ -163,6 +163,6 @@ def check_is_key(connection: Connection, table: TableName, key: Sequence[str]) -
 
 
 def primary_message(error: sa.exc.DBAPIError) -> str:
-    """What Postgres says went wrong, in one line."""
+    """The error message of Postgres, in one line."""
     diagnosis = getattr(error.orig, "diag", None)
     return getattr(diagnosis, "message_primary", None) or str(error.orig)

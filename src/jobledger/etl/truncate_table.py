@@ -15,8 +15,8 @@ SETTING = "JOBLEDGER_TRUNCATABLE_TABLES"
 class TruncateTable(BaseJob):
     """Empty a table that `JOBLEDGER_TRUNCATABLE_TABLES` lists.
 
-    The table is empty from the moment at which the job is `completed`, not before. Partitions are emptied with
-    their table; tables that refer to it by a foreign key are not, so the job fails if there are any.
+    The table becomes empty when the job becomes `completed`, not before. Partitions are emptied with their table.
+    Tables that refer to it by a foreign key are not, so the job fails if there are any.
     """
 
     title = "Truncate {schema}.{table_name}"
@@ -25,7 +25,7 @@ class TruncateTable(BaseJob):
 
     @classmethod
     def check_payload(cls, schema: str, table_name: str) -> None:
-        """Refuse any other table, before anything is written.
+        """Refuse a table that is not listed, before anything is written.
 
         Raises:
             JobRefused: the table is not listed, does not exist, is no table, or is one of the ledger's.
