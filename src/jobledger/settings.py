@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         return {f"JOBLEDGER_{name.upper()}": _as_text(value) for name, value in said.items() if value is not None}
 
     def queue_in_redis(self, queue: str) -> str:
-        """How a queue is called in Redis: RQ, its workers and its tools know no other name."""
+        """The name of a queue in Redis, the only name that RQ, its workers and its tools know."""
         return f"{self.queue_prefix}{queue}"
 
     @property
