@@ -341,6 +341,21 @@ def test_a_wake_up_goes_back_some_times_and_is_left_to_its_own_ledger(
     assert "put back" in str(run_one(other).return_value())  # its count begins anew
 
 
+def test_the_owner_of_the_queues_loses_no_time_with_the_wake_ups_of_others(
+    connections: Connections, other: Connections
+) -> None:
+    take_queues(other)
+    (handle,) = dispatch(connections)
+
+    assert "left to its reconciler" in str(run_one(other).return_value())
+
+    assert listed(connections) == []
+    age_pushes(connections)
+    assert reconcile(connections) == 1
+    assert losses(connections) == 0
+    assert handle.refresh().status is JobStatus.QUEUED
+
+
 def test_what_a_worker_of_older_code_took_counts_against_no_job(connections: Connections) -> None:
     """It knows no ledgers, finds no row, and calls that a duplicate: for RQ the delivery ended well."""
     settle(connections)

@@ -1,7 +1,8 @@
 """A wake-up of another ledger, which was taken by a worker of this one: it goes back, or is left.
 
 Left, it is for its own ledger to find: its reconciler sees that the delivery ended well and the row still waits, and
-pushes it again, without blame. So a wake-up goes back a few times only, each time later.
+pushes it again, without blame. So a wake-up goes back a few times only, each time later; and not at all if the queues
+are this ledger's, whose jobs must not wait for those of one that only dispatches.
 """
 
 import time
@@ -14,7 +15,7 @@ from rq import get_current_job
 from jobledger import queues
 from jobledger.connections.default import Connections
 from jobledger.ledger import wakeups
-from jobledger.ledger.identity import ledger_name
+from jobledger.ledger.identity import LedgerName, ledger_name
 from jobledger.observe.log import get_logger
 from jobledger.queues import owner
 
@@ -45,15 +46,20 @@ def hand_on(connections: Connections, job_id: UUID) -> str | None:
         if theirs is None or _has_row(connections, job_id):
             return None
         returns = owner.count_return(client, job_id) - 1
-        if returns < MOST_RETURNS:
+        back = returns < MOST_RETURNS and not _owns_queues(connections, name)
+        if back:
             time.sleep(PAUSE_SECONDS * returns)
             owner.put_back(client, job_id, job.origin)
     except redis.RedisError as error:
         log.warning("Redis is away: a wake-up of another ledger was not put back", job_id=str(job_id), error=str(error))
         return None
-    back = returns < MOST_RETURNS
     log.warning("A wake-up of another ledger", job_id=str(job_id), of=theirs, this=name.id, put_back=back)
     return f"of ledger {theirs}, not of {name.id}: {'put back' if back else 'left to its reconciler'}"
+
+
+def _owns_queues(connections: Connections, name: LedgerName) -> bool:
+    found = owner.owner(connections.maintenance_redis, connections.settings.queue_prefix)
+    return found is not None and found.id == name.id
 
 
 def _has_row(connections: Connections, job_id: UUID) -> bool:
