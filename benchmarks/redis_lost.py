@@ -1,6 +1,6 @@
 """How long it takes until all that waits is in Redis again after FLUSHALL, with one scheduler and no worker.
 
-    .venv/bin/python benchmarks/redis_lost.py --jobs 150000 --runs 3
+.venv/bin/python benchmarks/redis_lost.py --jobs 150000 --runs 3
 """
 
 import argparse
