@@ -71,8 +71,8 @@ def full(server: EmbeddedRedis) -> Iterator[None]:
 @contextlib.contextmanager
 def unable_to_save(server: EmbeddedRedis) -> Iterator[None]:
     """MISCONF: the file that a snapshot would replace is a directory."""
-    with _changed(server, save="3600 1", dbfilename="in-the-way.rdb") as operator:
-        in_the_way = Path(f"/proc/{server.pid}/cwd") / "in-the-way.rdb"
+    with _changed(server, save="3600 1") as operator:
+        in_the_way = Path(f"/proc/{server.pid}/cwd") / operator.config_get("dbfilename")["dbfilename"]
         in_the_way.mkdir()
         operator.set("redis_refusals", "changed")
         operator.bgsave()
