@@ -8,6 +8,8 @@ import control
 from control import FAULTS, QUICK, Finding
 from witnesses import Kind
 
+pytestmark = pytest.mark.chaos
+
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finding]:
