@@ -27,7 +27,7 @@ TALLY = pytest.StashKey[str | None]()
 # Generated examples: the same ones in every run, however busy the machine is. --hypothesis-profile thorough has more.
 for profile, examples in (("quick", 50), ("thorough", 500)):
     hypothesis.settings.register_profile(profile, derandomize=True, deadline=None, database=None, max_examples=examples)
-hypothesis.settings.load_profile("quick")  # what the option names is loaded later
+hypothesis.settings.load_profile("quick")  # the profile of the option is loaded later
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,9 +1,9 @@
-"""Python processes that need not import the libraries: forked from one that has done so, once per test process.
+"""Python processes that import no libraries: forks of an interpreter that has them, one such in each test process.
 
-An interpreter that imports RQ, SQLAlchemy and FastAPI takes a second of a core, a fork of one takes 20 ms, and the
-tests start hundreds. What is forked is a process as any other: with its own session, environment, directory and
-descriptors, and with no module of jobledger, which it imports by itself. What an interpreter takes from its environment
-as it starts (`-W`, locale, hash seed) is that of the tests; whoever needs another starts a fresh one.
+An interpreter that imports RQ, SQLAlchemy and FastAPI takes a second of a core, a fork takes 20 ms, and the tests start
+hundreds. A forked process has a session, an environment, a directory and descriptors of its own, and imports jobledger
+itself. It has the command line of the first interpreter, and its `-W`, locale and hash seed: `start_fresh` is for tests
+that need others.
 """
 
 import atexit
@@ -61,7 +61,7 @@ SET_BY_START: Final = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECOD
 
 
 class Forked:
-    """A forked process, with what a `subprocess.Popen` has of methods."""
+    """A forked process, with the methods of a `subprocess.Popen`."""
 
     def __init__(self, parent: "Preloaded", pid: int) -> None:
         self.pid = pid
@@ -209,7 +209,7 @@ def interpreter_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def serve(connection: socket.socket) -> dict[str, Any]:
-    """Fork for each request. Returns in forked processes alone: what they are to be."""
+    """Fork for each request. Returns in forked processes alone, with their request."""
     while True:
         message, descriptors, _, _ = socket.recv_fds(connection, LONGEST_REQUEST, 2)
         if not message:
@@ -249,7 +249,7 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Run what stands behind `python`."""
+    """Run a program, by the arguments of `python`."""
     how, *rest = arguments
     sys.modules["__main__"] = main = types.ModuleType("__main__")
     if how == "-m":
@@ -267,5 +267,5 @@ if __name__ == "__main__":
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # a forked process copies what it touches
+    gc.freeze()  # a forked process copies each page that it writes to
     run(serve(socket.socket(fileno=int(sys.argv[1])))["arguments"])

@@ -1,4 +1,4 @@
-"""How slow the machine is, and waiting as long as something gets on: what else runs there must fail no run."""
+"""How slow the machine is, and waits that last as long as a number falls: other load on the machine fails no run."""
 
 import math
 import statistics

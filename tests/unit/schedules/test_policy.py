@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fire_times import CREATED, SECOND, cron, fields, moment
@@ -183,13 +183,11 @@ def looks(draw: st.DrawFn) -> Looks:
 
 
 @given(looks())
-@settings(max_examples=80)
 def test_no_fire_time_is_fired_twice_or_before_an_earlier_one(done: Looks) -> None:
     assert all(earlier < later for (earlier, _), (later, _) in pairwise(done.fired))
 
 
 @given(looks())
-@settings(max_examples=80)
 def test_only_fire_times_are_fired_and_never_too_early_or_too_late(done: Looks) -> None:
     for fire_at, now in done.fired:
         assert done.trigger.next_after(fire_at - INSTANT) == fire_at
@@ -199,14 +197,12 @@ def test_only_fire_times_are_fired_and_never_too_early_or_too_late(done: Looks) 
 
 
 @given(looks())
-@settings(max_examples=80)
 def test_skip_fires_only_what_is_on_time(done: Looks) -> None:
     if done.catch_up is SKIP:
         assert all(now - fire_at <= timedelta(seconds=done.grace) for fire_at, now in done.fired)
 
 
 @given(looks())
-@settings(max_examples=80)
 def test_latest_fires_at_most_one_missed_fire_time_in_a_look(done: Looks) -> None:
     missed = Counter(now for fire_at, now in done.fired if now - fire_at > timedelta(seconds=done.grace))
 
@@ -219,7 +215,6 @@ def test_latest_fires_at_most_one_missed_fire_time_in_a_look(done: Looks) -> Non
     st.sampled_from(STARTS),
     st.lists(st.one_of(st.floats(0, 3), st.floats(0, 7200)), min_size=1, max_size=8),
 )
-@settings(max_examples=60)
 def test_all_loses_none_whenever_the_looks_are(trigger: Trigger, start: datetime, waits: list[float]) -> None:
     done = Looks(trigger, ALL, None, GRACE, start)
     now = start
@@ -237,7 +232,6 @@ def test_all_loses_none_whenever_the_looks_are(trigger: Trigger, start: datetime
     st.sampled_from(CatchUp),
     st.lists(st.floats(0.01, GRACE - 0.01), min_size=1, max_size=60),
 )
-@settings(max_examples=100)
 def test_who_looks_often_enough_fires_every_fire_time(
     trigger: Trigger, start: datetime, catch_up: CatchUp, waits: list[float]
 ) -> None:
@@ -251,7 +245,6 @@ def test_who_looks_often_enough_fires_every_fire_time(
 
 
 @given(st.sampled_from(TRIGGERS), st.sampled_from(STARTS), st.sampled_from([LATEST, ALL]), st.floats(0, 7200))
-@settings(max_examples=60)
 def test_after_an_outage_the_newest_fire_time_is_fired(
     trigger: Trigger, start: datetime, catch_up: CatchUp, outage: float
 ) -> None:

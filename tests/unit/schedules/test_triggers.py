@@ -8,7 +8,7 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fire_times import CREATED, SECOND, cron, fields, fired, intervals, moment, moments, triggers
@@ -42,7 +42,6 @@ def test_fire_times_come_one_after_the_other(trigger: Trigger, since: datetime) 
 
 
 @given(triggers, moments, st.floats(0, 0.99))
-@settings(max_examples=100)
 def test_from_one_fire_time_to_the_next_every_moment_has_the_same_next_one(
     trigger: Trigger, since: datetime, part: float
 ) -> None:
@@ -54,7 +53,6 @@ def test_from_one_fire_time_to_the_next_every_moment_has_the_same_next_one(
 
 
 @given(triggers, moments, st.timedeltas(timedelta(0), timedelta(days=3)))
-@settings(max_examples=100)
 def test_the_last_fire_time_of_a_stretch_is_the_last_of_all_in_it(
     trigger: Trigger, since: datetime, length: timedelta
 ) -> None:
@@ -66,7 +64,6 @@ def test_the_last_fire_time_of_a_stretch_is_the_last_of_all_in_it(
 
 
 @given(triggers, moments)
-@settings(max_examples=100)
 def test_the_previous_fire_time_of_the_next_one_is_the_one_before(trigger: Trigger, since: datetime) -> None:
     times = list(between(trigger, since, datetime.max.replace(tzinfo=UTC), 2))
     assume(len(times) == 2 and times[1] - times[0] < timedelta(days=3000))
