@@ -598,7 +598,7 @@ def test_a_key_that_is_somebody_elses_is_no_matter_of_permissions(own: Connectio
 
     found = finding(answer, "conservation")
     assert (result.exit_code, found["verdict"]) == (1, "problem")
-    assert found["remedy"].endswith("give them, or us, another database of Redis.")
+    assert found["remedy"].endswith("give it, or jobledger, another Redis database.")
 
 
 @pytest.mark.parametrize("rule", ["+config", "-config"])

@@ -1,11 +1,11 @@
-"""Cancel requests: they end what a session waits for whose client has gone, and need no session of their own.
+"""Cancel requests: they end the wait of a session whose client has gone, and need no session of their own.
 
-A backend notices only when it reads or writes that its client has cut the connection. One that waits for a synchronous
-standby, or for a lock, does neither; it would stay for as long as the wait lasts, and with it a place among
-`max_connections`. Postgres takes a cancel request from whoever has the session's key, also when no connection is left.
+A backend notices that its client has cut the connection only when it reads or writes. A backend that waits for a
+synchronous standby, or for a lock, does neither; it would take one of `max_connections` as long as the wait lasts.
+Postgres takes a cancel request from any client with the session's key, also when no connection is left.
 
-psycopg2's `cancel()` holds the interpreter's lock while it waits for the server, and needs a connection that nobody has
-closed. So libpq is called itself, with a copy of the key that outlives the connection.
+psycopg2's `cancel()` holds the interpreter's lock while it waits for the server, and needs an open connection. So libpq
+is called directly, with a copy of the key that outlives the connection.
 """
 
 import _thread
@@ -20,11 +20,11 @@ import psycopg2._psycopg
 log: Final = logging.getLogger(__name__)
 
 MOST_THREADS: Final = 4
-"""A server that is frozen keeps each waiting; one that is well answers in a millisecond."""
+"""A frozen server keeps each of them waiting; a healthy one answers in a millisecond."""
 
 MOST_WAITING: Final = 1000
 
-_libpq: Final = ctypes.CDLL(psycopg2._psycopg.__file__)  # with what it is linked to
+_libpq: Final = ctypes.CDLL(psycopg2._psycopg.__file__)  # with the libraries that it is linked to
 _libpq.PQgetCancel.restype = ctypes.c_void_p
 _libpq.PQgetCancel.argtypes = [ctypes.c_void_p]
 _libpq.PQcancel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
@@ -36,15 +36,15 @@ class CancelKey:
     """The key of one session.
 
     Args:
-        raw: the connection, as psycopg2 has it; open, and not in the hands of another thread.
+        raw: the psycopg2 connection; open, and not in use by another thread.
     """
 
     def __init__(self, raw: Any) -> None:
         self._key: int | None = _libpq.PQgetCancel(raw.pgconn_ptr)
 
     def send(self) -> None:
-        """Ask the server to cancel what the session does; return when it has taken note. If it does nothing, or has
-        ended, that is no error."""
+        """Ask the server to cancel the session's statement, and wait until it has the request. An idle or ended session
+        is no error."""
         said = ctypes.create_string_buffer(256)
         if self._key is not None and not _libpq.PQcancel(self._key, said, len(said)):
             log.debug("No cancel request was sent: %s", said.value.decode(errors="replace").strip())
@@ -63,7 +63,7 @@ class Canceler:
         self._threads = 0
 
     def send(self, key: CancelKey) -> None:
-        """Have one sent, soon; nothing is waited for."""
+        """Have a request sent soon, without waiting for it."""
         with self._lock:
             self._waiting.append(key)
             if self._threads == MOST_THREADS:

@@ -30,7 +30,7 @@ SECONDS_TO_BEGIN: Final = 1.0
 
 
 CANCEL_AGAIN_SECONDS: Final = 2.0
-"""A backend that had not yet begun with what it was sent when it was canceled is canceled once more."""
+"""A backend is canceled once more after this: the first request may come before it begins the statement."""
 
 
 @contextmanager
@@ -74,8 +74,8 @@ class _Ticket:
         """Cut it, unless it was released before.
 
         Returns:
-            The key of a session that was cut, now or before, and is to be canceled. Not the other way round: a client
-            would take a wait that was canceled for one that has come to its end.
+            The key of a session that was cut, now or before, and is to be canceled. The cut comes first: otherwise a
+            client would take a canceled wait for a finished one.
         """
         with self._lock:
             if self._socket is not None:

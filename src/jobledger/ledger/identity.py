@@ -1,7 +1,7 @@
-"""Which ledger this is, for those who share a Redis with others.
+"""The name of this ledger, which tells it from other ledgers in the same Redis.
 
-A ledger is named by the id that its migration made and by where its database is: a copy of the database that was
-restored elsewhere has the same id and is another ledger. A standby that was promoted is the same one.
+The name is made of the id that a migration wrote and of the place of the database: a copy of the database that was
+restored elsewhere has the same id, but is another ledger. A promoted standby is the same ledger.
 """
 
 import os
@@ -20,15 +20,15 @@ from jobledger.connections.default import Connections
 from jobledger.errors import LedgerUnavailable
 
 LOOK_SECONDS: Final = 0.5
-"""A dispatch that is the first one of its process waits so long for it, and is pushed without a name then."""
+"""The first dispatch of a process waits so long for the name; then it is pushed without one."""
 
 FAILED_SECONDS: Final = 5.0
-"""After a look in vain the next one is made so much later."""
+"""The pause after a failed query for the name."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerName:
-    """How Redis knows a ledger.
+    """The name of a ledger.
 
     Attributes:
         id: in Redis.
@@ -46,12 +46,12 @@ _IDENTITY: Final = sa.text("""
 SELECT l.id, d.oid, d.datname, has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE') AS may_ask
   FROM job_ledger l CROSS JOIN pg_database d WHERE d.datname = current_database()
 """)
-# Apart: Postgres checks the permission of a function also where it is not called.
+# In its own statement: Postgres checks the permission of a function also where it is not called.
 _CLUSTER: Final = sa.text("SELECT system_identifier FROM pg_catalog.pg_control_system()")
 
 
 def read_name(connection: Connection) -> LedgerName | None:
-    """The name of this ledger; None if its row is not there."""
+    """The name of this ledger; None if its row is missing."""
     row = connection.execute(_IDENTITY).one_or_none()
     if row is None:
         return None
@@ -62,7 +62,7 @@ def read_name(connection: Connection) -> LedgerName | None:
 
 
 class _Process:
-    """What is one per process: the name of the ledger of each of its connections, and looks in vain."""
+    """The state of a process: the ledger's name for each of its connections, and the times of failed queries."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -70,7 +70,7 @@ class _Process:
         self.not_before: WeakKeyDictionary[Connections, float] = WeakKeyDictionary()
 
     def renew_lock(self) -> None:
-        """In a forked child: another thread of its parent may have held the lock. The names stay."""
+        """In a forked child: another thread of its parent may have had the lock. The names stay."""
         self.lock = threading.Lock()
 
 
@@ -88,7 +88,7 @@ def ledger_name(connections: Connections) -> LedgerName | None:
         known = _process.names.get(connections)
         if known is not None or time.monotonic() < _process.not_before.get(connections, 0.0):
             return known
-        _process.not_before[connections] = time.monotonic() + FAILED_SECONDS  # others do not wait for this look
+        _process.not_before[connections] = time.monotonic() + FAILED_SECONDS  # other threads do not wait for this query
     try:
         with connections.transaction(LOOK_SECONDS) as connection:
             found = read_name(connection)

@@ -218,7 +218,7 @@ def _writes(connections: Connections) -> Iterator[Finding]:
 
 
 def _ledger(connections: Connections) -> Iterator[Finding]:
-    """Whose the queues are, and the wake-ups in them."""
+    """The owner of the queues, and the wake-ups in them."""
     name, client, settings = ledger_name(connections), connections.maintenance_redis, connections.settings
     if name is None:
         return

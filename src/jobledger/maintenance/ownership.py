@@ -1,7 +1,7 @@
-"""The queues in a Redis are one ledger's: its workers and schedulers say so as they start, and as long as they run.
+"""The queues in a Redis have one ledger as owner: its workers and schedulers write this from their start to their end.
 
-A second ledger with the same queues would lose wake-ups to workers of the first one, which have no such jobs. It is
-refused at the start of its workers and schedulers. An owner that gives no sign of life, such as a database that was
+A second ledger with the same queues would lose wake-ups to workers of the first, which have no such jobs. So its
+workers and schedulers refuse to start. An owner that gives no sign of life, such as a database that was
 dropped or moved, is replaced.
 """
 
@@ -22,18 +22,18 @@ from jobledger.queues.owner import Owner
 log: Final = get_logger(__name__)
 
 SIGN_SECONDS: Final = 2.0
-"""Between two signs of life of a process."""
+"""The pause between two signs of life of a process."""
 
 SILENT_SECONDS: Final = 8.0
-"""An owner of which no process gives a sign of life for so long is gone."""
+"""An owner is gone if none of its processes gives a sign of life for so long."""
 
 LOOK_SECONDS: Final = 0.2
 
 
 def take_queues(connections: Connections) -> None:
-    """Have the queues be this ledger's, at the start of a process that works on them.
+    """Make this ledger the owner of the queues, at the start of a process that works on them.
 
-    Nothing is said of them while one of the servers is away: `QueuesKeeper` says it later.
+    While a server is away nothing is written: `QueuesKeeper` does it later.
 
     Raises:
         ConfigurationError: processes of another ledger work on them.
@@ -44,7 +44,7 @@ def take_queues(connections: Connections) -> None:
     try:
         _take(connections, name)
     except redis.RedisError as error:
-        log.warning("Whose the queues are is not known yet", error=str(error))
+        log.warning("The owner of the queues is not known yet", error=str(error))
 
 
 def _take(connections: Connections, name: LedgerName) -> None:
@@ -67,7 +67,7 @@ def _take(connections: Connections, name: LedgerName) -> None:
 
 
 def refusal(connections: Connections, name: LedgerName, other: Owner) -> str:
-    """What is wrong when two ledgers have the same queues, and what to do."""
+    """The error message for two ledgers with the same queues."""
     prefix = connections.settings.queue_prefix
     which = f"with the prefix {prefix!r}" if prefix else "without a prefix"
     return (
@@ -86,7 +86,7 @@ class QueuesKeeper:
     """Gives signs of life in a thread, as long as the process runs.
 
     Args:
-        connections: of the process; a client of its own is made of its settings.
+        connections: of the process; the thread makes its own client from their settings.
     """
 
     def __init__(self, connections: Connections) -> None:
@@ -97,12 +97,12 @@ class QueuesKeeper:
         self._met: str | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         if self._connections.settings.redis_url is not None:
             self._thread.start()
 
     def stop(self) -> None:
-        """End; the queues may be another ledger's soon, if no other process of this one keeps them."""
+        """Stop the thread; another ledger may own the queues soon, if no other process of this one keeps them."""
         self._stopping.set()
         name = ledger_name(self._of)
         if not self._thread.is_alive() or name is None:
@@ -111,7 +111,7 @@ class QueuesKeeper:
         try:
             owner.leave(self._connections.maintenance_redis, self._connections.settings.queue_prefix, name.id)
         except redis.RedisError as error:
-            log.info("Redis is away: it forgets by itself who had the queues", error=str(error))
+            log.info("Redis is away: the owner of the queues expires by itself", error=str(error))
 
     def _run(self) -> None:
         while not self._stopping.wait(SIGN_SECONDS):
@@ -121,7 +121,7 @@ class QueuesKeeper:
             try:
                 other = _keep(self._connections, name)
             except redis.RedisError:
-                continue  # those who need Redis say that it is away
+                continue  # other parts report that Redis is away
             if other is not None and other.id != self._met:
                 log.error("Two ledgers have the same queues", problem=refusal(self._connections, name, other))
             self._met = other.id if other is not None else None

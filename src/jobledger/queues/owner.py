@@ -1,4 +1,4 @@
-"""Whose the queues in a Redis are: a key that the processes of one ledger keep, and a field in each wake-up."""
+"""The owner of the queues in a Redis: a key that the processes of one ledger keep, and a field in each wake-up."""
 
 import json
 import time
@@ -15,27 +15,27 @@ OWNER_KEY: Final = "jobledger:ledger:"
 """Followed by the prefix of the queues."""
 
 OWNER_SECONDS: Final = 30.0
-"""The key is gone after this, if no process keeps it."""
+"""The key expires after this, if no process keeps it."""
 
 LEAVING_SECONDS: Final = 4.0
-"""The same when a process has ended that kept it: another one of the same ledger keeps it meanwhile."""
+"""The key expires after this when a process that kept it ends, unless another process of the ledger keeps it."""
 
 FIELD: Final = "jobledger"
-"""Of a wake-up's hash: the ledger that pushed it. RQ reads and writes fields of its own alone."""
+"""The field of a wake-up's hash with the ledger that pushed it. RQ reads and writes its own fields only."""
 
 RETURNS: Final = "jobledger_returns"
-"""Of the same: how often workers of other ledgers have put it back."""
+"""The field of that hash that counts how often workers of other ledgers have put the wake-up back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """What the key says.
+    """The value of the key.
 
     Attributes:
         id: of the ledger.
         words: its database.
-        process: that has written it last.
-        raw: all of it; it changes with each sign of life.
+        process: the one that has written it last.
+        raw: the whole value; it changes with each sign of life.
     """
 
     id: str
@@ -60,7 +60,7 @@ return false
 def keep(
     client: redis.Redis, prefix: str, ledger: str, words: str, process: str, instead_of: Owner | None = None
 ) -> Owner | None:
-    """Say that the queues with this prefix are this ledger's, unless they are another one's.
+    """Make this ledger the owner of the queues with this prefix, unless another ledger is.
 
     Args:
         client: of the server.
@@ -71,7 +71,7 @@ def keep(
         instead_of: an owner that has given no sign of life.
 
     Returns:
-        The other one; None if they are this ledger's.
+        The other owner; None if this ledger is the owner.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -93,7 +93,7 @@ def keep(
 
 
 def leave(client: redis.Redis, prefix: str, ledger: str) -> None:
-    """Say that one process fewer keeps the queues.
+    """Note that this process keeps the queues no longer.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -102,7 +102,7 @@ def leave(client: redis.Redis, prefix: str, ledger: str) -> None:
 
 
 def owner(client: redis.Redis, prefix: str) -> Owner | None:
-    """Whose the queues with this prefix are; None if no process says so.
+    """The owner of the queues with this prefix; None if no process keeps them.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -122,12 +122,12 @@ def _owner(raw: bytes | None) -> Owner | None:
 
 
 def pushed_by_others(client: redis.Redis, ids: Sequence[UUID], ledger: str | None) -> dict[UUID, str]:
-    """Of these wake-ups, those that another ledger has pushed, and which.
+    """Those of these wake-ups that another ledger has pushed, with that ledger.
 
     Args:
         client: of the server.
         ids: of the wake-ups.
-        ledger: this one; None if its name is unknown: then all that have a name.
+        ledger: this one; None if its name is unknown: then every name counts as another.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -143,7 +143,7 @@ def pushed_by_others(client: redis.Redis, ids: Sequence[UUID], ledger: str | Non
 
 
 def count_return(client: redis.Redis, job_id: UUID) -> int:
-    """Count that a wake-up of another ledger was taken; how often it was, this time included.
+    """Count that a wake-up of another ledger was taken, and return how often, with this time.
 
     Raises:
         redis.RedisError: Redis is away.
@@ -157,7 +157,7 @@ def put_back(client: redis.Redis, job_id: UUID, queue: str) -> None:
     Args:
         client: of the server.
         job_id: of the wake-up.
-        queue: as RQ calls it.
+        queue: RQ's name of it.
 
     Raises:
         redis.RedisError: Redis is away.

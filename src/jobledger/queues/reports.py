@@ -66,7 +66,7 @@ def reported_deaths(client: redis.Redis, job_ids: Iterable[UUID]) -> dict[UUID, 
 
 
 def ended_well(client: redis.Redis, job_ids: Iterable[UUID]) -> set[UUID]:
-    """Of these jobs, those whose delivery RQ calls finished: a worker took it, found nothing to claim, and said so.
+    """Those of these jobs whose delivery RQ calls finished: a worker took it, and found nothing to claim.
 
     Raises:
         redis.RedisError: Redis is away.

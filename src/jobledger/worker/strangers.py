@@ -1,8 +1,8 @@
-"""A wake-up of another ledger, which was taken by a worker of this one: it goes back, or is left.
+"""Puts back a wake-up of another ledger that a worker of this one took, or drops it.
 
-Left, it is for its own ledger to find: its reconciler sees that the delivery ended well and the row still waits, and
-pushes it again, without blame. So a wake-up goes back a few times only, each time later; and not at all if the queues
-are this ledger's, whose jobs must not wait for those of one that only dispatches.
+The reconciler of its own ledger finds a dropped wake-up: the delivery ended well and the row is still queued, so it
+pushes the job again, and counts no loss. So a wake-up is put back a few times only, each time later; and not at all if
+this ledger owns the queues, because its own jobs must not wait for those of a ledger that only dispatches.
 """
 
 import time
@@ -23,16 +23,16 @@ log: Final = get_logger(__name__)
 
 MOST_RETURNS: Final = 5
 PAUSE_SECONDS: Final = 0.2
-"""For each return before: two workers must not throw a wake-up to and fro at full speed."""
+"""The pause for each earlier return: two workers must not exchange a wake-up at full speed."""
 
 DEADLINE_SECONDS: Final = 5.0
 
 
 def hand_on(connections: Connections, job_id: UUID) -> str | None:
-    """See whether a wake-up that led to no claim is another ledger's, and put it back.
+    """Put back a wake-up that led to no claim, if it is another ledger's.
 
     Returns:
-        What became of it, in a few words; None if it is none of another ledger, or nothing can be known.
+        The result, in a few words; None if the wake-up is not another ledger's, as far as is known.
 
     Raises:
         LedgerUnavailable: Postgres is away.
