@@ -1,4 +1,4 @@
-"""Whether a connection has a session of its own, or shares the sessions of a pooler with others."""
+"""Checks whether a connection has its own session, or shares the sessions of a pooler with others."""
 
 from typing import Final
 
@@ -11,20 +11,20 @@ from jobledger.errors import ConfigurationError
 
 LOOK_SECONDS: Final = 2.0
 LOOKS: Final = 5
-"""A pooler that is busy may happen to give one client the same session several times."""
+"""A busy pooler may by chance give a client the same session several times."""
 
 _PID: Final = sa.text("SELECT pg_backend_pid()")
 
 
 def require_sessions(connections: Connections, who: str) -> None:
-    """Look whether a pooler gives each transaction another session.
+    """Refuse a pooler that gives each transaction another session.
 
     Args:
         connections: the servers.
-        who: who needs a session, for the error.
+        who: for the error, the subject and verb, such as "workers need".
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: there is such a pooler.
         LedgerUnavailable: Postgres is away.
     """
     if not has_sessions(connections):
@@ -35,7 +35,7 @@ def require_sessions(connections: Connections, who: str) -> None:
 
 
 def has_sessions(connections: Connections) -> bool:
-    """Whether what is set in a session stays there. Asks once, if there is no pooler, and does not connect twice.
+    """Whether settings of a session persist. Without a pooler this takes one connection and one query.
 
     Raises:
         LedgerUnavailable: Postgres is away.
@@ -49,7 +49,7 @@ def has_sessions(connections: Connections) -> bool:
         if pid == first.connection.dbapi_connection.info.backend_pid:  # type: ignore[union-attr]
             return True
         for _ in range(LOOKS):
-            with connections.transaction(LOOK_SECONDS) as holder:  # and no other client has its session meanwhile
+            with connections.transaction(LOOK_SECONDS) as holder:  # keeps other clients from its session meanwhile
                 if holder.execute(_PID).scalar_one() == pid or first.execute(_PID).scalar_one() != pid:
                     return False
     return True

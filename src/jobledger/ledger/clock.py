@@ -1,8 +1,8 @@
-"""The clock of the database was set back: how that is seen, remembered, and borne.
+"""A database clock that was set back: noticing it, remembering it, and correcting rows.
 
-It is seen in rows that were written a moment ago and are of the future. What counts elapsed time in such rows is moved
-by as much as the clock was: leases, waits between attempts, starts within rates, pushes, sweeps. Fire times of
-schedules and moments that a person named are not: they mean the clock, and what it has passed once does not come again.
+Rows that were written a moment ago and lie in the future show it. Times in such rows that measure elapsed time move by
+the same amount: leases, waits between attempts, starts within rates, pushes, sweeps. Fire times of schedules and
+times that a person named stay: they mean the clock, and a time that it has passed does not come again.
 """
 
 import json
@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 CLOCK: Final = "clock"
-"""Its row among the sweeps."""
+"""The name of its row in `sweeps`."""
 
 NOTICED_SECONDS: Final = 5.0
-"""Less is borne without a word: things wait for so much longer."""
+"""A smaller step is ignored: waits last longer by as much."""
 
 # Only one process does this at a time. `until` is the latest moment that the clock has shown, as far as is known.
 _LOCK: Final = sa.text("""
@@ -37,11 +37,11 @@ UPDATE sweeps SET swept_at = now(), resumed_at = now(), swept_by = :by, found = 
 
 @dataclass(frozen=True, slots=True)
 class SetBack:
-    """The clock was set back, and has not come to where it was.
+    """The clock was set back, and has not caught up.
 
     Attributes:
-        by_seconds: by so much, or a few seconds more.
-        left_seconds: until it is there again, if it goes on as it should.
+        by_seconds: the size of the step, or a few seconds less.
+        left_seconds: until it has caught up, at its normal pace.
     """
 
     by_seconds: float
@@ -55,7 +55,7 @@ class SetBack:
 
 
 def ahead_seconds(connection: Connection) -> float:
-    """By how much the newest sign of life of any scheduler is of the future; 0 if it is not."""
+    """By how much the newest sign of life of any scheduler lies in the future; 0 if it does not."""
     return max(float(connection.execute(_LATEST).scalar() or 0.0), 0.0)
 
 
@@ -67,7 +67,7 @@ SELECT CAST(found ->> 'by_seconds' AS float8) AS by_seconds,
 
 
 def set_back(connection: Connection) -> SetBack | None:
-    """Whether the clock shows times that it has shown before: as a scheduler has seen, or as is seen now."""
+    """The step of a clock that has not caught up, as a scheduler noted it or as it shows now; None if there is none."""
     ahead = ahead_seconds(connection)
     if ahead > NOTICED_SECONDS:
         return SetBack(ahead, ahead)
@@ -76,14 +76,14 @@ def set_back(connection: Connection) -> SetBack | None:
 
 
 def look(connection: Connection, by: str) -> float:
-    """Look at the clock, and note the moment; if it was set back, bear it.
+    """Check the clock, and note its time; if it was set back, correct rows.
 
     Args:
-        connection: its transaction holds what was found, and all that follows from it.
+        connection: in a transaction, which the note and the corrections join.
         by: this process.
 
     Returns:
-        By how many seconds it was set back since the last look; 0 if it was not.
+        The seconds by which it was set back since the last check; 0 if it was not.
     """
     seen = connection.execute(_LOCK, {"name": CLOCK, "by": by}).one()
     seconds = ahead_seconds(connection)
@@ -99,8 +99,8 @@ def look(connection: Connection, by: str) -> float:
     return seconds
 
 
-# Sweeps begin anew: nothing is judged for as long as after any gap. A lease that is longer than the clock was set back
-# by cannot be told from one that was renewed since: it runs out by itself.
+# Sweeps begin anew: as after any gap, nothing is judged for a while. A lease that is longer than the step cannot be
+# told from one that was renewed since: it runs out by itself.
 _BEAR: Final = tuple(
     sa.text(one)
     for one in (

@@ -159,7 +159,7 @@ _SETTINGS: Final = json.dumps(SESSION_SETTINGS)
 
 
 def this_backend(connection: Executor) -> Backend:
-    """The session of a connection; and set it, since a pooler may have dropped what it was to be started with."""
+    """The session of a connection. Also applies its settings, since a pooler may have dropped the startup options."""
     (row,) = connection.execute(_THIS_BACKEND, {"settings": _SETTINGS})
     return Backend(row.pid, row.started_at)
 

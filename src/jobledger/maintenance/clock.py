@@ -1,4 +1,4 @@
-"""Looks whether the clock of the database was set back, says so, and has what counts elapsed time go on."""
+"""Checks whether the clock of the database was set back, logs it, and corrects times that measure elapsed time."""
 
 from typing import Final
 
@@ -11,16 +11,16 @@ log: Final = get_logger(__name__)
 
 BATCH: Final = 5000
 MOST_BATCHES: Final = 20
-"""Of a pass: what is left is moved by the next one."""
+"""Batches of a pass, for each queue; the next pass moves the rest."""
 
 DEADLINE_SECONDS: Final = 15.0
 
 
 def look_at_clock(connections: Connections) -> int:
-    """Look, and move rows of the future for as long as there are any.
+    """Check the clock, and move times that lie in the future.
 
     Returns:
-        How many rows were moved, of those that may be many.
+        The number of waiting and pushed jobs whose times were moved.
 
     Raises:
         LedgerUnavailable: Postgres is away.
