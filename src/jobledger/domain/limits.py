@@ -122,10 +122,10 @@ class Limit(_Shared):
         self._set(most, MOST_RUNNING, key)
 
     def of(self, job_type: str, payload: Mapping[str, Any]) -> AppliedLimit:
-        """What it means for one job.
+        """The limit of one job.
 
         Raises:
-            OptionError: the payload has no such key.
+            OptionError: the payload lacks a field that the key names, or the key is too long.
         """
         return AppliedLimit(SlotKind.LIMIT, self._key_of(job_type, payload), self.most)
 
@@ -156,9 +156,9 @@ class Rate(_Shared):
         self._set(most, MOST_STARTS, key)
 
     def of(self, job_type: str, payload: Mapping[str, Any]) -> AppliedLimit:
-        """What it means for one job.
+        """The rate of one job.
 
         Raises:
-            OptionError: the payload has no such key.
+            OptionError: the payload lacks a field that the key names, or the key is too long.
         """
         return AppliedLimit(SlotKind.RATE, self._key_of(job_type, payload), self.most, self.per_seconds)

@@ -107,7 +107,7 @@ class Runner:
         token: identifies this delivery, so that a claim whose answer was lost is found again.
         has_session: the claiming session is the job's own, and the claim records it. Otherwise, for example where one
             session claims for many jobs, the attempt records its session when it opens it.
-        backend: that session, if the process knows it; None to ask Postgres.
+        backend: the claiming session, if the process knows it; None to ask Postgres.
     """
 
     worker: str

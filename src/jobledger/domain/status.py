@@ -112,7 +112,7 @@ class OnParentFailure(StrEnum):
     CANCEL = "cancel"
     """It is canceled, too."""
     RUN = "run"
-    """It runs all the same: it waits for the end of its parents, not for their success."""
+    """It runs anyway: it waits for the end of its parents, not for their success."""
     HOLD = "hold"
     """It goes on waiting until the parent is retried and completes, or a person runs or cancels the job."""
 

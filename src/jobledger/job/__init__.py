@@ -1,1 +1,1 @@
-"""What users subclass and call: the job class, its dispatches, the handle of a dispatched job."""
+"""The users' interface: the base class of jobs, its dispatches, the handle of a dispatched job."""

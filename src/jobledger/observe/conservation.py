@@ -32,7 +32,7 @@ MOST_ENTRIES: Final = 200_000
 """Most entries that are read of a list; the counts of a longer list are not exact."""
 
 HEAD: Final = 100
-"""Number of oldest unpushed jobs that are checked: a working relay has pushed them one pass later."""
+"""Unpushed jobs at the head of the line that are checked: a working relay has pushed them one pass later."""
 
 LONGEST_RELAY_PAUSE_SECONDS: Final = 2.0
 """Longest pause of a relay for which a count waits."""
@@ -54,7 +54,7 @@ class Conservation:
         needless: listed, although they are not queued, or are held.
         without_row: wake-ups in lists that belong to no job.
         unattended: started, with an expired lease.
-        leftovers: in RQ's registries of started jobs, although they have ended.
+        leftovers: in RQ's intermediate queues or started registries, although they have ended.
         unpushed: queued for long and not pushed, although their list has room: no relay runs, or Redis takes no
             writes.
         is_exact: whether all lists were read completely.

@@ -69,7 +69,7 @@ def look_at_ledger(connections: Connections, known_revisions: tuple[str, ...]) -
 
     Args:
         connections: the servers.
-        known_revisions: of the schema, the one that the code needs first.
+        known_revisions: revisions of the schema, first the one that the code needs.
 
     Raises:
         LedgerUnavailable: Postgres is away, or takes no writes.

@@ -232,7 +232,7 @@ class ScheduleBook:
 
 
 def _is_again(known: Schedule, new: Schedule) -> bool:
-    """Whether it is the same schedule said twice, or the same lines of a module that was loaded twice."""
+    """Whether both are the same definition, written twice or in a module that was loaded twice."""
     code, other = targets.code_of(known.target), targets.code_of(new.target)
     if code is other:
         same = known.target == new.target and (known.read is None) == (new.read is None)

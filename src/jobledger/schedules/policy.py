@@ -44,7 +44,7 @@ def judge(
         max_lateness_seconds: no fire time is fired later than this; None for no limit.
         decided_until: all fire times up to this moment are decided.
         now: the time by the database's clock.
-        grace_seconds: how long after it a fire time counts as on time.
+        grace_seconds: time after a fire time in which it counts as on time.
         most: most fire times to fire at once.
     """
     first = trigger.next_after(decided_until)
