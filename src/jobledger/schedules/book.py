@@ -100,26 +100,20 @@ class ScheduleBook:
         payload: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Callable[[Target], Target]:
-        """Decorate a function that dispatches jobs, or a job class.
+        """Return a decorator for a function that dispatches jobs, or for a job class; it leaves its argument unchanged.
 
         Args:
             cron: five fields (minute, hour, day of month, month, day of week), or six with seconds first.
-            every: instead of cron: an interval, counted from the schedule's creation: seconds as a number, timedelta,
-                or a text such as "15m".
+            every: instead of cron: an interval, counted from the schedule's creation. A time here is a number of
+                seconds, a timedelta, or a text such as "15m".
             tz: time zone of cron, such as "Europe/Prague"; default: JOBLEDGER_TIMEZONE.
             name: name in the ledger; default: the function's full name, or the job type.
             catch_up: policy for missed fire times: "skip", "latest" (the newest one is fired) or "all".
-            max_lateness: no fire time is fired later than this: seconds as a number, timedelta, or a text; None for no
-                limit.
-            overlap: policy while jobs of an earlier fire time have not ended: "allow" fires, "skip" skips the fire
-                time, "queue" fires it when they have ended.
-            jitter: each job is delayed by a random time up to this, at most a day: seconds as a number, timedelta, or
-                a text. The fire time does not change.
+            max_lateness: no fire time is fired later than this time; None for no limit.
+            overlap: policy while earlier jobs have not ended: "allow", "skip" or "queue" (fire when they have).
+            jitter: each job is delayed by a random time up to this, at most a day; the fire time does not change.
             payload: payload of the job, for a job class.
             **options: options of the dispatch, for a job class, as for its `set`: queue, priority, timeout, and so on.
-
-        Returns:
-            A decorator that returns its argument unchanged.
 
         Raises:
             ScheduleError: an argument is invalid, or the name is taken.
