@@ -56,7 +56,7 @@ def worker(context: click.Context, queues: tuple[str, ...]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     connections = connect("jobledger-worker", needs_redis=True, is_service=True)
-    load_job_modules(connections.settings.job_modules)  # RQ loads them again, but cannot say what is wrong
+    load_job_modules(connections.settings.job_modules)  # RQ loads them again, but would not show an error in them
     _require_sessions(connections)
     url = connections.settings.require_redis_url()
     _wait_for_redis(url)
@@ -67,10 +67,10 @@ def worker(context: click.Context, queues: tuple[str, ...]) -> None:
 
 
 def _require_sessions(connections: Connections) -> None:
-    """Refuse a pooler in transaction mode, if Postgres answers; otherwise no job is begun as long as it does not.
+    """Refuse a pooler in transaction mode, if Postgres answers; while it does not, no job starts.
 
     Raises:
-        ConfigurationError: there is one.
+        ConfigurationError: there is such a pooler.
     """
     with suppress(LedgerUnavailable):
         require_sessions(connections, "workers need")

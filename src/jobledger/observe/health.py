@@ -22,8 +22,8 @@ class Level(StrEnum):
 
     OK = "ok"
     DEGRADED = "degraded"
-    """Jobs are accepted, but they start late (no Redis that takes writes, or Postgres's clock was set back) or nobody
-    repairs (no scheduler process)."""
+    """Jobs are accepted, but start late (Redis takes no writes, or Postgres's clock was set back) or are not repaired
+    (no scheduler process)."""
     UNAVAILABLE = "unavailable"
     """No job can be accepted."""
 
@@ -48,12 +48,12 @@ class LedgerState:
     """One look at Postgres.
 
     Attributes:
-        revision: of the schema; None if there is none.
-        last_sweep_age_seconds: how long ago a scheduler process looked for lost jobs; None if none ever has.
-        sweeps: whether that is recent enough, and so are the last comparison with Redis and the last pass of the
-            relay that went well.
-        counted: what the last count of all places found; None if nobody has counted.
-        set_back: of its clock; None if that shows no time for the second time.
+        revision: revision of the schema; None if there is none.
+        last_sweep_age_seconds: time since the last sweep of a scheduler; None if there was none.
+        sweeps: whether the last sweep, the last comparison with Redis and the last successful pass of the relay are
+            recent enough.
+        counted: result of the last count of all places; None if there was none.
+        set_back: the step by which Postgres's clock was set back; None if it has caught up, or was not.
     """
 
     schema: Schema
@@ -91,7 +91,7 @@ def stale_sweep(connections: Connections, ages_seconds: Mapping[str, float]) -> 
     pauses = {heartbeats.RELAY: settings.relay_seconds, heartbeats.REAP: settings.sweep_seconds}
     pauses[heartbeats.RECONCILE] = settings.sweep_seconds
     for name, pause in pauses.items():
-        # One of the future says nothing: the clock was set back, and what has swept since has not been seen.
+        # A time in the future proves nothing: the clock was set back, and later sweeps are not visible.
         if not -NOTICED_SECONDS <= ages_seconds.get(name, inf) <= heartbeats.longest_gap_seconds(pause):
             return name
     return None

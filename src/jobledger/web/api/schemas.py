@@ -173,13 +173,11 @@ class Health(BaseModel):
     )
     schema_state: Schema | None
     schema_revision: str | None
-    last_sweep_age_seconds: float | None = Field(description="Since a scheduler process last looked for lost jobs.")
+    last_sweep_age_seconds: float | None = Field(description="Time since the last sweep of a scheduler.")
     clock_set_back_seconds: float | None = Field(
-        description="By how much Postgres's clock was set back, until it is there again: what waits may wait longer."
+        description="Step by which Postgres's clock was set back, until it has caught up: jobs may wait longer."
     )
-    last_count_age_seconds: float | None = Field(
-        description="Since a scheduler process last counted where all jobs are."
-    )
+    last_count_age_seconds: float | None = Field(description="Time since a scheduler last counted all jobs by place.")
     last_count: dict[str, bool | int] | None = Field(
         description="Unfinished jobs by place; `drift` of them are in no place, or in two. Schedulers repair that."
     )
