@@ -3,7 +3,6 @@
 In a work-horse it is also used for the claim: it is the worker's spare connection, if there is one, or a pooled one.
 """
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final, NoReturn
@@ -23,15 +22,10 @@ from jobledger.failpoints import Failpoint, is_planned, reach_with_commit_sent
 from jobledger.ledger import leases
 from jobledger.ledger.direct import Direct, DirectRows
 from jobledger.worker.spare import SpareConnection, for_work_horses
+from jobledger.worker.statements import ends_transaction
 
 _BACKEND: Final = "jobledger_backend"
 """The key in a pooled connection's `info` for its session, which is asked for once."""
-
-_ENDS_TRANSACTION: Final = re.compile(
-    r"(?:^|;)(?:\s|--[^\n]*\n|/\*.*?\*/)*"
-    r"(?:commit|end|abort|rollback(?!\s+(?:work\s+|transaction\s+)?to\b)|prepare\s+transaction)\b",
-    re.IGNORECASE | re.DOTALL,
-)
 
 
 class TransactionMisused(JobledgerError):
@@ -213,7 +207,7 @@ class JobConnection(Connection):
 @sa.event.listens_for(JobConnection, "before_cursor_execute")
 def _refuse_end(_connection: Connection, _cursor: Any, statement: str, *_: object) -> None:
     """Refuse a statement of a job that would end the transaction."""
-    if _ENDS_TRANSACTION.search(statement):
+    if ends_transaction(statement):
         raise TransactionMisused(_refusal(f"The statement {statement.strip()[:40]!r}"))
 
 
@@ -222,6 +216,12 @@ def _notice_end(_connection: Connection, cursor: Any, statement: str, *_: object
     """Raise if a statement has ended the transaction all the same."""
     if cursor.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
         raise TransactionMisused(_refusal(f"The statement {statement.strip()[:40]!r}"))
+
+
+@sa.event.listens_for(JobConnection, "commit")
+def _refuse_commit(_connection: Connection) -> None:
+    """Refuse the commit of the root transaction, as of `get_transaction()`."""
+    raise TransactionMisused(_refusal("The commit of its transaction"))
 
 
 def _refusal(what: str) -> str:
