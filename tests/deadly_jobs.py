@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg2
 import sqlalchemy as sa
 
-from jobledger import BaseJob, Retry
+from jobledger import BaseJob, JobledgerError, Retry
 
 C = ctypes.PyDLL(None)
 """The C library; calls hold the interpreter's lock."""
@@ -156,6 +157,32 @@ class HasChildren(BaseJob):
             case "pool":
                 with context.Pool(2) as pool:
                     return str(pool.map(abs, [-1, -2]))
+            case "forks twice":
+                if os.fork() == 0:
+                    child = os.getpid()
+                    if os.fork() == 0:
+                        os.setsid()
+                        while os.getppid() == child:
+                            time.sleep(0.01)
+                        Path(pids_file + ".done").write_text("done")
+                        os._exit(0)
+                    os._exit(0)
+                os.wait()
+                deadline = time.monotonic() + 20
+                while not Path(pids_file + ".done").exists() and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                return Path(pids_file + ".done").read_text()
+            case "own handler":
+                signal.signal(signal.SIGTERM, lambda *_: os._exit(42))
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+                forked = os.fork()
+                if forked == 0:
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+                    sleep_for_long()
+                is_blocked = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+                os.kill(forked, signal.SIGTERM)
+                code = os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
+                return f"exit code {code}, blocked: {is_blocked}"
             case "dies":
                 forked = context.Process(target=sleep_for_long)
                 forked.start()
@@ -180,8 +207,74 @@ class Misuses(BaseJob):
         return self.attempt
 
 
+class AsksForAnotherConnection(BaseJob):
+    """Uses the engine of its session, which has no other connection than the job's."""
+
+    def _perform(self) -> str:
+        self.session.execute(
+            sa.text("INSERT INTO effects (job_id, attempt, note) VALUES (:id, :attempt, 'by the job')"),
+            {"id": self.job_id, "attempt": self.attempt},
+        )
+        try:
+            with self.session.connection().engine.begin() as connection:
+                connection.execute(sa.text("SELECT 1"))
+        except JobledgerError as error:
+            return str(error)
+        return ""
+
+
+class RaisesFromAttributes(BaseJob):
+    """Raises an error of the database whose attributes raise."""
+
+    retry = Retry(1)
+
+    def _perform(self, how: str) -> None:
+        raise (
+            _RaisesAsDriver("by the job") if how == "driver" else _RaisesAsSqlAlchemy("by the job", None, ValueError())
+        )
+
+
+class _RaisesAsDriver(psycopg2.Error):
+    @property
+    def pgcode(self) -> str:
+        raise RuntimeError("no code")
+
+
+class _RaisesAsSqlAlchemy(sa.exc.DBAPIError):
+    @property
+    def orig(self) -> BaseException:
+        raise RuntimeError("no original")
+
+    @orig.setter
+    def orig(self, _error: BaseException) -> None:
+        pass
+
+
+class ReportsAfterItsEnd(BaseJob):
+    """Leaves a forked child behind that reports progress, also while the next job runs."""
+
+    def _perform(self, file: str) -> None:
+        forked = []
+
+        def fork() -> None:  # in a thread, so that the child outlives the work-horse
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                while not Path(file).exists():
+                    self.progress(1, 2)
+                    time.sleep(2)
+                os._exit(0)
+            forked.append(pid)
+
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+        time.sleep(0.2)
+
+
 MISUSES: dict[str, Callable[[BaseJob], object]] = {
     "commit": lambda job: job.session.connection().commit(),
+    "commit of the transaction": lambda job: job.session.connection().get_transaction().commit(),  # type: ignore[union-attr]
     "rollback": lambda job: job.session.connection().rollback(),
     "close": lambda job: job.session.connection().close(),
     "invalidate": lambda job: job.session.connection().invalidate(),

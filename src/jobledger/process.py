@@ -6,6 +6,11 @@ import socket
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+_PR_SET_NAME: Final = 15
+
+LEASE_KEEPER: Final = "lease-keeper"
+"""The name of a lease keeper, whose command line is that of the worker that has forked it."""
+
 _LIBC: Final = ctypes.CDLL(None)  # loaded at import: a forked child would pay for it in page faults
 
 
@@ -21,6 +26,15 @@ def die_with_parent(parent: int | None, number: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:  # the parent died before the request
         os._exit(1)
+
+
+def set_name(name: str) -> None:
+    """Give this thread, which is the process's main one, a name for `top` and /proc/PID/comm.
+
+    Args:
+        name: at most 15 bytes.
+    """
+    _LIBC.prctl(_PR_SET_NAME, name.encode())
 
 
 def this_process() -> str:

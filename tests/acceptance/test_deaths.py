@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from deadly_jobs import (
     MISUSES,
+    AsksForAnotherConnection,
     Ends,
     Forks,
     ForksAsync,
@@ -19,6 +20,8 @@ from deadly_jobs import (
     LeavesSettings,
     Misuses,
     Overstays,
+    RaisesFromAttributes,
+    ReportsAfterItsEnd,
     Sleeper,
     TakesAlarm,
     UsesAlarm,
@@ -172,9 +175,17 @@ def test_a_job_may_use_the_alarm_for_itself(connections: Connections) -> None:
     assert UsesAlarm.dispatch().wait(SOON).result == "rung"
 
 
-@pytest.mark.parametrize(("how", "result"), [("terminates", "exit code -15"), ("pool", "[1, 2]")])
-def test_children_take_sigterm_as_processes_do(connections: Connections, how: str, result: str) -> None:
-    job = HasChildren.dispatch(how=how).wait(SOON)
+@pytest.mark.parametrize(
+    ("how", "result"),
+    [
+        ("terminates", "exit code -15"),
+        ("pool", "[1, 2]"),
+        ("own handler", "exit code 42, blocked: True"),
+        ("forks twice", "done"),
+    ],
+)
+def test_children_take_signals_as_processes_do(connections: Connections, tmp_path: Path, how: str, result: str) -> None:
+    job = HasChildren.dispatch(how=how, pids_file=str(tmp_path / "pids")).wait(SOON)
 
     assert (job.status, job.result) == (JobStatus.COMPLETED, result)
 
@@ -194,6 +205,31 @@ def _lives(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_the_engine_of_a_session_opens_no_second_connection(connections: Connections) -> None:
+    job = AsksForAnotherConnection.dispatch().wait(SOON)
+
+    assert "opens no connection of its own" in str(job.result)
+    assert outcomes(job) == [Outcome.COMPLETED]
+    assert effects(connections, job) == 1
+
+
+@pytest.mark.parametrize("how", ["driver", "sqlalchemy"])
+def test_an_error_whose_attributes_raise_is_an_error(connections: Connections, how: str) -> None:
+    job = RaisesFromAttributes.dispatch(how=how).wait(SOON)
+
+    assert outcomes(job) == [Outcome.ERROR]
+
+
+def test_a_child_that_a_job_left_behind_touches_no_other_lease(connections: Connections, tmp_path: Path) -> None:
+    file = tmp_path / "over"
+    assert ReportsAfterItsEnd.dispatch(file=str(file)).wait(SOON).status is JobStatus.COMPLETED
+
+    job = Sleeper.dispatch(seconds=3 * LEASE_SECONDS).wait(3 * SOON)
+    file.touch()
+
+    assert outcomes(job) == [Outcome.COMPLETED]
 
 
 @pytest.mark.parametrize("how", MISUSES)

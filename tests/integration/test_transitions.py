@@ -564,6 +564,7 @@ IMPOSSIBLE_ELSEWHERE = {
     "ck_job_attempts_outcome_iff_finished": "UPDATE job_attempts SET finished_at = now()",
     "ck_job_attempts_number_positive": "UPDATE job_attempts SET number = 0",
     "ck_redis_epoch_only_row": "INSERT INTO redis_epoch (only_row, epoch) VALUES (false, 'another')",
+    "ck_job_ledger_only_row": "UPDATE job_ledger SET only_row = false",
     "ck_job_dependencies_not_itself": "INSERT INTO job_dependencies SELECT id, id FROM job_statuses LIMIT 1",
     "ck_job_dependencies_on_parent_failure_known": "INSERT INTO job_dependencies"
     " (parent_id, child_id, on_parent_failure) SELECT id, gen_random_uuid(), 'sulk' FROM job_statuses LIMIT 1",

@@ -22,6 +22,7 @@ from jobledger.cli.parameters import DURATION, json_option
 from jobledger.connections.redis import make_redis
 from jobledger.errors import LedgerUnavailable
 from jobledger.ledger import heartbeats
+from jobledger.process import LEASE_KEEPER
 from jobledger.queues import WorkerRecord, workers
 from jobledger.settings import load_settings
 
@@ -152,10 +153,11 @@ def _processes(looks: re.Pattern[str], name: str | None = None, pid: int | None 
 
 
 def _command_lines() -> Iterator[tuple[int, str]]:
-    """The pids and command lines of the visible processes. A zombie has no command line."""
+    """The pids and command lines of the visible processes but lease keepers. A zombie has no command line."""
     for directory in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended meanwhile, or is hidden
-            yield int(directory.name), (directory / "cmdline").read_bytes().decode("utf-8", "replace")
+            if (directory / "comm").read_text(errors="replace").strip() != LEASE_KEEPER:
+                yield int(directory.name), (directory / "cmdline").read_bytes().decode("utf-8", "replace")
 
 
 def _has_name(line: str, name: str) -> bool:

@@ -21,7 +21,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from jobledger.connections.deadlines import within
 from jobledger.connections.postgres import first_line, make_engine, replace_ended, unavailable_as_error
 from jobledger.connections.redis import MAINTENANCE_REDIS_DEADLINE_SECONDS, CircuitBreaker, make_redis
-from jobledger.errors import LedgerUnavailable
+from jobledger.errors import JobledgerError, LedgerUnavailable
 from jobledger.settings import Settings, load_settings
 
 POOL_TIMEOUT_SECONDS: Final = 2.0
@@ -121,12 +121,22 @@ class Connections:
                     self.settings.require_database_url(),
                     self.application_name,
                     poolclass=sa.NullPool,
-                    creator=lambda: self._wrapped,
+                    creator=self._take_wrapped,
                 )
             self._wrapped = raw
             connection = connection_class(self._wrapping)
             Connection.detach(connection)
             return connection
+
+    def _take_wrapped(self) -> Any:
+        """Hand a wrapped connection out once: a second owner would close it, or commit what the first one wrote."""
+        raw, self._wrapped = self._wrapped, None
+        if raw is None:
+            raise JobledgerError(
+                "The engine of a job's session opens no connection of its own. Use self.session, "
+                "self.session.connection() or an engine that you made."
+            )
+        return raw
 
     def close(self) -> None:
         """Close what this process opened. The object may be used again."""

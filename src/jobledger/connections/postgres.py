@@ -155,11 +155,14 @@ CONNECTION_LOST: Final = ("08", "57P", "25P03", "25P04")
 
 def sql_state(error: BaseException) -> str | None:
     """The SQLSTATE of an error of the database, as a driver or SQLAlchemy raised it; None if it has none."""
-    original = getattr(error, "orig", None) or error
-    for name in ("pgcode", "sqlstate"):  # psycopg2; asyncpg and psycopg 3
-        state = getattr(original, name, None)
-        if isinstance(state, str):
-            return state
+    try:
+        original = getattr(error, "orig", None) or error
+        for name in ("pgcode", "sqlstate"):  # psycopg2; asyncpg and psycopg 3
+            state = getattr(original, name, None)
+            if isinstance(state, str):
+                return state
+    except Exception:  # an attribute of a job's own exception may raise anything
+        return None
     return None
 
 

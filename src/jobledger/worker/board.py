@@ -1,7 +1,8 @@
 """Shared memory between the processes that run attempts and the keeper of their leases.
 
 A process notes its attempts; the keeper notes the ledger's answers. A note costs no system call, and no process waits
-for another. Each note has one writer and a checksum: a reader of a half-written note gets None, and reads again.
+for another. Each note has one writer, which is never a child that the job has forked, and a checksum: a reader of a
+half-written note gets None, and reads again.
 """
 
 import mmap

@@ -17,7 +17,7 @@ from typing import Final
 import redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobledger import queues
+from jobledger import process, queues
 from jobledger.connections.default import Connections
 from jobledger.connections.locks import LockTimeout, transaction_waiting_for_locks
 from jobledger.domain.records import Evidence
@@ -44,6 +44,9 @@ LOOK_SECONDS: Final = 2.0
 
 PROGRESS_PAUSE_SECONDS: Final = 1.0
 BEAT_LOCK_SECONDS: Final = 3.0
+LEFT_SECONDS: Final = 10.0
+"""After its parent's end, a keeper goes on so long to end the attempts that the parent left."""
+
 END_SECONDS: Final = 90.0
 """The longest time for a process to write an end; then it counts as stuck, and its lease runs out."""
 
@@ -112,11 +115,16 @@ class Keeper:
             self._end_if_due(kept)
         self._say_alive()
 
+    @property
+    def has_attempts(self) -> bool:
+        """Whether attempts are kept that are not over."""
+        return bool(self._kept)
+
     def wait(self, seconds: float = TURN_SECONDS) -> None:
         """Sleep until the next turn, or until a process dies."""
         poll = select.poll()
         for kept in self._kept.values():
-            if kept.process is not None:
+            if kept.process is not None and kept.died_at is None:  # of a dead one it would return at once
                 poll.register(kept.process, select.POLLIN)
         poll.poll(seconds * 1000)
 
@@ -335,20 +343,24 @@ class Keeper:
 
 
 def keep(board: Board, connections: Connections, parent: int) -> None:
-    """Keep leases until the parent process is gone, and then once more.
+    """Keep leases until the parent process is gone, and then until the attempts that it left are ended.
+
+    An attempt whose process died with exit code 0 is ended only after its worker had time to report the death.
 
     Args:
         board: shared with the parent.
         connections: of this process.
         parent: pid of the process that started this one.
     """
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # sent to the whole group; leases are kept until the worker has ended
+    process.set_name(process.LEASE_KEEPER)
+    for number in (signal.SIGTERM, signal.SIGINT):  # sent to the whole group, and the worker's attempts go on
         signal.signal(number, signal.SIG_IGN)
     keeper = Keeper(board, connections)
     while os.getppid() == parent:
         keeper.turn()
         keeper.wait()
+    until = time.monotonic() + LEFT_SECONDS
     keeper.turn()
+    while keeper.has_attempts and time.monotonic() < until:
+        keeper.wait()
+        keeper.turn()

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -72,8 +72,8 @@ class Keeping:
         os.register_at_fork(before=self._replace_if_dead)
 
     def start(self) -> None:
-        """In the process that runs the job: start a keeper, unless there is one."""
-        if self._keeper_pid is None:
+        """In the process that runs the job: start a keeper, unless there is one that lives."""
+        if self._keeper_pid is None or self._has_ended():
             if len(list(Path("/proc/self/task").iterdir())) == 1:
                 self._fork()
             else:
@@ -90,11 +90,13 @@ class Keeping:
         if slot is None:
             raise LedgerUnavailable(f"The lease keeper has {SLOTS} attempts, and no room for another.")
         lease = Lease(self.connections, job_id, slot, tail, self.stop, self.watch.hurry)
-        self.watch.add(lease)
         try:
-            yield lease
+            self.watch.add(lease)
+            try:
+                yield lease
+            finally:
+                self.watch.remove(lease)
         finally:
-            self.watch.remove(lease)
             self.board.give_back(slot)
 
     def require_keeper(self) -> None:
@@ -138,11 +140,18 @@ class Keeping:
         self._started_at = time.monotonic()
 
     def _replace_if_dead(self) -> None:
-        if os.getpid() != self._owner or not self._keeper_pid:
-            return
-        if os.waitpid(self._keeper_pid, os.WNOHANG) != (0, 0):
-            log.warning("The lease keeper has ended: another one is started", pid=self._keeper_pid)
+        if self._has_ended():
             self._fork()
+
+    def _has_ended(self) -> bool:
+        """Whether the keeper that this process has started is gone."""
+        if os.getpid() != self._owner or not self._keeper_pid:
+            return False
+        with suppress(ChildProcessError):  # the job has waited for all of its children, and so for this one
+            if os.waitpid(self._keeper_pid, os.WNOHANG) == (0, 0):
+                return False
+        log.warning("The lease keeper has ended: another one is started", pid=self._keeper_pid)
+        return True
 
     def _stand_in(self) -> None:
         """In the thread: do the keeper's work, if it is silent."""

@@ -7,6 +7,7 @@ if the keeper is silent.
 
 import _thread
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -147,7 +148,8 @@ class Lease:
 
     def _change(self, **values: object) -> None:
         with self._lock:
-            if self._note is not None:
+            # A child that the job has forked shares the board, where the slot may be another attempt's by now.
+            if self._note is not None and self._note.pid == os.getpid():
                 self._note = self._note.but(**values)
                 self._slot.attempt.write(self._note.to_bytes())
 
@@ -307,10 +309,10 @@ class Watch:
     def add(self, lease: Lease) -> None:
         """Watch an attempt."""
         with self._changed:
-            self._leases.append(lease)
             if not self._lives:
-                self._lives = True
                 _thread.start_new_thread(self._run, ())  # a `threading.Thread` would cost a work-horse 0.2 ms
+                self._lives = True
+            self._leases.append(lease)
 
     def remove(self, lease: Lease) -> None:
         """Watch an attempt no longer."""

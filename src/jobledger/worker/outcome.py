@@ -144,7 +144,10 @@ def classify(error: BaseException, reason: Interrupt | None, time_is_over: bool,
 
 def _came_over(error: BaseException) -> Any:
     """The driver's connection whose statement failed; None if the error does not have it."""
-    return getattr(getattr(getattr(error, "orig", error), "cursor", None), "connection", None)
+    try:
+        return getattr(getattr(getattr(error, "orig", error), "cursor", None), "connection", None)
+    except Exception:  # an attribute of a job's own exception may raise anything
+        return None
 
 
 def evidence_of(error: BaseException | None, progress: Progress, *, alone: bool, traced: bool = False) -> Evidence:

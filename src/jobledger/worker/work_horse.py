@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -67,7 +68,8 @@ def run_job(job_id: str) -> str:
         keeping.start()
     if isolated:
         keeping.stop.listen()
-        _work_horse.pid = os.getpid()
+    if isolated or get_current_job() is not None:
+        _prepare_forks(isolated=isolated)
     return Delivery(connections, keeping, UUID(job_id), isolated=isolated).run()
 
 
@@ -198,42 +200,65 @@ def _in_words(settled: Settled | None) -> str:
     return settled.status.value
 
 
-class _WorkHorse:
-    """Facts about the work-horse for the children that its job forks."""
+class _Forks:
+    """Facts about the process that runs jobs, for the children that a job forks.
+
+    Attributes:
+        pid: of the process; None before its first job.
+        isolated: the process was made for one job.
+        owner: the object whose methods handle the signals that stop the process.
+    """
 
     pid: int | None = None
-    forked_in_main_thread = False
+    isolated = False
+    owner: object = None
 
 
-_work_horse: Final = _WorkHorse()
+class _Fork(threading.local):
+    """A fork that a thread has begun: whether it is the main one, and its signal mask before."""
+
+    in_main_thread = False
+    mask: Iterable[int] = ()
+
+
+_forks: Final = _Forks()
+_fork: Final = _Fork()
+_STOPPING: Final = ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler))
+
+
+def _prepare_forks(*, isolated: bool) -> None:
+    _forks.pid, _forks.isolated = os.getpid(), isolated
+    _forks.owner = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
 
 
 def _before_fork() -> None:
-    """Block SIGTERM: in its first moments, the child still has the work-horse's handler."""
-    if _work_horse.pid == os.getpid():
-        _work_horse.forked_in_main_thread = threading.current_thread() is threading.main_thread()
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    """Block SIGTERM: in its first moments, the child still has the handler of its parent."""
+    if _forks.pid == os.getpid():
+        _fork.in_main_thread = threading.current_thread() is threading.main_thread()
+        _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 
 def _after_fork_in_parent() -> None:
-    if _work_horse.pid == os.getpid():
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    if _forks.pid == os.getpid():
+        signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask)
 
 
 def _after_fork_in_child() -> None:
-    """Let SIGTERM end a child of a job, and let the child die with the work-horse.
+    """Let SIGTERM end a child of a job, unless the job has a handler of its own; and let the child die with the
+    work-horse, but not the child's own children with it: a process may fork twice to outlive its parent.
 
     The kernel takes the forking thread for the parent: only the main thread lives as long as the process.
     """
-    if _work_horse.pid != os.getppid():
+    if _forks.pid != os.getppid():
         return
-    _work_horse.pid = os.getpid()  # of its own children
-    with suppress(ValueError):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with suppress(ValueError):  # forked in another thread
+        for number, default in _STOPPING:
+            if _forks.owner is not None and getattr(signal.getsignal(number), "__self__", None) is _forks.owner:
+                signal.signal(number, default)
         signal.signal(NUMBER, signal.SIG_DFL)
-    if _work_horse.forked_in_main_thread:
+    if _forks.isolated and _fork.in_main_thread:
         process.die_with_parent(None, signal.SIGKILL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask)
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
