@@ -37,7 +37,7 @@ class RatedEcho(BaseJob):
         pass
 
 
-class FailsOnce(BaseJob):
+class FailsAtFirst(BaseJob):
     """Waits ten minutes for its second attempt."""
 
     retry = Retry(2, backoff="fixed", base=600, jitter=False)
@@ -162,7 +162,7 @@ def test_an_emptied_redis_gets_back_what_was_pushed_before(connections: Connecti
 
 
 def test_a_retry_waits_as_long_as_it_should(connections: Connections, running_scheduler: None) -> None:
-    handle = FailsOnce.dispatch()
+    handle = FailsAtFirst.dispatch()
     run_job(str(handle.id))
     set_back(connections)
     assert age(connections, "available_at", handle) < -HOUR
@@ -194,7 +194,7 @@ def test_a_named_moment_stays(connections: Connections, running_scheduler: None)
 def test_a_clock_that_jumps_on_again_runs_and_reaps_nothing_twice(
     connections: Connections, running_scheduler: None
 ) -> None:
-    handle, waiting = Echo.dispatch(), FailsOnce.dispatch()
+    handle, waiting = Echo.dispatch(), FailsAtFirst.dispatch()
     run_job(str(waiting.id))
     with connections.transaction() as connection:
         assert moves.claim(connection, handle.id, Runner("w", "h", 1, "1"), 30)

@@ -29,6 +29,9 @@ from jobledger.worker.stop import StopSignal
 log: Final = get_logger(__name__)
 
 READY_SECONDS: Final = 2.0
+FIRST_READY_SECONDS: Final = 10.0
+"""The same for a keeper that is starting, as a program on a busy machine."""
+
 READY_PAUSE_SECONDS: Final = 0.01
 SILENT_SECONDS: Final = 4.0
 """After so long a silence, or half a lease, the process does the keeper's work itself."""
@@ -105,7 +108,8 @@ class Keeping:
         Raises:
             LedgerUnavailable: the keeper has no connection to Postgres, which may have none left.
         """
-        until = time.monotonic() + READY_SECONDS
+        is_new = self.board.beaten_at < self._started_at
+        until = time.monotonic() + (FIRST_READY_SECONDS if is_new else READY_SECONDS)
         while self._keeper_pid and not self.board.is_ready:
             if time.monotonic() > until:
                 raise LedgerUnavailable(
