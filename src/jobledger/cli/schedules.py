@@ -20,7 +20,7 @@ from jobledger.schedules.parse import moment, zone_name
 
 NEXT_TIMES: Final = 5
 LOOK_SECONDS: Final = 0.5
-NOBODY: Final = "No scheduler was seen lately: nothing fires until one runs (`python -m jobledger scheduler`)."
+NO_SCHEDULER: Final = "No scheduler was seen lately: nothing fires until one runs (`python -m jobledger scheduler`)."
 
 _name = click.argument("name")
 _zone = click.option("--tz", help="Time zone of times that name none; the schedule's if not said.")
@@ -201,7 +201,7 @@ def _moment_reader(connections: Connections, name: str, tz: str | None) -> Calla
 
 def _say_if_nobody_fires(connections: Connections) -> None:
     if not control.is_anybody_firing(connections):
-        click.echo(NOBODY, err=True)
+        click.echo(NO_SCHEDULER, err=True)
 
 
 def _state(one: Overview) -> str:

@@ -112,7 +112,7 @@ class Connections:
     def wrap(self, raw: Any, connection_class: type[Connection] = Connection) -> Connection:
         """A driver's connection as SQLAlchemy has it, on an engine that opens none of its own.
 
-        Whoever made the connection closes it.
+        The caller that made the connection closes it.
         """
         with self._lock:
             self._forget_parent()

@@ -104,7 +104,7 @@ REDIS_DEADLINE_SECONDS: Final = 0.3
 """A dispatch waits no longer for Redis: the row is committed, and the relay pushes what could not be pushed."""
 
 MAINTENANCE_REDIS_DEADLINE_SECONDS: Final = 2.0
-"""Repair has more to ask, and nobody waits for it."""
+"""Repair has more to ask, and no caller waits for it."""
 
 
 def make_redis(

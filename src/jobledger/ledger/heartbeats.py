@@ -68,13 +68,13 @@ def record(connection: Connection, name: str, by: str | None, gap_seconds: float
 
     Args:
         name: of the chore.
-        by: the process that sweeps again and again; None for somebody who sweeps once: that says nothing of who
-            repairs, and is not recorded.
+        by: the process that sweeps again and again; None for one that sweeps once, which is not
+            recorded.
         gap_seconds: between two sweeps; after a longer one, sweeping has begun anew.
         settled_seconds: for how long it must have gone on.
 
     Returns:
-        Whether somebody has swept without a longer gap, and Postgres has been up, for all of the last
+        Whether a process has swept without a longer gap, and Postgres has been up, for all of the last
         `settled_seconds`. If not, running jobs may have been unable to renew their leases, and a stale lease proves
         nothing.
     """
@@ -128,7 +128,7 @@ def note_count(connection: Connection, by: str, found: Mapping[str, int | bool])
 
 
 def last_count(connection: Connection) -> Counted | None:
-    """What the last count found; None if nobody has counted."""
+    """The result of the last count; None if there was none."""
     row = connection.execute(_LAST_COUNT, {"name": COUNT}).one_or_none()
     return Counted(row.age_seconds, row.found) if row is not None else None
 

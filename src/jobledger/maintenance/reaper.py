@@ -1,4 +1,4 @@
-"""Finds started jobs without a process, and ends their attempts (R5, and R6 where RQ has seen the death).
+"""Finds started jobs without a process, and ends their attempts, also where RQ has seen the death.
 
 Two kinds of evidence. RQ calls the job failed, and the last to say so is the worker that runs the attempt: reaped at
 once. A worker sets RQ's status to started before an attempt of its own claims the row, and runs one job at a time, so
@@ -52,7 +52,7 @@ def reap(connections: Connections, *, is_sweep: bool = True) -> int:
 
     Args:
         connections: the servers.
-        is_sweep: whether the caller does it again and again, and is recorded as somebody who repairs.
+        is_sweep: whether the caller does it again and again, and is recorded as a process that repairs.
 
     Returns:
         How many attempts were ended.

@@ -1,4 +1,4 @@
-"""Compares the ledger with Redis: what is queued and was pushed, but is in no Redis list, is pushed again (R3).
+"""Compares the ledger with Redis: what is queued and was pushed, but is in no Redis list, is pushed again.
 
 A worker that died between taking a wake-up and claiming its row leaves such rows. One that noticed the death of its
 work-horse says so to RQ: then the wake-up is lost at once; otherwise after a grace. Each loss counts against the row's
@@ -7,7 +7,7 @@ job as `undispatchable`. Five, because a worker that is broken loses one every f
 that is not may take the next.
 
 A loss does not count if it was not the wake-up's: Postgres was away or had no room, says the run; or it has started,
-or nobody has compared, within the last moments; or Redis is another one (`redis_restarts`); or a worker of another
+or no process has compared, within the last moments; or Redis is another one (`redis_restarts`); or a worker of another
 ledger took it, which says so itself (its delivery ended well, and the row is still queued) or is seen by what its
 ledger leaves in Redis.
 """
@@ -36,7 +36,7 @@ log: Final = get_logger(__name__)
 REPORT_GRACE_SECONDS: Final = 1.0
 MAX_LOST_WAKES: Final = 5
 SETTLED_SECONDS: Final = 30.0
-"""Losses count when Postgres has been up, and somebody has compared, for so long."""
+"""Losses count when Postgres has been up, and a process has compared, for so long."""
 
 LEDGER_AWAY: Final = "jobledger.errors.LedgerUnavailable"
 """So begins what RQ says of a run that could not reach Postgres, or whose claim Postgres could not write."""
@@ -61,7 +61,7 @@ def reconcile(
         connections: the servers.
         grace_seconds: of a wake-up that RQ says nothing of, and that is the first.
         settled_seconds: for how long all must have been well for losses to count.
-        is_sweep: whether the caller does it again and again, and is recorded as somebody who repairs.
+        is_sweep: whether the caller does it again and again, and is recorded as a process that repairs.
 
     Returns:
         How many were lost.

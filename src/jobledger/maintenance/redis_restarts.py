@@ -1,8 +1,8 @@
-"""Notices that Redis was emptied, restarted or replaced, and has all that it lost pushed again (R4).
+"""Notices that Redis was emptied, restarted or replaced, and has all that it lost pushed again.
 
 The ledger knows the Redis of which it last compared everything: by a mark in its data, and by the run of its server. If
 it finds another one, what is missing is marked as not pushed at once, without the grace that a single wake-up has; only
-then the new one is noted, so that whoever dies in between, or does this at the same time, does no harm.
+then the new one is noted, so that a process that dies in between, or does this at the same time, does no harm.
 """
 
 from typing import Final

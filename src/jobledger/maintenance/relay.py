@@ -1,4 +1,4 @@
-"""Queues what has become due, and pushes what nobody has pushed (R1 and R2).
+"""Queues what has become due, and pushes jobs whose push failed.
 
 One pusher for all that waits in Postgres: by priority and age, as much as the window of each queue has room for, as
 fast as the servers allow, and at no higher rate than is set. It pushes inside the transaction that records it: if Redis
@@ -21,7 +21,7 @@ BATCH: Final = 2000
 """In one transaction. Larger ones are hardly quicker, and keep workers from their rows for longer."""
 
 STAY_SECONDS: Final = 5.0
-"""While more waits, pass follows pass without a pause, for so long; then whoever stops the process gets its turn."""
+"""While more waits, pass follows pass without a pause, for so long; then a stop of the process gets its turn."""
 
 DEADLINE_SECONDS: Final = 15.0
 
@@ -53,7 +53,7 @@ def relay(connections: Connections, *, is_sweep: bool = True, stopping: threadin
 
     Args:
         connections: the servers.
-        is_sweep: whether the caller does it again and again, and is recorded as somebody who relays.
+        is_sweep: whether the caller does it again and again, and is recorded as a process that relays.
         stopping: set when the process is to end.
 
     Returns:
@@ -98,7 +98,7 @@ def relay_due(connections: Connections) -> int:
 
 
 def release_resumed(connections: Connections) -> int:
-    """Release what is still held by a pause that has ended: whoever ended it was interrupted.
+    """Release the jobs that a pause still holds although it has ended: its end was interrupted.
 
     Returns:
         How many, at most as many as a pass pushes.

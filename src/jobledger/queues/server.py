@@ -34,7 +34,7 @@ def read_epoch(client: redis.Redis) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RedisFacts:
-    """What matters to whoever operates it.
+    """The facts about a Redis server that its operator needs.
 
     Attributes:
         eviction: the policy of `maxmemory-policy`.
@@ -85,7 +85,7 @@ def _has_snapshots(client: redis.Redis, info: Mapping[str, Any]) -> bool:
 
 
 def try_write(client: redis.Redis) -> None:
-    """Have it take a write: one that harms nobody, and is gone after some seconds.
+    """Have it take a write: one that does no harm, and is gone after some seconds.
 
     Raises:
         redis.ResponseError: it answers, and takes none: a replica, a full memory, a user who may not.

@@ -113,7 +113,7 @@ def waiting(client: redis.Redis, queue: str) -> list[str]:
         redis.RedisError: Redis is away.
     """
     listed = cast(list[bytes], client.lrange(keys.list_of(queue), 0, -1))
-    # Anybody may have put anything there: what is no text is no id of ours.
+    # Other programs may have put anything there: a value that is no text is no id of ours.
     return [one.decode("utf-8", "replace") for one in listed]
 
 
@@ -140,7 +140,7 @@ def head(client: redis.Redis, queue: str) -> UUID | None:
 
 
 def names(client: redis.Redis, prefix: str = "") -> list[str]:
-    """The queues that Redis knows, also those that nobody pushes to any more: without the prefix, those that have it.
+    """The queues that Redis knows, also unused ones; without the prefix, those that have it.
 
     Raises:
         redis.RedisError: Redis is away.

@@ -30,7 +30,7 @@ T = TypeVar("T")
 log: Final = get_logger(__name__)
 
 PATIENCE_SECONDS: Final = 900.0
-"""After this somebody must look; the worker ends, and is started again."""
+"""After this an operator must look; the worker ends, and is started again."""
 
 STOPPING_PATIENCE_SECONDS: Final = 30.0
 """What is left from the moment a stop is seen: longer than a job's time to drain, shorter than a supervisor's."""
