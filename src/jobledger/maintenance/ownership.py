@@ -5,6 +5,7 @@ workers and schedulers refuse to start. An owner that gives no sign of life, suc
 dropped or moved, is replaced.
 """
 
+import os
 import threading
 import time
 from typing import Final
@@ -87,9 +88,11 @@ class QueuesKeeper:
 
     Args:
         connections: of the process; the thread makes its own client from their settings.
+        parent: pid of the worker that the signs speak for, if it is not this process: they end with it.
     """
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, parent: int | None = None) -> None:
+        self._parent = parent
         self._connections = Connections(connections.settings, connections.application_name)
         self._of = connections
         self._stopping = threading.Event()
@@ -105,7 +108,7 @@ class QueuesKeeper:
         """Stop the thread; another ledger may own the queues soon, if no other process of this one keeps them."""
         self._stopping.set()
         name = ledger_name(self._of)
-        if not self._thread.is_alive() or name is None:
+        if self._thread.ident is None or name is None:
             return
         self._thread.join(SIGN_SECONDS)
         try:
@@ -114,7 +117,7 @@ class QueuesKeeper:
             log.info("Redis is away: the owner of the queues expires by itself", error=str(error))
 
     def _run(self) -> None:
-        while not self._stopping.wait(SIGN_SECONDS):
+        while not self._stopping.wait(SIGN_SECONDS) and self._parent in (None, os.getppid()):
             name = ledger_name(self._of)
             if name is None:
                 continue

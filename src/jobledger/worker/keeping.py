@@ -127,7 +127,7 @@ class Keeping:
                 if spare is not None:
                     spare.abandon()
                 connections = Connections(self.connections.settings, "jobledger-keeper")
-                queues = QueuesKeeper(connections)
+                queues = QueuesKeeper(connections, parent)
                 if self._keeps_queues:  # in this process, because the worker must not fork beside a thread of ours
                     queues.start()
                 keep(self.board, connections, parent)
