@@ -1,8 +1,8 @@
 """Dispatches one job after another until it is stopped; with the name of a file, one long job."""
 
+import random
 import signal
 import sys
-from itertools import cycle
 
 from work_of_both import Long, Noted, Retried
 
@@ -14,8 +14,9 @@ signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
 if len(sys.argv) > 1:
     Long.dispatch(dispatched_by=__version__, release_file=sys.argv[1])
 else:
-    for job_class in cycle((Noted, Retried)):
-        job = job_class.dispatch(dispatched_by=__version__)
+    while True:
+        # At random: in a fixed order, the four deliveries of a round fell to the same four workers in each round.
+        job = random.choice((Noted, Retried)).dispatch(dispatched_by=__version__)
         job.wait(timeout=300)
         if stopped:
             break

@@ -45,6 +45,9 @@ LONGEST_GAP_SECONDS: Final = 10.0
 STOP_SECONDS: Final = 10.0
 """Longest wait at the stop for a schedule's function; without a commit its fire time is due again elsewhere."""
 
+SIGNAL_LOOK_SECONDS: Final = 1.0
+"""The wait for a signal is this long: Python handles a signal that came just before a wait only after it."""
+
 CLOCK_LOOK_SECONDS: Final = 1.0
 CLOCK_STEP_SECONDS: Final = 0.5
 """A larger difference between two looks at the clock means that it was set; drift is far smaller."""
@@ -160,7 +163,8 @@ class SchedulerProcess:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, ask)
         self.start()
-        asked.wait()
+        while not asked.wait(SIGNAL_LOOK_SECONDS):
+            pass
         if not self.stop():
             logging.shutdown()
             os._exit(0)
