@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -298,6 +299,58 @@ def test_a_job_outlives_the_keeper_of_its_lease_and_the_next_one_has_another(
         keeper.kill()
     assert Echo.dispatch().wait(SOON).status is JobStatus.COMPLETED
     eventually(lambda: [one for one in worker.children() if one.pid != keeper.pid], SOON, "another keeper")
+
+
+# -- other workers than ours
+
+
+@pytest.fixture
+def plain(fleet: Stack) -> Iterator[Process]:
+    """A plain `rq worker`, of the queue `plain`; the lease is longer than the tests."""
+    rq = str(Path(sys.executable).parent / "rq")
+    url = fleet.environment["JOBLEDGER_REDIS_URL"]
+    worker = fleet.start(rq, "worker", "--url", url, "plain", JOBLEDGER_LEASE_SECONDS="120")
+    eventually(lambda: "Listening on" in worker.output(), SOON, "worker start")
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def simple(fleet: Stack) -> Iterator[Process]:
+    """A SimpleWorker, of the queue `simple`."""
+    worker = fleet.worker("-w", "rq.SimpleWorker", "simple")
+    yield worker
+    worker.stop()
+
+
+def test_exit_code_0_is_a_crash_in_a_plain_worker(connections: Connections, plain: Process, tmp_path: Path) -> None:
+    job = Ends.dispatch(how="os._exit(0)", once=str(tmp_path / "once"), queue="plain")
+
+    job.wait(2 * SOON)
+
+    assert outcomes(job) == [Outcome.CRASHED, Outcome.COMPLETED]
+    assert plain.popen.poll() is None
+
+
+@pytest.mark.parametrize(("how", "result"), [("terminates", "exit code -15"), ("pool", "[1, 2]")])
+def test_children_of_a_simple_worker_take_sigterm_as_processes_do(
+    connections: Connections, simple: Process, how: str, result: str
+) -> None:
+    job = HasChildren.dispatch(how=how, queue="simple").wait(SOON)
+
+    assert (job.status, job.result, outcomes(job)) == (JobStatus.COMPLETED, result, [Outcome.COMPLETED])
+    assert Echo.dispatch(queue="simple").wait(SOON).status is JobStatus.COMPLETED
+    assert simple.popen.poll() is None
+
+
+def test_a_simple_worker_has_another_keeper_after_the_first_one_died(connections: Connections, simple: Process) -> None:
+    assert Echo.dispatch(queue="simple").wait(SOON).status is JobStatus.COMPLETED
+    (keeper,) = simple.children()
+    keeper.kill()
+
+    assert Echo.dispatch(queue="simple").wait(SOON).status is JobStatus.COMPLETED
+
+    eventually(lambda: [one for one in simple.children() if one.pid != keeper.pid], SOON, "another keeper")
 
 
 def test_no_process_is_left_behind(fleet: Stack) -> None:
