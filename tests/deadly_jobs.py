@@ -234,6 +234,25 @@ class RaisesFromAttributes(BaseJob):
         )
 
 
+class EndlessContext(BaseJob):
+    """Runs out of its time while it handles an error whose text takes for ever."""
+
+    timeout = 2
+    retry = Retry(1)
+
+    def _perform(self) -> None:
+        try:
+            raise _Endless
+        except _Endless:
+            time.sleep(60)
+
+
+class _Endless(Exception):
+    def __str__(self) -> str:
+        while True:
+            time.sleep(0.01)
+
+
 class _RaisesAsDriver(psycopg2.Error):
     @property
     def pgcode(self) -> str:

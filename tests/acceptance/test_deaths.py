@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from deadly_jobs import (
     MISUSES,
     AsksForAnotherConnection,
+    EndlessContext,
     Ends,
     Forks,
     ForksAsync,
@@ -221,6 +222,13 @@ def test_an_error_whose_attributes_raise_is_an_error(connections: Connections, h
     job = RaisesFromAttributes.dispatch(how=how).wait(SOON)
 
     assert outcomes(job) == [Outcome.ERROR]
+
+
+def test_an_error_in_the_context_that_has_no_end_holds_up_no_worker(connections: Connections, fleet: Stack) -> None:
+    job = EndlessContext.dispatch().wait(SOON)
+    assert outcomes(job) == [Outcome.TIMEOUT]
+
+    assert Echo.dispatch().wait(SOON).status is JobStatus.COMPLETED
 
 
 def test_a_child_that_a_job_left_behind_touches_no_other_lease(connections: Connections, tmp_path: Path) -> None:

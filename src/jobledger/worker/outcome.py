@@ -5,6 +5,7 @@ a user's code, which may raise anything, also SystemExit, or never end. So types
 text is taken on its own and replaced if that fails, and all of it happens while the attempt can be interrupted.
 """
 
+import re
 import resource
 import traceback
 from asyncio import CancelledError
@@ -39,6 +40,10 @@ MOST_EXCEPTIONS: Final = 1000
 """Exceptions of a group, with their causes, that are looked at, at most."""
 
 UNPRINTABLE: Final = "(the error cannot be printed)"
+_UNPRINTABLE_PART: Final = re.compile(r"<exception \w+\(\) failed>")
+"""In a traceback, in place of the text of a context or cause (`_safe_string` of CPython's traceback.py). It stands for
+any exception, so also for an interrupt that ended a `__str__` without an end."""
+
 
 _STEERING: Final = (Interrupt, Signal)
 
@@ -173,6 +178,12 @@ def evidence_of(error: BaseException | None, progress: Progress, *, alone: bool,
         progress_total=progress.progress_total,
         progress_note=progress.progress_note,
     )
+
+
+def is_unprintable(evidence: Evidence) -> bool:
+    """Whether a part of an error could not be printed: another attempt to print it might have no end."""
+    texts = [text for text in (evidence.error_type, evidence.error_message, evidence.traceback) if text is not None]
+    return any(text.startswith(UNPRINTABLE) or _UNPRINTABLE_PART.search(text) for text in texts)
 
 
 def _text(take: Callable[[], str]) -> str:

@@ -29,7 +29,7 @@ from jobledger.worker.interrupts import NUMBER, interrupter_of_this_thread
 from jobledger.worker.keeping import Keeping, keeping_of
 from jobledger.worker.leases import Lease
 from jobledger.worker.notes import AttemptNote
-from jobledger.worker.outcome import UNPRINTABLE
+from jobledger.worker.outcome import is_unprintable
 from jobledger.worker.spare import spare_of_this_worker
 from jobledger.worker.stop import NO_WORKER
 from jobledger.worker.strangers import hand_on
@@ -182,12 +182,7 @@ class Delivery:
 def _if_unprintable(attempt: Attempt) -> JobFailed | None:
     """The replacement for an error that RQ could not print either."""
     said = attempt.evidence
-    if said is None:
-        return None
-    texts = [text for text in (said.error_type, said.error_message, said.traceback) if text is not None]
-    if any(text.startswith(UNPRINTABLE) for text in texts):
-        return JobFailed(f"{said.error_type}: {said.error_message}")
-    return None
+    return JobFailed(f"{said.error_type}: {said.error_message}") if said is not None and is_unprintable(said) else None
 
 
 def _in_words(settled: Settled | None) -> str:
