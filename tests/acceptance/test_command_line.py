@@ -64,9 +64,9 @@ def run(environment: dict[str, str]) -> Run:
 
 
 @pytest.fixture
-def nobody() -> str:
+def no_server() -> str:
     """The URL of a Postgres that is not there."""
-    return f"postgresql://nobody:secret@127.0.0.1:{free_port()}/none"
+    return f"postgresql://no_server:secret@127.0.0.1:{free_port()}/none"
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ def test_queues_and_types_are_paused_and_resumed(connections: Connections, run: 
 
 
 def test_what_cannot_be_done_has_an_exit_code_and_an_error_for_programs(
-    run: Run, nobody: str, empty_database: str
+    run: Run, no_server: str, empty_database: str
 ) -> None:
     job = str(uuid4())
     for code, arguments, changes in [
@@ -347,8 +347,8 @@ def test_what_cannot_be_done_has_an_exit_code_and_an_error_for_programs(
         (WRONG, ["jobs", "list"], {"JOBLEDGER_DATABASE_URL": "mysql://x"}),
         (WRONG, ["jobs", "list"], {"JOBLEDGER_API_PORT": "many"}),
         (WRONG, ["jobs", "list"], {"JOBLEDGER_DATABASE_URL": empty_database}),
-        (AWAY, ["jobs", "list"], {"JOBLEDGER_DATABASE_URL": nobody}),
-        (AWAY, ["jobs", "cancel", job], {"JOBLEDGER_DATABASE_URL": nobody}),
+        (AWAY, ["jobs", "list"], {"JOBLEDGER_DATABASE_URL": no_server}),
+        (AWAY, ["jobs", "cancel", job], {"JOBLEDGER_DATABASE_URL": no_server}),
     ]:
         ended = run(*arguments, "--json", **changes)
         assert ended.code == code, (arguments, changes, ended.err)
@@ -373,8 +373,8 @@ def test_an_error_is_one_line_for_people(run: Run) -> None:
 # -- check
 
 
-def test_a_good_configuration_is_shown_without_any_server(run: Run, nobody: str) -> None:
-    changes = {"JOBLEDGER_DATABASE_URL": nobody, "JOBLEDGER_JOB_MODULES": "sample_jobs,sample_schedules"}
+def test_a_good_configuration_is_shown_without_any_server(run: Run, no_server: str) -> None:
+    changes = {"JOBLEDGER_DATABASE_URL": no_server, "JOBLEDGER_JOB_MODULES": "sample_jobs,sample_schedules"}
 
     table, whole = run("check", **changes), run("check", "--json", **changes)
 
@@ -486,14 +486,14 @@ def test_a_migration_waits_for_postgres(tmp_path: Path, system: Stack) -> None:
     assert "Migrated the schema from nothing" in migration.output()
 
 
-def test_a_migration_does_not_wait_longer_than_it_may(run: Run, nobody: str) -> None:
-    ended = run("migrate", "--wait", "1s", "--json", JOBLEDGER_DATABASE_URL=nobody)
+def test_a_migration_does_not_wait_longer_than_it_may(run: Run, no_server: str) -> None:
+    ended = run("migrate", "--wait", "1s", "--json", JOBLEDGER_DATABASE_URL=no_server)
 
     assert ended.code == AWAY
     assert ended.json["error"]["message"].startswith("No answer within 1 s. Postgres is away: ")
 
 
-@pytest.mark.parametrize("change", [("jobledger:", "nobody:"), ("/command_line", "/no_such")])
+@pytest.mark.parametrize("change", [("jobledger:", "no_server:"), ("/command_line", "/no_such")])
 def test_a_migration_does_not_wait_for_what_will_not_heal(
     run: Run, empty_database: str, change: tuple[str, str]
 ) -> None:
@@ -653,12 +653,12 @@ def test_a_worker_that_redis_has_forgotten_is_healthy(
 
 
 def test_a_worker_and_a_scheduler_are_alive_while_both_servers_are_away(
-    run: Run, system: Stack, nobody: str, tmp_path: Path, own_name: str
+    run: Run, system: Stack, no_server: str, tmp_path: Path, own_name: str
 ) -> None:
     system.fresh = True
     redis = EmbeddedRedis(tmp_path / "redis", persistent=False)
     redis.start()
-    away = {"JOBLEDGER_REDIS_URL": redis.url, "JOBLEDGER_DATABASE_URL": nobody}
+    away = {"JOBLEDGER_REDIS_URL": redis.url, "JOBLEDGER_DATABASE_URL": no_server}
     try:
         ours = [sys.executable, "-m", "jobledger", "worker", "--", "--name", own_name]  # a stock one might end
         worker = system.start(*ours, JOBLEDGER_REDIS_URL=redis.url)
@@ -683,13 +683,13 @@ def test_a_worker_and_a_scheduler_are_alive_while_both_servers_are_away(
     worker.kill_tree()  # one that waits for Redis takes its time to end
 
 
-def test_the_api_is_healthy_when_it_accepts_jobs(run: Run, system: Stack, nobody: str) -> None:
+def test_the_api_is_healthy_when_it_accepts_jobs(run: Run, system: Stack, no_server: str) -> None:
     port = system.api().rsplit(":", 1)[1]
     ended = run("health", "api", "--port", port, http_proxy="http://127.0.0.1:1")
-    assert (ended.code, ended.out) == (DONE, "the API is degraded\n")  # nobody repairs: no scheduler runs
+    assert (ended.code, ended.out) == (DONE, "the API is degraded\n")  # no_server repairs: no scheduler runs
     assert run("health", "api", "--json", JOBLEDGER_API_PORT=port).json["healthy"] is True
 
-    port = system.api(JOBLEDGER_DATABASE_URL=nobody).rsplit(":", 1)[1]
+    port = system.api(JOBLEDGER_DATABASE_URL=no_server).rsplit(":", 1)[1]
     ended = run("health", "api", "--port", port)
     assert (ended.code, ended.out) == (FAILED, f"http://127.0.0.1:{port}/health answers 503\n")
 

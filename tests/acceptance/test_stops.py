@@ -174,7 +174,9 @@ def test_a_worker_that_has_to_give_up_ends_with_an_error(connections: Connection
 # -- as the first process
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, for a namespace of pids")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="a PID namespace needs root and unshare"
+)
 def test_the_first_process_of_a_container_hands_back_and_ends(connections: Connections, system: Stack) -> None:
     command = [
         "unshare",

@@ -66,7 +66,7 @@ def dispatch_in_vain() -> float:
 
 def test_dispatches_give_up_and_their_backends_end(own: tuple[EmbeddedServers, Connections]) -> None:
     servers, connections = own
-    await_standby(servers, "nobody")
+    await_standby(servers, "absent")
 
     with ThreadPoolExecutor(THREADS) as pool:
         attempts = [pool.submit(dispatch_in_vain) for _ in range(THREADS)]
@@ -91,7 +91,7 @@ def test_no_connection_is_needed_to_end_a_backend(own: tuple[EmbeddedServers, Co
     with psycopg2.connect(
         sa.make_url(servers.database_url).set(drivername="postgresql").render_as_string(False)
     ) as raw:
-        await_standby(servers, "nobody")
+        await_standby(servers, "absent")
         raw.autocommit = True
         held = fill(servers)
         dispatch_in_vain()
@@ -124,7 +124,7 @@ def test_a_backend_that_was_canceled_before_it_read_its_commit_is_canceled_again
     own: tuple[EmbeddedServers, Connections], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     servers, connections = own
-    await_standby(servers, "nobody")
+    await_standby(servers, "absent")
     monkeypatch.setattr(deadlines, "CANCEL_AGAIN_SECONDS", 8.0)  # surely after it has been resumed
 
     with pytest.raises(LedgerUnavailable):

@@ -445,7 +445,7 @@ def test_many_jobs_are_accepted_without_redis(connections: Connections, settings
 def test_a_frozen_redis_holds_nobody_up(connections: Connections, settings: Settings, silent_port: int) -> None:
     frozen = elsewhere(settings, redis_url=f"redis://127.0.0.1:{silent_port}")
     with frozen.transaction():
-        pass  # the first connection to Postgres is not what is measured
+        pass  # opens the connection to Postgres, which is not part of the measurement
 
     started = time.monotonic()
     handle = Import.dispatch(table="flights")

@@ -30,7 +30,7 @@ def _empty(connections: Connections) -> Iterator[None]:
 
 
 class Row(BaseJob):
-    queue = "nobody-listens"
+    queue = "unattended"
 
     def _perform(self, n: int, text: str = "") -> None: ...
 
@@ -286,7 +286,7 @@ def test_wake_ups_of_many_are_pushed_in_batches(connections: Connections, monkey
         session.commit()
 
     assert sizes == [1000, 1000, 500, 1000, 500]
-    pushed = connections.redis.lrange("rq:queue:nobody-listens", 0, -1)
+    pushed = connections.redis.lrange("rq:queue:unattended", 0, -1)
     assert [one.decode() for one in pushed] == [str(one.id) for one in handles]
 
 

@@ -305,13 +305,13 @@ def test_a_scheduler_that_runs_and_does_not_repair_has_a_log(well: Connections) 
 
 
 def test_a_queue_that_no_worker_takes_from_is_named(well: Connections) -> None:
-    Echo.dispatch(queue="nobody")
+    Echo.dispatch(queue="unattended")
 
     result, answer = doctor()
 
     found = finding(answer, "workers")
     assert (result.exit_code, found["verdict"]) == (1, "problem")
-    assert "nobody (1)" in found["message"]
+    assert "unattended (1)" in found["message"]
 
 
 def test_queues_without_workers_are_a_warning_before_the_first_job_waits(well: Connections) -> None:

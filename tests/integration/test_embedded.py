@@ -350,7 +350,9 @@ def without_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 
-@pytest.mark.skipif(not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")), reason="no Postgres of Debian's")
+@pytest.mark.skipif(
+    not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")), reason="Debian's Postgres is not installed"
+)
 @pytest.mark.parametrize("on_path", [True, False], ids=["on PATH", "only in Debian's place"])
 def test_binaries_of_the_distribution_serve_too(on_path: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bin_dir,) = list(Path("/usr/lib/postgresql").glob("*/bin"))[:1]

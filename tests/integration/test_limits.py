@@ -649,7 +649,7 @@ def test_thousands_that_may_not_start_are_passed_in_a_few_statements(connections
     assert other.refresh().held_by is None
     assert len([one for one in executed if "held_by = %(key)s" in one]) <= 12, "looks, and 500 are moved at once"
     assert set(held(connections).values()) == {"rate:api:a"}
-    assert maintain_limits(connections) == 0, "nobody is moved to and fro"
+    assert maintain_limits(connections) == 0, "no job is moved to and fro"
     assert begun(connections, first, other) == [first, other]
 
 

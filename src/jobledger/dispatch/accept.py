@@ -65,7 +65,7 @@ _tick: ContextVar[_Tick | None] = ContextVar("jobledger_tick", default=None)
 def joining_tick(
     session: Session, schedule: str, schedule_id: UUID, fire_at: datetime, jitter_seconds: float = 0.0
 ) -> Iterator[None]:
-    """Let every dispatch inside without `session=` join this session, marked with the schedule and its fire time.
+    """Mark the dispatches inside with the schedule and its fire time; those without `session=` join this session.
 
     If an equal job of a unique class exists, it is returned; this is never an error.
 

@@ -72,7 +72,7 @@ class AfterCommit:
 
 
 def after_commit_of(session: Session, *, until_commit: bool) -> AfterCommit:
-    """Keep back the wake-ups of dispatches in this session; drop those whose (sub)transaction is rolled back.
+    """Collect the wake-ups of dispatches in this session, without those of transactions and savepoints rolled back.
 
     Args:
         until_commit: push them when the session commits; False if the caller will call `push()`, because the
