@@ -127,9 +127,5 @@ def _only_member(name: str, packed: IO[bytes], stack: ExitStack) -> IO[bytes]:
         raise BadFile(f"{name} holds {len(members)} files; it must hold one.")
     try:
         return archive.open(members[0])
-    except (
-        RuntimeError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-    ) as error:  # encrypted, or compressed by an unknown method
+    except (RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:  # encryption; unknown compression
         raise BadFile(f"{name} cannot be read: {error}.") from error

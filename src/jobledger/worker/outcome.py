@@ -44,7 +44,6 @@ _UNPRINTABLE_PART: Final = re.compile(r"<exception \w+\(\) failed>")
 """In a traceback, in place of the text of a context or cause (`_safe_string` of CPython's traceback.py). It stands for
 any exception, so also for an interrupt that ended a `__str__` without an end."""
 
-
 _STEERING: Final = (Interrupt, Signal)
 
 _OUTCOMES: Final[tuple[tuple[type[BaseException], Outcome], ...]] = (
